@@ -1,0 +1,55 @@
+"""Vision tokens of a batch as window graphs: layout, partition, matching, merge graph, lineage."""
+
+from lightkv_graphs.build import add_text, merge_graph, message_edges, part_of, survivors
+from lightkv_graphs.draw import draw_merges, draw_stages
+from lightkv_graphs.layout import Grid, TokenLayout
+from lightkv_graphs.matching import (
+    Matcher,
+    Matching,
+    bipartition,
+    cosine_matching,
+    edge_cosine,
+    random_matching,
+    stride_matching,
+    take_edges,
+)
+from lightkv_graphs.occupancy import (
+    Occupancy,
+    balanced_cut,
+    exact_count,
+    float32_count,
+    leading_cut,
+)
+from lightkv_graphs.partition import StagePlan, WindowPartition, plan_stage, window_partition
+from lightkv_graphs.trace import MergeTrace, StageTrace
+
+__all__ = [
+    "Grid",
+    "Matcher",
+    "Matching",
+    "MergeTrace",
+    "Occupancy",
+    "StagePlan",
+    "StageTrace",
+    "TokenLayout",
+    "WindowPartition",
+    "add_text",
+    "balanced_cut",
+    "bipartition",
+    "cosine_matching",
+    "draw_merges",
+    "draw_stages",
+    "edge_cosine",
+    "exact_count",
+    "float32_count",
+    "leading_cut",
+    "merge_graph",
+    "message_edges",
+    "part_of",
+    "plan_stage",
+    "random_matching",
+    "stride_matching",
+    "survivors",
+    "take_edges",
+    "window_partition",
+]

@@ -1,0 +1,165 @@
+"""Who joins whom: bipartite matching inside every window of a batch at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightkv_graphs.partition import WindowPartition
+
+
+@dataclass(frozen=True, eq=False)
+class Matching:
+    """The taken merge edges of a batch.
+
+    Attributes:
+        edge_index: Source and destination token of each edge, `[2, edge]`, sorted by source.
+        similarity: Cosine of the two tokens' features, `[edge]`.
+    """
+
+    edge_index: Tensor
+    similarity: Tensor
+
+    def check(self, partition: WindowPartition) -> None:
+        """Verifies what every matcher owes; reads the device, so only user matchers pass here.
+
+        Raises:
+            ValueError: Not as many edges per image as planned, a source taken twice, a source
+                that is also a destination, or an edge that leaves its window.
+        """
+        planned = list(partition.plan.merges)
+        if self.edge_index.shape != (2, sum(planned)) or self.similarity.shape != (sum(planned),):
+            raise ValueError(
+                f"the matcher returned edge_index {list(self.edge_index.shape)} and similarity "
+                f"{list(self.similarity.shape)}: expected [2, {sum(planned)}] and "
+                f"[{sum(planned)}], one edge per token merged away"
+            )
+        source, destination = self.edge_index
+        window = partition.window
+        if source.unique().numel() != source.numel():
+            raise ValueError("the matcher merged one source twice: a token leaves at most once")
+        if bool(torch.isin(destination, source).any()):
+            raise ValueError("the matcher merged into a token that leaves: destinations must stay")
+        if bool((window[source] != window[destination]).any()):
+            raise ValueError("the matcher drew an edge between windows: merges stay inside one")
+        per_image = torch.bincount(window[source] // partition.per_image, minlength=len(planned))
+        if per_image.tolist() != planned:
+            raise ValueError(
+                f"the matcher took {per_image.tolist()} edges per image: expected {planned}, "
+                "partition.plan.merges"
+            )
+
+
+Matcher = Callable[[Tensor, WindowPartition], Matching]
+"""``matcher(x, partition)`` with features `[token, channel]`; see :class:`Matching`."""
+
+
+def cosine_matching(x: Tensor, partition: WindowPartition) -> Matching:
+    """Each source's most similar destination; the least divergent of these edges are taken.
+
+    In a window, tokens in raster order alternate between sources and destinations.  The feature
+    divergence of an edge is ``1 - cos``, in float32.  Ties go to the lowest index.  A token with a
+    NaN is merged last.  Source: Chen et al. 2026, section 3.2, with a stable order.
+
+    Args:
+        x: Features, `[token, channel]`.
+        partition: The windows, with the number of edges to take.
+    """
+    sources, destinations = bipartition(partition.slots())
+    unit = torch.nn.functional.normalize(x.detach().float(), dim=1)
+    unit = torch.cat([unit, unit.new_zeros(1, unit.shape[1])])
+    cosine = unit[sources] @ unit[destinations].transpose(1, 2)
+    impossible = cosine.isnan() | (destinations == x.shape[0])[:, None, :]
+    cosine = cosine.masked_fill(impossible, -torch.inf)
+    nearest = cosine.argmax(dim=2)
+    divergence = 1 - cosine.gather(2, nearest[:, :, None])[:, :, 0]
+    edge_index, divergence = take_edges(
+        partition, sources, destinations.gather(1, nearest), divergence
+    )
+    return Matching(edge_index, 1 - divergence)
+
+
+def random_matching(x: Tensor, partition: WindowPartition) -> Matching:
+    """Random sources and random destinations, drawn from torch's generator of the device."""
+    slots = partition.slots()
+    key = torch.rand(slots.shape, device=slots.device).masked_fill(slots == x.shape[0], torch.inf)
+    slots = slots.gather(1, key.argsort(dim=1, stable=True))
+    sources, destinations = bipartition(slots)
+    divergence = torch.rand(sources.shape, device=x.device)
+    edge_index, _ = take_edges(
+        partition, sources, _beside(destinations, x.shape[0]), divergence
+    )
+    return Matching(edge_index, edge_cosine(x, edge_index))
+
+
+def stride_matching(x: Tensor, partition: WindowPartition) -> Matching:
+    """Every other token, in raster order, joins the one after it; blind to the features."""
+    sources, destinations = bipartition(partition.slots())
+    order = torch.arange(sources.shape[1], device=x.device).expand_as(sources)
+    edge_index, _ = take_edges(
+        partition, sources, _beside(destinations, x.shape[0]), order.float()
+    )
+    return Matching(edge_index, edge_cosine(x, edge_index))
+
+
+def bipartition(slots: Tensor) -> tuple[Tensor, Tensor]:
+    """Sources and destinations `[window, slot]`: the tokens of even and of odd rank."""
+    return slots[:, 0::2], slots[:, 1::2]
+
+
+def take_edges(
+    partition: WindowPartition, sources: Tensor, destinations: Tensor, divergence: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Takes the planned number of candidate edges, the least divergent of each window first.
+
+    A window of n tokens takes ``count(n, ratio)`` of its candidates.  Where the plan could not
+    know the windows' sizes, what its total for the image leaves over goes to the image's least
+    divergent candidates, never beyond half of a window.
+
+    Args:
+        partition: The windows.
+        sources: Source token of each candidate edge, `[window, slot]`, padding last.
+        destinations: Its destination token, `[window, slot]`.
+        divergence: What the edge costs, `[window, slot]`.
+
+    Returns:
+        The taken edges `[2, edge]`, sorted by source, and the divergence of each, `[edge]`.
+    """
+    plan = partition.plan
+    divergence = divergence.masked_fill(sources == partition.window.shape[0], torch.inf)
+    rank = divergence.argsort(dim=1, stable=True).argsort(dim=1)
+    size = partition.sizes()[:, None]
+    tier = (rank >= plan.count(size, plan.ratio)).long() + (rank >= size // 2)
+    by_image = (partition.images, -1)
+    order = divergence.reshape(by_image).argsort(dim=1, stable=True)
+    order = order.gather(1, tier.reshape(by_image).gather(1, order).argsort(dim=1, stable=True))
+    image, place = _first_of_each(plan.merges, sources.device)
+    taken = order[image, place]
+    source = sources.reshape(by_image)[image, taken]
+    destination = destinations.reshape(by_image)[image, taken]
+    sort = source.argsort()
+    edge_index = torch.stack([source[sort], destination[sort]])
+    return edge_index, divergence.reshape(by_image)[image, taken][sort]
+
+
+def edge_cosine(x: Tensor, edge_index: Tensor) -> Tensor:
+    """Cosine between the two ends of each edge, `[edge]`, in float32."""
+    ends = x.detach().float()[edge_index]
+    return torch.nn.functional.cosine_similarity(ends[0], ends[1], dim=1)
+
+
+def _first_of_each(merges: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Image and place of the first ``merges[i]`` entries of every image i."""
+    number = torch.tensor(merges, dtype=torch.int64)
+    image = torch.arange(len(merges)).repeat_interleave(number)
+    place = torch.arange(int(number.sum())) - (number.cumsum(0) - number)[image]
+    return image.to(device), place.to(device)
+
+
+def _beside(destinations: Tensor, padding: int) -> Tensor:
+    """The destination next to each source: the one after it, or before it at a window's end."""
+    before = torch.cat([destinations[:, :1], destinations[:, :-1]], dim=1)
+    return torch.where(destinations == padding, before, destinations)

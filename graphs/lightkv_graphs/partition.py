@@ -1,0 +1,160 @@
+"""Spatial windows: planned on the host, then laid over the tokens on their device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lightkv_graphs.layout import TokenLayout
+from lightkv_graphs.occupancy import Cut, MergeCount, Occupancy, balanced_cut, exact_count
+
+
+@dataclass(frozen=True, eq=False)
+class StagePlan:
+    """Sizes of one stage, known before it runs.
+
+    Attributes:
+        windows: Windows per side, W.
+        ratio: Fraction of the tokens that is merged away.
+        merges: Tokens merged away in each image.
+        largest: An upper bound on the mergeable tokens in one window.
+        occupancy: Of each image after the stage.
+        cut: How a side is cut into pieces.
+        count: How many tokens a window of n tokens gives up.
+    """
+
+    windows: int
+    ratio: float
+    merges: tuple[int, ...]
+    largest: int
+    occupancy: tuple[Occupancy, ...]
+    cut: Cut = field(default=balanced_cut)
+    count: MergeCount = field(default=exact_count)
+
+    @property
+    def total(self) -> int:
+        """Tokens merged away in the whole batch."""
+        return sum(self.merges)
+
+
+def plan_stage(
+    occupancy: tuple[Occupancy, ...],
+    windows: int,
+    ratio: float,
+    *,
+    cut: Cut = balanced_cut,
+    count: MergeCount = exact_count,
+) -> StagePlan:
+    """Plans one stage from what the host knows; no device is touched.
+
+    Where every window is a union of blocks of known counts (always so in a first stage, and
+    whenever W divides the W of the stage before), each window of n tokens gives up
+    ``count(n, ratio)`` of them.  Otherwise the windows' sizes depend on the data; the image then
+    gives up the largest number that every distribution of its tokens over the windows allows.
+
+    Args:
+        occupancy: Of each image before the stage.
+        windows: Windows per side.
+        ratio: Fraction merged away, 0 to 0.5.
+        cut: How a side is cut into ``windows`` pieces.
+        count: Tokens a window of n tokens gives up.
+
+    Raises:
+        ValueError: ``windows`` is below 1 or ``ratio`` outside 0 to 0.5.
+    """
+    if windows < 1:
+        raise ValueError(f"windows is {windows}: expected at least one window per side")
+    if not 0 <= ratio <= 0.5:
+        raise ValueError(f"ratio is {ratio}: expected a fraction merged away from 0 to 0.5")
+    merges: list[int] = []
+    after: list[Occupancy] = []
+    largest = 0
+    for image in occupancy:
+        per_window = image.in_windows(windows, cut)
+        if per_window is None:
+            tokens = image.tokens
+            most = max(0, (tokens - windows**2) // 2)
+            total = min(int(count(torch.tensor(tokens), ratio)), most)
+            after.append(image.blurred(total))
+            largest = max(largest, image.largest_window(windows, cut))
+        else:
+            gone = count(per_window, ratio)
+            total = int(gone.sum())
+            after.append(image.merged(per_window, gone, cut))
+            largest = max(largest, int(per_window.max()))
+        merges.append(total)
+    return StagePlan(windows, ratio, tuple(merges), largest, tuple(after), cut, count)
+
+
+@dataclass(frozen=True, eq=False)
+class WindowPartition:
+    """Every token's window; the windows of all images of a batch, numbered through.
+
+    Attributes:
+        window: Window of each token, `[token]`, int64, image by image and row by row; tokens that
+            are never merged have the number after the last window.
+        plan: The sizes it was made from.
+    """
+
+    window: Tensor
+    plan: StagePlan
+
+    @property
+    def images(self) -> int:
+        """Images in the batch."""
+        return len(self.plan.merges)
+
+    @property
+    def per_image(self) -> int:
+        """Windows in one image."""
+        return self.plan.windows**2
+
+    @property
+    def total(self) -> int:
+        """Windows in the whole batch."""
+        return self.images * self.per_image
+
+    def sizes(self) -> Tensor:
+        """Mergeable tokens of each window, `[window]`, int64."""
+        ones = torch.ones_like(self.window)
+        return self.window.new_zeros(self.total + 1).index_add_(0, self.window, ones)[:-1]
+
+    def slots(self) -> Tensor:
+        """The windows as padded rows of tokens.
+
+        Returns:
+            Token numbers `[window, slot]`, int64, with an even number of slots: each window's
+            tokens in raster order, then the number of tokens as padding.
+        """
+        tokens = self.window.shape[0]
+        order = self.window.argsort(stable=True)
+        of_slot = self.window[order]
+        ends = self.sizes().cumsum(0)
+        starts = torch.cat([ends.new_zeros(1), ends])
+        rank = torch.arange(tokens, device=order.device) - starts[of_slot]
+        width = max(2, self.plan.largest + self.plan.largest % 2)
+        table = order.new_full((self.total + 1, width), tokens)
+        table[of_slot, rank.clamp(max=width - 1)] = order
+        return table[:-1]
+
+
+def window_partition(layout: TokenLayout, plan: StagePlan) -> WindowPartition:
+    """Lays a plan's windows over the tokens by their true rows and columns.
+
+    Runs on the layout's device, with shapes that depend on the plan alone.
+    """
+    if len(layout.counts) != len(plan.merges):
+        raise ValueError(
+            f"the plan is for {len(plan.merges)} images, the layout has {len(layout.counts)}: "
+            "plan the stage from layout.occupancy"
+        )
+    windows = plan.windows
+    size = torch.tensor(layout.grids, dtype=torch.int64).reshape(-1, 2).to(layout.image.device)
+    rows, cols = size[layout.image].unbind(1)
+    row_piece = plan.cut(layout.row.clamp(min=0), rows, windows)
+    col_piece = plan.cut(layout.col.clamp(min=0), cols, windows)
+    window = (layout.image * windows + row_piece) * windows + col_piece
+    outside = len(layout.counts) * windows**2
+    return WindowPartition(window.masked_fill(layout.protected, outside), plan)

@@ -1,0 +1,151 @@
+"""One stage on flat tokens: layout, features and guidance in; survivors out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch_geometric.data import HeteroData
+from torch_geometric.nn import MessagePassing
+
+from lightkv_graphs import (
+    Matcher,
+    StagePlan,
+    TokenLayout,
+    WindowPartition,
+    cosine_matching,
+    merge_graph,
+    message_edges,
+    random_matching,
+    stride_matching,
+    survivors,
+    window_partition,
+)
+from lightkv_gnn.messages import MergeConv, Message, WeightedMean, guided_mean
+from lightkv_gnn.scatter import ScatterName, backend, softmax_per_target
+
+MATCHERS = {
+    "cosine_matching": cosine_matching,
+    "random_matching": random_matching,
+    "stride_matching": stride_matching,
+}
+
+
+class Compressed(NamedTuple):
+    """What a stage leaves.
+
+    Attributes:
+        hidden_states: `[survivor, channel]`, in the dtype that came in.
+        layout: The survivors' layout.
+        kept: The tokens that stay, ascending, `[survivor]`.
+        survivor: Row of each token's survivor, `[token]`.
+        graph: The graph the messages passed over.
+    """
+
+    hidden_states: Tensor
+    layout: TokenLayout
+    kept: Tensor
+    survivor: Tensor
+    graph: HeteroData
+
+
+class TokenCompressor:
+    """Partition, matching, message passing, pooling: a whole batch as one disjoint graph.
+
+    Args:
+        message: A callable ``(x_i, x_j, weight)``, or a ``MessagePassing`` called as
+            ``conv((x, x_survivor), edge_index, edge_weight)``.
+        matcher: See :data:`lightkv_graphs.Matcher`.
+        scatter: Backend of the reductions.
+    """
+
+    def __init__(
+        self,
+        message: Message | MessagePassing = guided_mean,
+        matcher: Matcher = cosine_matching,
+        scatter: ScatterName = "torch",
+    ) -> None:
+        self.message = message
+        self.matcher = matcher
+        self.scatter = backend(scatter)
+        if isinstance(message, MessagePassing):
+            self.conv = message
+        else:
+            self.conv = MergeConv(message, self.scatter)
+
+    def __call__(
+        self, x: Tensor, layout: TokenLayout, plan: StagePlan, guidance: Tensor | None = None
+    ) -> Compressed:
+        """Runs one stage.
+
+        Args:
+            x: Features, `[token, channel]`, floating point.
+            layout: Where the tokens are.
+            plan: The stage's sizes, from ``plan_stage(layout.occupancy, ...)``.
+            guidance: Logarithm of the prompt's guidance, `[token]`; equal for all if not given.
+
+        Raises:
+            ValueError: Features or guidance do not fit the layout, or the matcher broke its
+                contract.
+        """
+        if x.ndim != 2 or x.shape[0] != len(layout):
+            raise ValueError(
+                f"x has shape {list(x.shape)}: expected [token, channel] with {len(layout)} tokens"
+            )
+        if guidance is None:
+            guidance = x.new_zeros(len(layout), dtype=_accumulator(x))
+        elif guidance.shape != x.shape[:1]:
+            raise ValueError(
+                f"guidance has shape {list(guidance.shape)}: expected [token] = [{len(layout)}]"
+            )
+        partition = window_partition(layout, plan)
+        matching = self.matcher(x, partition)
+        if self.matcher not in MATCHERS.values():
+            matching.check(partition)
+        kept, survivor = survivors(matching, len(layout))
+        weight = self._weights(guidance, layout, kept, survivor)
+        graph = merge_graph(layout, partition, matching, weight)
+        hidden_states = self._pass_messages(x, graph, kept)
+        mass = layout.mass.new_zeros(len(kept)).index_add_(0, survivor, layout.mass)
+        return Compressed(
+            hidden_states, _after(layout, kept, mass, partition), kept, survivor, graph
+        )
+
+    def _weights(
+        self, guidance: Tensor, layout: TokenLayout, kept: Tensor, survivor: Tensor
+    ) -> Tensor:
+        """Share of each token in its survivor, `[token]`."""
+        message = self.message if isinstance(self.message, WeightedMean) else guided_mean
+        stays = torch.zeros_like(layout.protected).index_fill_(0, kept, True)
+        log_weight = message.weigh(guidance, layout.mass, stays).to(guidance.dtype)
+        order = survivor.argsort(stable=True)
+        share = softmax_per_target(log_weight[order], survivor[order], len(kept), self.scatter)
+        return torch.zeros_like(share).index_copy(0, order, share)
+
+    def _pass_messages(self, x: Tensor, graph: HeteroData, kept: Tensor) -> Tensor:
+        edge_index, weight = message_edges(graph)
+        wide = x.to(_accumulator(x))
+        own = wide[kept]
+        out = self.conv((wide, own), edge_index, weight.to(wide.dtype))
+        if not isinstance(self.message, WeightedMean):
+            alone = edge_index[1].new_zeros(len(kept)).index_add_(
+                0, edge_index[1], torch.ones_like(edge_index[1])
+            )
+            out = torch.where((alone == 1)[:, None], own, out)
+        return out.to(x.dtype)
+
+
+def _accumulator(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _after(
+    layout: TokenLayout, kept: Tensor, mass: Tensor, partition: WindowPartition
+) -> TokenLayout:
+    names = ("sample", "image", "row", "col", "protected")
+    moved = {name: getattr(layout, name)[kept] for name in names}
+    merges = partition.plan.merges
+    counts = tuple(count - gone for count, gone in zip(layout.counts, merges, strict=True))
+    return replace(layout, **moved, mass=mass, counts=counts, occupancy=partition.plan.occupancy)

@@ -1,0 +1,175 @@
+"""Prompt guidance: how much the text cares for each vision token, from a small block of logits.
+
+Only vision rows and text rows of one layer's queries and keys are touched; the whole
+sequence-by-sequence matrix is never formed.  All weights are handled as logarithms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+GuidanceName = Literal["vision_to_text", "text_to_vision", "last_token", "none"]
+GUIDANCE: tuple[GuidanceName, ...] = ("vision_to_text", "text_to_vision", "last_token", "none")
+
+CHUNK = 2**24
+"""Most logits held at once, in elements."""
+
+
+@dataclass(frozen=True, eq=False)
+class GuidanceBlock:
+    """The queries and keys of one layer that guidance may use.
+
+    Attributes:
+        vision_query: `[batch, head, vision, channel]`.
+        vision_key: `[batch, key-value head, vision, channel]`.
+        text_query: `[batch, head, text, channel]`.
+        text_key: `[batch, key-value head, text, channel]`.
+        vision_mask: True for real tokens, `[batch, vision]`.
+        text_mask: True for real tokens, `[batch, text]`; real tokens come first.
+        scaling: Factor of the logits.
+    """
+
+    vision_query: Tensor
+    vision_key: Tensor
+    text_query: Tensor
+    text_key: Tensor
+    vision_mask: Tensor
+    text_mask: Tensor
+    scaling: float
+
+
+GuidanceFunction = Callable[[GuidanceBlock], Tensor]
+"""A guidance of one's own: non-negative weights `[batch, vision]`, in any unit."""
+
+
+class Guidance(NamedTuple):
+    """Logarithms of guidance.
+
+    Attributes:
+        weight: Of each vision token, `[batch, vision]`, float32.
+        by_text: Of each vision token from each text token, `[batch, vision, text]`; None where
+            the guidance does not come from text tokens one by one.
+    """
+
+    weight: Tensor
+    by_text: Tensor | None
+
+
+def prompt_guidance(block: GuidanceBlock, kind: GuidanceName | GuidanceFunction) -> Guidance:
+    """Weighs every vision token by the prompt.
+
+    With logits ``A[h, i, j]`` between vision token i and text token j, ``vision_to_text`` takes
+    the vision tokens' queries and the text's keys, ``text_to_vision`` the text's queries and the
+    vision tokens' keys, ``last_token`` the same of the last text token alone.  Each text token and
+    head shares out one unit over the sample's vision tokens:
+    ``weight_i = sum_h sum_j softmax_i(A[h, i, j])``.  There is no causal mask: the question
+    usually comes after the picture, and a mask would silence it.
+    Source: Chen et al. 2026, section 3.2; the release normalises over all queries instead.
+
+    Args:
+        block: Queries and keys.
+        kind: A name, or a callable that returns weights.
+
+    Raises:
+        ValueError: A callable returned another shape than `[batch, vision]`.
+    """
+    batch, vision = block.vision_mask.shape
+    if callable(kind):
+        weight = kind(block)
+        if weight.shape != (batch, vision):
+            raise ValueError(
+                f"the guidance callable returned shape {list(weight.shape)}: expected "
+                f"[batch, vision] = [{batch}, {vision}]"
+            )
+        return Guidance(weight.float().log(), None)
+    if kind == "none" or block.text_mask.shape[1] == 0:
+        return Guidance(block.vision_query.new_zeros(batch, vision, dtype=torch.float32), None)
+    query, key, text_mask = block.vision_query, block.text_key, block.text_mask
+    if kind != "vision_to_text":
+        query, key = block.text_query, block.vision_key
+    if kind == "last_token":
+        last = (text_mask.sum(1) - 1).clamp(min=0)[:, None, None, None]
+        query = query.gather(2, last.expand(-1, query.shape[1], 1, query.shape[3]))
+        text_mask = text_mask[:, :1]
+    width = max(1, CHUNK // (batch * block.vision_query.shape[1] * vision))
+    parts = []
+    for start in range(0, text_mask.shape[1], width):
+        chunk = slice(start, start + width)
+        if kind == "vision_to_text":
+            logits = attention_logits(query, key[:, :, chunk], block.scaling)
+        else:
+            logits = attention_logits(query[:, :, chunk], key, block.scaling).transpose(2, 3)
+        parts.append(share_of_text(logits, block.vision_mask))
+    by_text = torch.cat(parts, dim=2)
+    return Guidance(total_share(by_text, text_mask), by_text)
+
+
+def attention_logits(query: Tensor, key: Tensor, scaling: float) -> Tensor:
+    """Scaled logits in float32, keys shared among groups of query heads.
+
+    Args:
+        query: `[batch, head, query, channel]`.
+        key: `[batch, key-value head, key, channel]`.
+        scaling: Factor.
+
+    Returns:
+        `[batch, head, query, key]`.
+    """
+    batch, heads, queries, channels = query.shape
+    grouped = query.float().reshape(batch, key.shape[1], -1, channels)
+    logits = grouped @ key.float().transpose(2, 3) * scaling
+    return logits.reshape(batch, heads, queries, key.shape[2])
+
+
+def share_of_text(
+    logits: Tensor, vision_mask: Tensor | None = None, total: Tensor | None = None
+) -> Tensor:
+    """Logarithm of the share of each text token's units that each vision token gets.
+
+    Args:
+        logits: `[batch, head, vision, text]`.
+        vision_mask: True for real vision tokens, `[batch, vision]`; all if not given.
+        total: Logarithm of the sum a unit is divided by, `[batch, head, 1, text]`; that over the
+            vision tokens if not given.
+
+    Returns:
+        `[batch, vision, text]`, summed over heads.
+    """
+    if vision_mask is not None:
+        logits = logits.masked_fill(~vision_mask[:, None, :, None], _least(logits))
+    if total is None:
+        total = logits.logsumexp(dim=2, keepdim=True)
+    return (logits - total).logsumexp(dim=1)
+
+
+def total_share(by_text: Tensor, text_mask: Tensor | None = None) -> Tensor:
+    """Sums shares over the text: `[batch, vision, text]` to `[batch, vision]`, in logarithms."""
+    if text_mask is not None:
+        by_text = by_text.masked_fill(~text_mask[:, None, :], _least(by_text))
+    return by_text.logsumexp(dim=2)
+
+
+def _least(x: Tensor) -> float:
+    """A very negative number that can still be subtracted from; infinities would give NaN."""
+    return torch.finfo(x.dtype).min / 4
+
+
+def unrotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Takes rotary position out of queries or keys (the transpose of the rotation).
+
+    Args:
+        states: `[batch, head, token, channel]`, with the first ``cos.shape[-1]`` channels rotated
+            in halves.
+        cos: `[batch, token, rotated channel]`, with the model's attention scaling in it.
+        sin: The same.
+    """
+    cos, sin = cos[:, None].to(states.dtype), sin[:, None].to(states.dtype)
+    rotated, rest = states.split([cos.shape[-1], states.shape[-1] - cos.shape[-1]], dim=-1)
+    first, second = rotated.chunk(2, dim=-1)
+    back = rotated * cos - torch.cat([-second, first], dim=-1) * sin
+    return torch.cat([back / (cos.square() + sin.square()), rest], dim=-1)
