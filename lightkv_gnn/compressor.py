@@ -12,6 +12,7 @@ from torch_geometric.nn import MessagePassing
 
 from lightkv_graphs import (
     Matcher,
+    Matching,
     StagePlan,
     TokenLayout,
     WindowPartition,
@@ -87,8 +88,9 @@ class TokenCompressor:
             guidance: Logarithm of the prompt's guidance, `[token]`; equal for all if not given.
 
         Raises:
-            ValueError: Features or guidance do not fit the layout, or the matcher broke its
-                contract.
+            ValueError: Features or guidance do not fit the layout, or the matcher or the message
+                broke its contract.
+            TypeError: The matcher returned no ``Matching``.
         """
         if x.ndim != 2 or x.shape[0] != len(layout):
             raise ValueError(
@@ -103,6 +105,8 @@ class TokenCompressor:
         partition = window_partition(layout, plan)
         matching = self.matcher(x, partition)
         if self.matcher not in MATCHERS.values():
+            if not isinstance(matching, Matching):
+                raise TypeError(f"the matcher returned {type(matching)}: expected a Matching")
             matching.check(partition)
         kept, survivor = survivors(matching, len(layout))
         weight = self._weights(guidance, layout, kept, survivor)
@@ -129,9 +133,16 @@ class TokenCompressor:
         wide = x.to(_accumulator(x))
         own = wide[kept]
         out = self.conv((wide, own), edge_index, weight.to(wide.dtype))
+        if out.shape != own.shape:
+            raise ValueError(
+                f"the messages summed to shape {list(out.shape)}: expected [survivor, channel] = "
+                f"{list(own.shape)}, from a message [edge, channel] per edge"
+            )
         if not isinstance(self.message, WeightedMean):
-            alone = edge_index[1].new_zeros(len(kept)).index_add_(
-                0, edge_index[1], torch.ones_like(edge_index[1])
+            alone = (
+                edge_index[1]
+                .new_zeros(len(kept))
+                .index_add_(0, edge_index[1], torch.ones_like(edge_index[1]))
             )
             out = torch.where((alone == 1)[:, None], own, out)
         return out.to(x.dtype)

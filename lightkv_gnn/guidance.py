@@ -25,22 +25,48 @@ class GuidanceBlock:
     """The queries and keys of one layer that guidance may use.
 
     Attributes:
-        vision_query: `[batch, head, vision, channel]`.
-        vision_key: `[batch, key-value head, vision, channel]`.
-        text_query: `[batch, head, text, channel]`.
-        text_key: `[batch, key-value head, text, channel]`.
-        vision_mask: True for real tokens, `[batch, vision]`.
-        text_mask: True for real tokens, `[batch, text]`; real tokens come first.
+        query: `[batch, head, token, channel]`.
+        key: `[batch, key-value head, token, channel]`.
+        vision: Positions of the vision tokens, `[batch, vision]`, padded at the end.
+        text: Positions of the text tokens, `[batch, text]`, padded at the end.
+        vision_mask: True for real entries of ``vision``.
+        text_mask: True for real entries of ``text``.
         scaling: Factor of the logits.
     """
 
-    vision_query: Tensor
-    vision_key: Tensor
-    text_query: Tensor
-    text_key: Tensor
+    query: Tensor
+    key: Tensor
+    vision: Tensor
+    text: Tensor
     vision_mask: Tensor
     text_mask: Tensor
     scaling: float
+
+    @property
+    def vision_query(self) -> Tensor:
+        """`[batch, head, vision, channel]`."""
+        return _rows(self.query, self.vision)
+
+    @property
+    def vision_key(self) -> Tensor:
+        """`[batch, key-value head, vision, channel]`."""
+        return _rows(self.key, self.vision)
+
+    @property
+    def text_query(self) -> Tensor:
+        """`[batch, head, text, channel]`."""
+        return _rows(self.query, self.text)
+
+    @property
+    def text_key(self) -> Tensor:
+        """`[batch, key-value head, text, channel]`."""
+        return _rows(self.key, self.text)
+
+
+def _rows(states: Tensor, index: Tensor) -> Tensor:
+    batch, heads, _, channels = states.shape
+    wide = index[:, None, :, None].expand(batch, heads, index.shape[1], channels)
+    return states.gather(2, wide)
 
 
 GuidanceFunction = Callable[[GuidanceBlock], Tensor]
@@ -88,15 +114,16 @@ def prompt_guidance(block: GuidanceBlock, kind: GuidanceName | GuidanceFunction)
             )
         return Guidance(weight.float().log(), None)
     if kind == "none" or block.text_mask.shape[1] == 0:
-        return Guidance(block.vision_query.new_zeros(batch, vision, dtype=torch.float32), None)
-    query, key, text_mask = block.vision_query, block.text_key, block.text_mask
-    if kind != "vision_to_text":
+        return Guidance(block.query.new_zeros(batch, vision, dtype=torch.float32), None)
+    text_mask = block.text_mask
+    if kind == "vision_to_text":
+        query, key = block.vision_query, block.text_key
+    else:
         query, key = block.text_query, block.vision_key
     if kind == "last_token":
-        last = (text_mask.sum(1) - 1).clamp(min=0)[:, None, None, None]
-        query = query.gather(2, last.expand(-1, query.shape[1], 1, query.shape[3]))
-        text_mask = text_mask[:, :1]
-    width = max(1, CHUNK // (batch * block.vision_query.shape[1] * vision))
+        last = (text_mask.sum(1) - 1).clamp(min=0)
+        query, text_mask = _rows(query, last[:, None]), text_mask[:, :1]
+    width = max(1, CHUNK // (batch * query.shape[1] * vision))
     parts = []
     for start in range(0, text_mask.shape[1], width):
         chunk = slice(start, start + width)
@@ -110,7 +137,7 @@ def prompt_guidance(block: GuidanceBlock, kind: GuidanceName | GuidanceFunction)
 
 
 def attention_logits(query: Tensor, key: Tensor, scaling: float) -> Tensor:
-    """Scaled logits in float32, keys shared among groups of query heads.
+    """Scaled logits in float32 (float64 stays), keys shared among groups of query heads.
 
     Args:
         query: `[batch, head, query, channel]`.
@@ -121,8 +148,10 @@ def attention_logits(query: Tensor, key: Tensor, scaling: float) -> Tensor:
         `[batch, head, query, key]`.
     """
     batch, heads, queries, channels = query.shape
-    grouped = query.float().reshape(batch, key.shape[1], -1, channels)
-    logits = grouped @ key.float().transpose(2, 3) * scaling
+    wide = torch.promote_types(query.dtype, torch.float32)
+    group = heads // key.shape[1]
+    grouped = query.to(wide).reshape(batch, key.shape[1], group * queries, channels)
+    logits = grouped @ key.to(wide).transpose(2, 3) * scaling
     return logits.reshape(batch, heads, queries, key.shape[2])
 
 

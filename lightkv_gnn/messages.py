@@ -70,9 +70,7 @@ class MergeConv(MessagePassing):
         super().__init__(aggr=ScatterSum(scatter or TorchBackend()), node_dim=0)
         self.phi = message
 
-    def forward(
-        self, x: tuple[Tensor, Tensor], edge_index: Tensor, edge_weight: Tensor
-    ) -> Tensor:
+    def forward(self, x: tuple[Tensor, Tensor], edge_index: Tensor, edge_weight: Tensor) -> Tensor:
         """Sums the messages.
 
         Args:

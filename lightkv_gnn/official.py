@@ -81,9 +81,7 @@ def compress_sequence(
     image = done.layout.image
     starts = torch.tensor([0, *counts[:-1]], device=image.device).cumsum(0)
     within = (done.kept - starts[image]).split(list(done.layout.counts))
-    return CompressedSequence(
-        rows[order][None], tuple(within), _shifted(spans, done.layout.counts)
-    )
+    return CompressedSequence(rows[order][None], tuple(within), _shifted(spans, done.layout.counts))
 
 
 def _guidance(attention_logits: Tensor, vision: Tensor, text: Tensor) -> Tensor | None:

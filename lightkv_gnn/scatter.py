@@ -53,7 +53,9 @@ class TorchScatterBackend:
         return self._segment(src, _pointers(index, size), reduce="sum")
 
     def max(self, src: Tensor, index: Tensor, size: int) -> Tensor:
-        return self._segment(src, _pointers(index, size), reduce="max")
+        highest = self._segment(src, _pointers(index, size), reduce="max")
+        # The kernel starts from the lowest finite number instead of minus infinity.
+        return highest.masked_fill(highest == torch.finfo(src.dtype).min, -torch.inf)
 
 
 def _pointers(index: Tensor, size: int) -> Tensor:

@@ -67,7 +67,9 @@ class TokenLayout:
         flat = [(s, grid) for s, images in enumerate(grids) for grid in images]
         for number, (_, (rows, cols)) in enumerate(flat):
             if rows < 1 or cols < 1:
-                raise ValueError(f"image {number} has a grid of {rows}x{cols}: expected 1x1 or more")
+                raise ValueError(
+                    f"image {number} has a grid of {rows}x{cols}: expected 1x1 or more"
+                )
         cells = [torch.cartesian_prod(torch.arange(r), torch.arange(c)) for _, (r, c) in flat]
         sizes = torch.tensor([rows * cols for _, (rows, cols) in flat], dtype=torch.int64)
         place = torch.cat(cells) if cells else torch.zeros(0, 2, dtype=torch.int64)
@@ -186,7 +188,10 @@ def _check_raster(
     cell = row * limit[tokens, 1] + col
     same = image[1:] == image[:-1]
     for order, problem in (
-        (same & (cell[1:] == cell[:-1]), "is a duplicate: its cell is taken by the token before it"),
+        (
+            same & (cell[1:] == cell[:-1]),
+            "is a duplicate: its cell is taken by the token before it",
+        ),
         (same & (cell[1:] < cell[:-1]), "is out of raster order or a duplicate of an earlier cell"),
     ):
         if bool(order.any()):

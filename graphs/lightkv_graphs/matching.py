@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightkv_graphs.host import to_device
 from lightkv_graphs.partition import WindowPartition
 
 
@@ -27,8 +28,9 @@ class Matching:
         """Verifies what every matcher owes; reads the device, so only user matchers pass here.
 
         Raises:
-            ValueError: Not as many edges per image as planned, a source taken twice, a source
-                that is also a destination, or an edge that leaves its window.
+            ValueError: Not as many edges per image or window as planned, tokens that do not exist,
+                a source taken twice, a source that is also a destination, or an edge that leaves
+                its window.
         """
         planned = list(partition.plan.merges)
         if self.edge_index.shape != (2, sum(planned)) or self.similarity.shape != (sum(planned),):
@@ -39,6 +41,10 @@ class Matching:
             )
         source, destination = self.edge_index
         window = partition.window
+        tokens = window.shape[0]
+        inside = (self.edge_index >= 0) & (self.edge_index < tokens)
+        if self.edge_index.dtype != torch.int64 or not bool(inside.all()):
+            raise ValueError(f"the matcher named a token that is no int64 in 0..{tokens - 1}")
         if source.unique().numel() != source.numel():
             raise ValueError("the matcher merged one source twice: a token leaves at most once")
         if bool(torch.isin(destination, source).any()):
@@ -51,6 +57,15 @@ class Matching:
                 f"the matcher took {per_image.tolist()} edges per image: expected {planned}, "
                 "partition.plan.merges"
             )
+        taken = torch.bincount(window[source], minlength=partition.total + 1)[:-1]
+        left = (partition.sizes() - taken).reshape(partition.images, partition.per_image).cpu()
+        for image, occupancy in enumerate(partition.plan.occupancy):
+            expected = occupancy.counts.flatten()
+            if len(expected) == partition.per_image and not torch.equal(left[image], expected):
+                raise ValueError(
+                    f"the matcher left {left[image].tolist()} tokens in the windows of image "
+                    f"{image}: expected {expected.tolist()}, as planned for the next stage"
+                )
 
 
 Matcher = Callable[[Tensor, WindowPartition], Matching]
@@ -89,9 +104,7 @@ def random_matching(x: Tensor, partition: WindowPartition) -> Matching:
     slots = slots.gather(1, key.argsort(dim=1, stable=True))
     sources, destinations = bipartition(slots)
     divergence = torch.rand(sources.shape, device=x.device)
-    edge_index, _ = take_edges(
-        partition, sources, _beside(destinations, x.shape[0]), divergence
-    )
+    edge_index, _ = take_edges(partition, sources, _beside(destinations, x.shape[0]), divergence)
     return Matching(edge_index, edge_cosine(x, edge_index))
 
 
@@ -99,9 +112,7 @@ def stride_matching(x: Tensor, partition: WindowPartition) -> Matching:
     """Every other token, in raster order, joins the one after it; blind to the features."""
     sources, destinations = bipartition(partition.slots())
     order = torch.arange(sources.shape[1], device=x.device).expand_as(sources)
-    edge_index, _ = take_edges(
-        partition, sources, _beside(destinations, x.shape[0]), order.float()
-    )
+    edge_index, _ = take_edges(partition, sources, _beside(destinations, x.shape[0]), order.float())
     return Matching(edge_index, edge_cosine(x, edge_index))
 
 
@@ -133,7 +144,7 @@ def take_edges(
     rank = divergence.argsort(dim=1, stable=True).argsort(dim=1)
     size = partition.sizes()[:, None]
     tier = (rank >= plan.count(size, plan.ratio)).long() + (rank >= size // 2)
-    by_image = (partition.images, -1)
+    by_image = (partition.images, partition.per_image * sources.shape[1])
     order = divergence.reshape(by_image).argsort(dim=1, stable=True)
     order = order.gather(1, tier.reshape(by_image).gather(1, order).argsort(dim=1, stable=True))
     image, place = _first_of_each(plan.merges, sources.device)
@@ -153,10 +164,9 @@ def edge_cosine(x: Tensor, edge_index: Tensor) -> Tensor:
 
 def _first_of_each(merges: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """Image and place of the first ``merges[i]`` entries of every image i."""
-    number = torch.tensor(merges, dtype=torch.int64)
-    image = torch.arange(len(merges)).repeat_interleave(number)
-    place = torch.arange(int(number.sum())) - (number.cumsum(0) - number)[image]
-    return image.to(device), place.to(device)
+    pairs = [(image, place) for image, number in enumerate(merges) for place in range(number)]
+    image, place = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).to(device).unbind(1)
+    return image, place
 
 
 def _beside(destinations: Tensor, padding: int) -> Tensor:

@@ -122,5 +122,7 @@ def _piece_edges(size: int, windows: int, cut: Cut) -> Tensor:
 def _block_pieces(edges: Tensor, windows: int, cut: Cut) -> Tensor | None:
     """The piece each block lies in, or None where one straddles a border."""
     size = int(edges[-1])
-    first, last = cut(edges[:-1], size, windows), cut(edges[1:] - 1, size, windows)
-    return first if torch.equal(first, last) else None
+    start, stop = edges[:-1].clamp(max=max(size - 1, 0)), edges[1:]
+    first, last = cut(start, size, windows), cut((stop - 1).clamp(min=0), size, windows)
+    empty = edges[:-1] == stop
+    return first if bool((empty | (first == last)).all()) else None

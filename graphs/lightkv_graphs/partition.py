@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lightkv_graphs.host import to_device
 from lightkv_graphs.layout import TokenLayout
 from lightkv_graphs.occupancy import Cut, MergeCount, Occupancy, balanced_cut, exact_count
 
@@ -75,7 +76,7 @@ def plan_stage(
         per_window = image.in_windows(windows, cut)
         if per_window is None:
             tokens = image.tokens
-            most = max(0, (tokens - windows**2) // 2)
+            most = max(0, (tokens - windows**2 + 1) // 2)
             total = min(int(count(torch.tensor(tokens), ratio)), most)
             after.append(image.blurred(total))
             largest = max(largest, image.largest_window(windows, cut))
@@ -151,7 +152,7 @@ def window_partition(layout: TokenLayout, plan: StagePlan) -> WindowPartition:
             "plan the stage from layout.occupancy"
         )
     windows = plan.windows
-    size = torch.tensor(layout.grids, dtype=torch.int64).reshape(-1, 2).to(layout.image.device)
+    size = to_device(layout.grids, layout.image.device).reshape(-1, 2)
     rows, cols = size[layout.image].unbind(1)
     row_piece = plan.cut(layout.row.clamp(min=0), rows, windows)
     col_piece = plan.cut(layout.col.clamp(min=0), cols, windows)

@@ -1,0 +1,71 @@
+"""Listens to the queries and keys of chosen attention modules, whatever the backend.
+
+transformers looks attention functions up in one registry.  While a model is attached, the function
+of its backend is wrapped there; the wrapper changes nothing, and only modules that carry a
+listener are listened to.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+Listener = Callable[[Tensor, Tensor, float], None]
+"""``listener(query, key, scaling)`` with `[batch, head, token, channel]` states."""
+
+_ATTRIBUTE = "_lightkv_listener"
+_lock = threading.Lock()
+_users: dict[str, int] = {}
+_replaced: dict[str, Callable[..., Any] | None] = {}
+
+
+def listen(module: nn.Module, listener: Listener) -> None:
+    """Calls ``listener`` whenever this attention module attends."""
+    module.__dict__[_ATTRIBUTE] = listener
+
+
+def stop_listening(module: nn.Module) -> None:
+    """The reverse of :func:`listen`."""
+    module.__dict__.pop(_ATTRIBUTE, None)
+
+
+def install(implementation: str) -> None:
+    """Wraps a backend's function in the registry; calls nest."""
+    with _lock:
+        _users[implementation] = _users.get(implementation, 0) + 1
+        if _users[implementation] == 1:
+            _replaced[implementation] = ALL_ATTENTION_FUNCTIONS._local_mapping.get(implementation)
+            ALL_ATTENTION_FUNCTIONS[implementation] = _listening(
+                ALL_ATTENTION_FUNCTIONS.get(implementation)
+            )
+
+
+def uninstall(implementation: str) -> None:
+    """The reverse of :func:`install`."""
+    with _lock:
+        _users[implementation] -= 1
+        if _users[implementation] == 0:
+            del _users[implementation]
+            previous = _replaced.pop(implementation)
+            if previous is None:
+                del ALL_ATTENTION_FUNCTIONS[implementation]
+            else:
+                ALL_ATTENTION_FUNCTIONS[implementation] = previous
+
+
+def _listening(function: Callable[..., Any] | None) -> Callable[..., Any]:
+    def attend(module: nn.Module, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Any:
+        listener = module.__dict__.get(_ATTRIBUTE)
+        if listener is not None:
+            scaling = kwargs.get("scaling")
+            listener(query, key, query.shape[-1] ** -0.5 if scaling is None else scaling)
+        # Eager attention is not in the registry: each modeling file has its own.
+        attention = function or sys.modules[type(module).__module__].eager_attention_forward
+        return attention(module, query, key, *args, **kwargs)
+
+    return attend

@@ -1,0 +1,179 @@
+"""What the user wants: stages, guidance, message, matcher, positions.  Frozen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from torch_geometric.nn import MessagePassing
+
+from lightkv_graphs import Matcher, cosine_matching
+from lightkv_gnn.compressor import MATCHERS
+from lightkv_gnn.guidance import GUIDANCE, GuidanceFunction, GuidanceName
+from lightkv_gnn.messages import MESSAGES, Message, guided_mean
+from lightkv_gnn.scatter import ScatterName
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Positions = Literal["preserve", "reindex"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One compression between two decoder layers.
+
+    Attributes:
+        layer: The stage runs after this decoder layer (0-based), which keeps its full cache.
+        windows: Windows per side, W.
+        ratio: Fraction of the vision tokens that is merged away, 0 to 0.5.
+    """
+
+    layer: int
+    windows: int
+    ratio: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("layer", "windows"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"Stage.{name} is {value!r}: expected an integer")
+        if self.layer < 0:
+            raise ValueError(f"Stage.layer is {self.layer}: decoder layers are counted from 0")
+        if self.windows < 1:
+            raise ValueError(f"Stage.windows is {self.windows}: expected 1 or more per side")
+        if not 0 <= self.ratio <= 0.5:
+            raise ValueError(
+                f"Stage.ratio is {self.ratio}: expected the fraction merged away, 0 to 0.5"
+            )
+
+
+@dataclass(frozen=True)
+class LightKVConfig:
+    """How to compress.
+
+    Attributes:
+        stages: In ascending order of their layers.
+        guidance: "vision_to_text", "text_to_vision", "last_token", "none", or a callable; see
+            :func:`lightkv_gnn.guidance.prompt_guidance`.
+        rotary: Whether guidance sees queries and keys with their rotary positions.
+        message: guided_mean, mean, mass_mean, destination_only, a callable
+            ``(x_i, x_j, weight)``, or a ``MessagePassing``.
+        matcher: cosine_matching, random_matching, stride_matching, or a callable.
+        positions: "preserve": a survivor keeps its own position; "reindex": positions close up.
+        scatter: "torch" or "torch_scatter".
+    """
+
+    stages: Sequence[Stage]
+    guidance: GuidanceName | GuidanceFunction = "vision_to_text"
+    rotary: bool = True
+    message: Message | MessagePassing = field(default=guided_mean)
+    matcher: Matcher = field(default=cosine_matching)
+    positions: Positions = "preserve"
+    scatter: ScatterName = "torch"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stages", tuple(self.stages))
+        for stage in self.stages:
+            if not isinstance(stage, Stage):
+                raise TypeError(f"stages holds {stage!r}: expected Stage(layer, windows, ratio)")
+        layers = [stage.layer for stage in self.stages]
+        if sorted(set(layers)) != layers:
+            raise ValueError(f"stages run after layers {layers}: expected each once, ascending")
+        if not callable(self.guidance) and self.guidance not in GUIDANCE:
+            raise ValueError(
+                f"guidance is {self.guidance!r}: expected one of {GUIDANCE} or a callable"
+            )
+        for name in ("message", "matcher"):
+            if not callable(getattr(self, name)):
+                raise TypeError(
+                    f"{name} is {getattr(self, name)!r}: expected a callable, such as "
+                    f"lightkv_gnn.{'guided_mean' if name == 'message' else 'graphs.cosine_matching'}"
+                )
+        for name, kinds in (("positions", get_args(Positions)), ("scatter", get_args(ScatterName))):
+            if getattr(self, name) not in kinds:
+                raise ValueError(f"{name} is {getattr(self, name)!r}: expected one of {kinds}")
+
+    @classmethod
+    def for_model(
+        cls, model: PreTrainedModel, retention: float = 0.55, **options: Any
+    ) -> LightKVConfig:
+        """A schedule of halving stages that keeps about ``retention`` of the vision tokens.
+
+        Args:
+            model: A model with an adapter.
+            retention: Vision tokens kept, averaged over the decoder's layers; fraction.
+            **options: Further fields of the configuration.
+
+        Raises:
+            ScheduleError: No schedule of this model's depth comes near ``retention``.
+            UnsupportedModelError: The model has no adapter.
+        """
+        from lightkv_gnn.adapters import adapter_for
+        from lightkv_gnn.schedule import find_stages
+
+        adapter = adapter_for(model)
+        return cls(find_stages(adapter.layers, retention, adapter.grid), **options)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a file.
+
+        Raises:
+            TypeError: It holds a callable of the user's own, which has no name in a file.
+        """
+        return {
+            "stages": [asdict(stage) for stage in self.stages],
+            "guidance": _name_of(self.guidance, {kind: kind for kind in GUIDANCE}, "guidance"),
+            "rotary": self.rotary,
+            "message": _name_of(self.message, MESSAGES, "message"),
+            "matcher": _name_of(self.matcher, MATCHERS, "matcher"),
+            "positions": self.positions,
+            "scatter": self.scatter,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LightKVConfig:
+        """The reverse of :meth:`to_dict`; fields that are missing take their defaults.
+
+        Raises:
+            ValueError: An unknown field or name.
+        """
+        unknown = sorted(set(values) - set(cls.__dataclass_fields__))
+        if unknown or "stages" not in values:
+            raise ValueError(
+                f"a configuration needs stages and may have {sorted(cls.__dataclass_fields__)}; "
+                f"unknown here: {unknown}"
+            )
+        fields = dict(values)
+        fields["stages"] = [Stage(**stage) for stage in values["stages"]]
+        for name, table in (("message", MESSAGES), ("matcher", MATCHERS)):
+            if name in fields:
+                fields[name] = _object_of(fields[name], table, name)
+        return cls(**fields)
+
+    def to_json(self) -> str:
+        """A JSON object; see :meth:`to_dict`."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> LightKVConfig:
+        """The reverse of :meth:`to_json`."""
+        return cls.from_dict(json.loads(text))
+
+
+def _name_of(value: object, table: Mapping[str, object], field_name: str) -> str:
+    for name, known in table.items():
+        if value is known or value == name:
+            return name
+    raise TypeError(
+        f"{field_name} is {value!r}, a callable of your own: a configuration file can only name "
+        f"{sorted(table)}; pass your callable in code"
+    )
+
+
+def _object_of(name: object, table: Mapping[str, Callable[..., Any]], field_name: str) -> Any:
+    if name not in table:
+        raise ValueError(f"{field_name} is {name!r}: expected one of {sorted(table)}")
+    return table[str(name)]

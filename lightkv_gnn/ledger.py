@@ -1,0 +1,154 @@
+"""The bill: tokens, cache bytes and operations of every layer, planned and observed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What one decoder layer costs in a prefill.
+
+    Attributes:
+        tokens: Tokens it attends with, text and vision, summed over the batch, without padding.
+        vision_tokens: Vision tokens among them.
+        kv_bytes: Bytes of its keys and values after the prefill, padding included.
+        flops: Floating-point operations: ``2 * parameters * tokens + 4 * tokens^2 * channels``
+            per sample, two for a multiplication and an addition.
+    """
+
+    tokens: int
+    vision_tokens: int
+    kv_bytes: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class DecoderSize:
+    """What a layer's cost depends on.
+
+    Attributes:
+        parameters: Weights of one layer.
+        attention_channels: Heads times head size.
+        kv_channels: Key-value heads times head size.
+        bytes_per_value: Of the cache.
+    """
+
+    parameters: int
+    attention_channels: int
+    kv_channels: int
+    bytes_per_value: int
+
+    def cost(self, tokens: Sequence[int], vision: int, width: int) -> LayerCost:
+        """Cost of a layer.
+
+        Args:
+            tokens: Tokens of each sample, without padding.
+            vision: Vision tokens of the batch.
+            width: Tokens of the longest sample, which the others are padded to.
+        """
+        return LayerCost(
+            tokens=sum(tokens),
+            vision_tokens=vision,
+            kv_bytes=2 * len(tokens) * self.kv_channels * width * self.bytes_per_value,
+            flops=sum(
+                2 * self.parameters * n + 4 * n * n * self.attention_channels for n in tokens
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer: as planned, as it would be without compression, and what was observed.
+
+    Attributes:
+        layer: Decoder layer, 0-based.
+        planned: From the plan, made before the layer ran.
+        full: Without compression.
+        observed_tokens: Tokens the layer was given, padding included, times the batch.
+        observed_kv_bytes: Size of its cached keys and values; None without a cache.
+    """
+
+    layer: int
+    planned: LayerCost
+    full: LayerCost
+    observed_tokens: int
+    observed_kv_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What one prefill cost, layer by layer.
+
+    Attributes:
+        rows: One per decoder layer.
+        compressor_seconds: Time the stages took themselves, guidance included.
+    """
+
+    rows: tuple[LayerRow, ...]
+    compressor_seconds: float
+
+    @property
+    def retention(self) -> float:
+        """Vision tokens held, averaged over the layers; fraction."""
+        return self._share("vision_tokens")
+
+    def totals(self) -> dict[str, Any]:
+        """Sums over the layers, planned, full and observed, and their ratios."""
+        seen = [row.observed_kv_bytes for row in self.rows]
+        return {
+            "layers": len(self.rows),
+            "retention": self.retention,
+            "kv_bytes": self._sum("planned", "kv_bytes"),
+            "kv_bytes_full": self._sum("full", "kv_bytes"),
+            "kv_bytes_observed": None if None in seen else sum(n for n in seen if n is not None),
+            "kv_ratio": self._share("kv_bytes"),
+            "flops": self._sum("planned", "flops"),
+            "flops_full": self._sum("full", "flops"),
+            "flops_ratio": self._share("flops"),
+            "compressor_seconds": self.compressor_seconds,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Rows and totals as plain values."""
+        return {"rows": [asdict(row) for row in self.rows], "totals": self.totals()}
+
+    def _sum(self, which: str, field: str) -> int:
+        return sum(getattr(getattr(row, which), field) for row in self.rows)
+
+    def _share(self, field: str) -> float:
+        full = self._sum("full", field)
+        return self._sum("planned", field) / full if full else 1.0
+
+    def __str__(self) -> str:
+        head = ("layer", "tokens", "vision", "KV KiB", "observed", "of full", "MFLOP", "of full")
+        lines = [_line(head)]
+        for row in self.rows:
+            seen = row.observed_kv_bytes
+            lines.append(
+                _line(
+                    (
+                        row.layer,
+                        row.planned.tokens,
+                        row.planned.vision_tokens,
+                        f"{row.planned.kv_bytes / 1024:.1f}",
+                        "-" if seen is None else f"{seen / 1024:.1f}",
+                        f"{row.planned.kv_bytes / row.full.kv_bytes:.0%}",
+                        f"{row.planned.flops / 1e6:.1f}",
+                        f"{row.planned.flops / row.full.flops:.0%}",
+                    )
+                )
+            )
+        totals = self.totals()
+        lines.append(
+            f"vision tokens held {self.retention:.1%} (layer average), KV bytes "
+            f"{totals['kv_ratio']:.1%}, prefill FLOPs {totals['flops_ratio']:.1%} of full; "
+            f"compressor {self.compressor_seconds * 1e3:.1f} ms"
+        )
+        return "\n".join(lines)
+
+
+def _line(cells: Sequence[object]) -> str:
+    return " ".join(f"{cell!s:>9}" for cell in cells)

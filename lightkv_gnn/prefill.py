@@ -1,0 +1,293 @@
+"""The state of one prefill: what is planned, what the sequence has become, what was done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch_geometric.data import HeteroData
+
+from lightkv_graphs.host import to_device
+from lightkv_graphs import MergeTrace, StagePlan, StageTrace, TokenLayout, add_text, plan_stage
+from lightkv_gnn.compressor import Compressed, TokenCompressor
+from lightkv_gnn.config import LightKVConfig, Stage
+from lightkv_gnn.guidance import Guidance, GuidanceBlock, prompt_guidance, unrotated
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedStage:
+    """A stage with its sizes.
+
+    Attributes:
+        stage: From the configuration.
+        plan: Merges per image.
+        lengths: Tokens of each sample after the stage, without padding.
+        vision: Vision tokens of each sample after the stage.
+    """
+
+    stage: Stage
+    plan: StagePlan
+    lengths: tuple[int, ...]
+    vision: tuple[int, ...]
+
+
+def plan_stages(
+    stages: Sequence[Stage], layout: TokenLayout, lengths: Sequence[int]
+) -> list[PlannedStage]:
+    """Sizes of all stages; those that merge nothing away are left out."""
+    planned = []
+    occupancy = layout.occupancy
+    vision = [0] * len(lengths)
+    for image, sample in enumerate(layout.samples):
+        vision[sample] += layout.counts[image]
+    left = list(lengths)
+    for stage in stages:
+        plan = plan_stage(occupancy, stage.windows, stage.ratio)
+        if plan.total == 0:
+            continue
+        occupancy = plan.occupancy
+        for image, sample in enumerate(layout.samples):
+            left[sample] -= plan.merges[image]
+            vision[sample] -= plan.merges[image]
+        planned.append(PlannedStage(stage, plan, tuple(left), tuple(vision)))
+    return planned
+
+
+class Heard(NamedTuple):
+    """Guidance, and the text tokens it came from.
+
+    Attributes:
+        guidance: Of the vision tokens.
+        position: Position in the call of each text token, `[batch, text]`.
+        mask: True for real text tokens, `[batch, text]`.
+    """
+
+    guidance: Guidance
+    position: Tensor
+    mask: Tensor
+
+
+class StageRecord(NamedTuple):
+    """What a stage did, kept for inspection."""
+
+    graph: HeteroData
+    heard: Heard | None
+    vision_counts: tuple[int, ...]
+
+    def with_text(self) -> HeteroData:
+        """The stage's graph with the prompt's tokens and guidance edges, where there are any."""
+        if self.heard is None or self.heard.guidance.by_text is None:
+            return self.graph
+        guidance, position, mask = self.heard
+        sample, rank = mask.nonzero(as_tuple=True)
+        owner = self.graph["vision"].sample
+        place = torch.cat([torch.arange(count) for count in self.vision_counts]).to(owner.device)
+        shares = guidance.by_text.exp()[owner[:, None], place[:, None], rank[None, :]]
+        return add_text(self.graph, sample, position[sample, rank], shares)
+
+
+class Prefill:
+    """Compresses one prefill, stage by stage.
+
+    Positions of a sequence are counted within the call; a sample's tokens stay in order and are
+    aligned at the right, so that its last token is the last of the row.
+
+    Args:
+        config: What to do.
+        compressor: Does it.
+        layout: The call's vision tokens.
+        vision: Where they are, `[batch, token]` bool, on the CPU.
+        real: Tokens that are not padding, `[batch, token]` bool, on the CPU.
+        past: Logical tokens in the cache before the call.
+    """
+
+    def __init__(
+        self,
+        config: LightKVConfig,
+        compressor: TokenCompressor,
+        layout: TokenLayout,
+        vision: Tensor,
+        real: Tensor,
+        past: int,
+    ) -> None:
+        self.config = config
+        self.compressor = compressor
+        self.past = past
+        self.batch, self.length = vision.shape
+        self.lengths = tuple(real.sum(1).tolist())
+        self.full_lengths = self.lengths
+        self.vision_counts = tuple((vision & real).sum(1).tolist())
+        self.full_vision_counts = self.vision_counts
+        self.text_counts = tuple((real & ~vision).sum(1).tolist())
+        self.tail = _common_tail(vision, real)
+        self.layout = self.first_layout = layout
+        self.planned = plan_stages(config.stages, layout, self.lengths)
+        self._host_vision, self._host_real = vision & real, real
+        self.source: Tensor | None = None
+        self.ragged = False
+        self.merged_before: Tensor | None = None
+        self.merged: Tensor | None = None
+        self.tables: tuple[Tensor, Tensor] | None = None
+        self._guidance: Heard | None = None
+        self.records: list[StageRecord] = []
+        self._traced: list[StageTrace] = []
+        self._clock: list[tuple[float, float] | tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def start(self, device: torch.device) -> None:
+        """Puts the call's bookkeeping on the device of the hidden states."""
+        self.layout = self.first_layout = self.layout.to(device)
+        self.is_vision = self._host_vision.to(device)
+        self.is_text = (self._host_real & ~self._host_vision).to(device)
+        self.real = self._host_real.to(device)
+        self.token = torch.arange(self.length, device=device).expand(self.batch, -1)
+        self.row_of = self.token
+        self.vision_rows = _true_rows(self.is_vision, sum(self.vision_counts))
+
+    def listen(self, query: Tensor, key: Tensor, scaling: float) -> None:
+        """Takes guidance from the attention of a layer that a stage runs after."""
+        with self.timed(query.device):
+            if self.config.guidance == "none":
+                return
+            tokens = self.is_vision.shape[1]
+            key = key[:, :, -tokens:]
+            if not self.config.rotary:
+                assert self.tables is not None
+                query, key = (unrotated(states, *self.tables) for states in (query, key))
+            vision, vision_mask = _listed(self.is_vision, self.vision_counts)
+            text, text_mask = _listed(self.is_text, self.text_counts)
+            block = GuidanceBlock(query, key, vision, text, vision_mask, text_mask, scaling)
+            guidance = prompt_guidance(block, self.config.guidance)
+            if self.config.guidance == "last_token":
+                last = (text_mask.sum(1, keepdim=True) - 1).clamp(min=0)
+                text, text_mask = text.gather(1, last), text_mask[:, :1]
+            self._guidance = Heard(guidance, self.token.gather(1, text), text_mask)
+
+    def compress(self, number: int, hidden_states: Tensor) -> Tensor:
+        """Runs stage ``number`` on `[batch, token, channel]`; returns fewer tokens."""
+        with self.timed(hidden_states.device):
+            return self._compress(self.planned[number], hidden_states)
+
+    def _compress(self, planned: PlannedStage, hidden_states: Tensor) -> Tensor:
+        batch, tokens, channels = hidden_states.shape
+        guidance, self._guidance = self._guidance, None
+        features = hidden_states.reshape(-1, channels)[self.vision_rows]
+        weight = self._flat_guidance(planned, guidance)
+        done = self.compressor(features, self.layout, planned.plan, weight)
+        edges = done.graph["vision", "merges_into", "vision"].edge_index
+        gone, into = self.vision_rows[edges]
+        stays = self.real.reshape(-1).index_fill(0, gone, False).reshape(batch, tokens)
+        width = max(planned.lengths)
+        order = stays.to(torch.uint8).argsort(dim=1, stable=True)[:, tokens - width :]
+        place = torch.arange(width, device=order.device)
+        row = torch.zeros_like(self.token[:, :1].expand(-1, tokens)).scatter(
+            1, order, place.expand(batch, -1)
+        )
+        row = row.reshape(-1).index_copy(0, gone, row.reshape(-1)[into]).reshape(batch, tokens)
+        real = place >= width - to_device(planned.lengths, place.device)[:, None]
+        self._record(planned, done, guidance)
+        self.row_of = row.gather(1, self.row_of)
+        self.token = self.token.gather(1, order)
+        self.is_vision = self.is_vision.gather(1, order) & real
+        self.is_text = self.is_text.gather(1, order) & real
+        self.real = real
+        self.layout = done.layout
+        self.lengths, self.vision_counts = planned.lengths, planned.vision
+        self.vision_rows = _true_rows(self.is_vision, sum(planned.vision))
+        self.source = self.token.masked_fill(~real, -1)
+        self.ragged = min(planned.lengths) < width
+        if self.config.positions == "reindex":
+            self._count_merged()
+        short = hidden_states.gather(1, order[:, :, None].expand(-1, -1, channels))
+        flat = short.reshape(-1, channels)
+        return flat.index_copy(0, self.vision_rows, done.hidden_states).reshape(short.shape)
+
+    def _flat_guidance(self, planned: PlannedStage, guidance: Heard | None) -> Tensor | None:
+        """Guidance of each vision token of the batch, `[token]`."""
+        if self.config.guidance == "none":
+            return None
+        if guidance is None:
+            raise RuntimeError(
+                f"the attention of decoder layer {planned.stage.layer} did not pass through "
+                'transformers\' attention interface, so there is no guidance; use guidance="none"'
+            )
+        wide = max(self.vision_counts)
+        flat = [b * wide + i for b, count in enumerate(self.vision_counts) for i in range(count)]
+        weight = guidance.guidance.weight.reshape(-1)
+        return weight[to_device(flat, weight.device)]
+
+    def _count_merged(self) -> None:
+        """Tokens merged away before each one, for positions that close up."""
+        assert self.source is not None
+        stays = torch.zeros_like(self.row_of[:, :1]).repeat(1, self.length + 1)
+        stays.scatter_(1, self.source.masked_fill(self.source < 0, self.length), 1)
+        gone = self._host_real.to(stays.device) & (stays[:, :-1] == 0)
+        before = gone.long().cumsum(1)
+        self.merged_before = before.gather(1, self.source.clamp(min=0))
+        self.merged = before[:, -1:]
+
+    def restored(self, hidden_states: Tensor) -> Tensor:
+        """Gives every token of the call the row that stands for it: full length again."""
+        index = self.row_of[:, :, None].expand(-1, -1, hidden_states.shape[-1])
+        return hidden_states.gather(1, index)
+
+    def _record(self, planned: PlannedStage, done: Compressed, heard: Heard | None) -> None:
+        stage = planned.stage
+        window = done.graph["vision"].window
+        self._traced.append(
+            StageTrace(stage.layer, stage.windows, window, done.kept, done.survivor, done.layout)
+        )
+        self.records.append(StageRecord(done.graph, heard, self.vision_counts))
+
+    @property
+    def trace(self) -> MergeTrace:
+        """Lineage of the call's vision tokens."""
+        return MergeTrace(self.first_layout, tuple(self._traced))
+
+    @contextmanager
+    def timed(self, device: torch.device) -> Iterator[None]:
+        """Counts the block's time as the compressor's, without waiting for the device."""
+        if device.type == "cuda":
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            yield
+            end.record()
+            self._clock.append((begin, end))
+        else:
+            started = time.perf_counter()
+            yield
+            self._clock.append((started, time.perf_counter()))
+
+    def seconds(self) -> float:
+        """Time of the stages; waits for the device if they ran on one."""
+        total = 0.0
+        for begin, end in self._clock:
+            if isinstance(begin, torch.cuda.Event):
+                end.synchronize()  # type: ignore[union-attr]
+                total += begin.elapsed_time(end) / 1e3  # type: ignore[arg-type]
+            else:
+                total += end - begin  # type: ignore[operator]
+        return total
+
+
+def _true_rows(mask: Tensor, count: int) -> Tensor:
+    """Flat positions of the ``count`` true entries, ascending; the count saves a read-back."""
+    return (~mask).reshape(-1).to(torch.uint8).argsort(stable=True)[:count]
+
+
+def _listed(mask: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Positions of each row's true entries, padded at the end, and which are real."""
+    width = max(counts)
+    index = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
+    limit = to_device(counts, mask.device)[:, None]
+    return index, torch.arange(width, device=mask.device) < limit
+
+
+def _common_tail(vision: Tensor, real: Tensor) -> int:
+    """Trailing tokens that are real text in every sample."""
+    text = (real & ~vision).all(0).flip(0).long()
+    return int(text.cumprod(0).sum())

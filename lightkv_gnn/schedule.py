@@ -1,0 +1,99 @@
+"""Schedules: what retention a list of stages gives, and stages for a retention."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+
+from lightkv_gnn.config import Stage
+from lightkv_gnn.errors import ScheduleError
+from lightkv_graphs import Grid
+
+WINDOWS = (4, 2, 1)
+"""Windows per side of the first, second and third stage; they fall, so messages travel farther."""
+
+PUBLISHED = {28: (8, 16, 24), 32: (11, 17, 23), 40: (15, 21, 27)}
+"""Layers of the usual schedules of about 55 % by depth of the decoder."""
+
+LEAST_TOKENS_PER_WINDOW = 8
+
+CLOSE = 0.005
+"""Retentions nearer than this to the one asked for count as equal."""
+
+
+def layer_average(stages: Sequence[Stage], layers: int) -> float:
+    """Vision tokens held, averaged over ``layers`` decoder layers; a fraction, before rounding.
+
+    A layer holds what it was given, so the layer that a stage runs after holds the tokens from
+    before the stage.
+    """
+    held, kept, done = 0.0, 1.0, 0
+    for stage in stages:
+        held += kept * (stage.layer + 1 - done)
+        done = stage.layer + 1
+        kept *= 1 - stage.ratio
+    return (held + kept * (layers - done)) / layers
+
+
+def find_stages(layers: int, retention: float, grid: Grid | None = None) -> tuple[Stage, ...]:
+    """Halving stages whose layer average is close to ``retention``.
+
+    Three stages if they come close, evenly spaced before unevenly, else two, one, or none.
+
+    Args:
+        layers: Decoder layers.
+        retention: Vision tokens to keep, averaged over layers; fraction.
+        grid: The images' grid where it is always the same; limits the windows.
+
+    Raises:
+        ScheduleError: ``retention`` is not in (0, 1], or out of reach for this depth.
+    """
+    if not 0 < retention <= 1:
+        raise ScheduleError(f"retention is {retention}: expected a fraction above 0, at most 1")
+    if layers in PUBLISHED and abs(retention - 0.55) < CLOSE:
+        return _halving(PUBLISHED[layers], grid)
+    candidates = [_halving(chosen, grid) for chosen in _layer_choices(layers)]
+    best = min(candidates, key=lambda stages: _badness(stages, layers, retention))
+    reached = layer_average(best, layers)
+    if abs(reached - retention) > 0.05:
+        raise ScheduleError(
+            f"no schedule of halving stages on {layers} layers keeps {retention:.0%} of the vision "
+            f"tokens; the nearest keeps {reached:.0%}: {best}. Write the stages out instead"
+        )
+    return best
+
+
+def _layer_choices(layers: int) -> Iterator[tuple[int, ...]]:
+    useful = range(layers - 1)
+    yield ()
+    for number in (1, 2):
+        yield from combinations(useful, number)
+    if layers <= 16:
+        yield from combinations(useful, 3)
+    else:
+        for first in useful:
+            for gap in range(1, (layers - 2 - first) // 2 + 1):
+                yield (first, first + gap, first + 2 * gap)
+
+
+def _badness(stages: tuple[Stage, ...], layers: int, retention: float) -> tuple[float, ...]:
+    error = math.floor(abs(layer_average(stages, layers) - retention) / CLOSE)
+    borders = [-1, *(stage.layer for stage in stages), layers - 1]
+    gaps = [after - before for before, after in zip(borders[1:-1], borders[2:], strict=True)]
+    uneven = max(gaps) - min(gaps) if gaps else 0
+    return error, -len(stages), uneven
+
+
+def _halving(chosen: Sequence[int], grid: Grid | None) -> tuple[Stage, ...]:
+    stages = []
+    for number, layer in enumerate(chosen):
+        windows = WINDOWS[number]
+        if grid is not None:
+            tokens = grid[0] * grid[1] / 2**number
+            while windows > 1 and (
+                tokens < LEAST_TOKENS_PER_WINDOW * windows**2 or windows > min(grid)
+            ):
+                windows //= 2
+        stages.append(Stage(layer, windows, 0.5))
+    return tuple(stages)
