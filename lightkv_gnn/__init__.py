@@ -3,7 +3,6 @@
 from importlib.metadata import PackageNotFoundError, version
 
 import lightkv_graphs as graphs
-
 from lightkv_gnn import messages, official
 from lightkv_gnn.adapters import Adapter, adapter_for, register_adapter
 from lightkv_gnn.compressor import Compressed, TokenCompressor

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 from torch_geometric.nn import MessagePassing
 
+from lightkv_gnn.messages import MergeConv, Message, WeightedMean, guided_mean
+from lightkv_gnn.scatter import ScatterName, backend, softmax_per_target
 from lightkv_graphs import (
     Matcher,
     Matching,
@@ -24,8 +26,6 @@ from lightkv_graphs import (
     survivors,
     window_partition,
 )
-from lightkv_gnn.messages import MergeConv, Message, WeightedMean, guided_mean
-from lightkv_gnn.scatter import ScatterName, backend, softmax_per_target
 
 MATCHERS = {
     "cosine_matching": cosine_matching,

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from torch_geometric.nn import MessagePassing
 
-from lightkv_graphs import Matcher, cosine_matching
 from lightkv_gnn.compressor import MATCHERS
 from lightkv_gnn.guidance import GUIDANCE, GuidanceFunction, GuidanceName
 from lightkv_gnn.messages import MESSAGES, Message, guided_mean
 from lightkv_gnn.scatter import ScatterName
+from lightkv_graphs import Matcher, cosine_matching
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -86,11 +86,11 @@ class LightKVConfig:
             raise ValueError(
                 f"guidance is {self.guidance!r}: expected one of {GUIDANCE} or a callable"
             )
-        for name in ("message", "matcher"):
+        for name, known in (("message", "guided_mean"), ("matcher", "graphs.cosine_matching")):
             if not callable(getattr(self, name)):
                 raise TypeError(
                     f"{name} is {getattr(self, name)!r}: expected a callable, such as "
-                    f"lightkv_gnn.{'guided_mean' if name == 'message' else 'graphs.cosine_matching'}"
+                    f"lightkv_gnn.{known}"
                 )
         for name, kinds in (("positions", get_args(Positions)), ("scatter", get_args(ScatterName))):
             if getattr(self, name) not in kinds:

@@ -123,7 +123,7 @@ def prompt_guidance(block: GuidanceBlock, kind: GuidanceName | GuidanceFunction)
     if kind == "last_token":
         last = (text_mask.sum(1) - 1).clamp(min=0)
         query, text_mask = _rows(query, last[:, None]), text_mask[:, :1]
-    width = max(1, CHUNK // (batch * query.shape[1] * vision))
+    width = max(1, CHUNK // max(1, batch * query.shape[1] * vision))
     parts = []
     for start in range(0, text_mask.shape[1], width):
         chunk = slice(start, start + width)

@@ -31,6 +31,7 @@ class WeightedMean:
     weigh: Callable[[Tensor, Tensor, Tensor], Tensor]
 
     def __call__(self, x_i: Tensor, x_j: Tensor, weight: Tensor) -> Tensor:
+        """Messages, `[edge, channel]`."""
         return weight[:, None] * x_j
 
     def __repr__(self) -> str:
@@ -86,4 +87,5 @@ class MergeConv(MessagePassing):
         return self.propagate(edge_index, x=x, edge_weight=edge_weight, size=size)
 
     def message(self, x_i: Tensor, x_j: Tensor, edge_weight: Tensor) -> Tensor:
+        """Messages of all edges, `[edge, channel]`."""
         return self.phi(x_i, x_j, edge_weight)

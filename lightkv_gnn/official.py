@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightkv_graphs import TokenLayout, float32_count, leading_cut, plan_stage
 from lightkv_gnn.compressor import TokenCompressor
 from lightkv_gnn.guidance import share_of_text, total_share
+from lightkv_graphs import TokenLayout, float32_count, leading_cut, plan_stage
 
 Span = tuple[int, int]
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from lightkv_graphs.host import to_device
-from lightkv_graphs import MergeTrace, StagePlan, StageTrace, TokenLayout, add_text, plan_stage
 from lightkv_gnn.compressor import Compressed, TokenCompressor
 from lightkv_gnn.config import LightKVConfig, Stage
 from lightkv_gnn.guidance import Guidance, GuidanceBlock, prompt_guidance, unrotated
+from lightkv_graphs import MergeTrace, StagePlan, StageTrace, TokenLayout, add_text, plan_stage
+from lightkv_graphs.host import to_device
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,9 +29,11 @@ class TorchBackend:
     """Plain torch: ``index_add`` and ``scatter_reduce``."""
 
     def sum(self, src: Tensor, index: Tensor, size: int) -> Tensor:
+        """Sum per target: `[edge, ...]` to `[size, ...]`."""
         return src.new_zeros(size, *src.shape[1:]).index_add(0, index, src)
 
     def max(self, src: Tensor, index: Tensor, size: int) -> Tensor:
+        """Maximum per target: `[edge]` to `[size]`."""
         return src.new_full((size,), -torch.inf).scatter_reduce(0, index, src, "amax")
 
 
@@ -50,9 +52,11 @@ class TorchScatterBackend:
         self._segment = segment_csr
 
     def sum(self, src: Tensor, index: Tensor, size: int) -> Tensor:
+        """Sum per target: `[edge, ...]` to `[size, ...]`."""
         return self._segment(src, _pointers(index, size), reduce="sum")
 
     def max(self, src: Tensor, index: Tensor, size: int) -> Tensor:
+        """Maximum per target: `[edge]` to `[size]`."""
         highest = self._segment(src, _pointers(index, size), reduce="max")
         # The kernel starts from the lowest finite number instead of minus infinity.
         return highest.masked_fill(highest == torch.finfo(src.dtype).min, -torch.inf)
@@ -91,7 +95,9 @@ class ScatterSum(Aggregation):
         dim_size: int | None = None,
         dim: int = -2,
     ) -> Tensor:
-        assert index is not None and dim_size is not None
+        """Sums ``x`` `[edge, channel]` per target; PyG always gives ``index`` and ``dim_size``."""
+        assert index is not None
+        assert dim_size is not None
         return self.scatter.sum(x, index, dim_size)
 
 

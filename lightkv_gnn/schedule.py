@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 
 from lightkv_gnn.config import Stage
 from lightkv_gnn.errors import ScheduleError
@@ -79,8 +79,8 @@ def _layer_choices(layers: int) -> Iterator[tuple[int, ...]]:
 
 def _badness(stages: tuple[Stage, ...], layers: int, retention: float) -> tuple[float, ...]:
     error = math.floor(abs(layer_average(stages, layers) - retention) / CLOSE)
-    borders = [-1, *(stage.layer for stage in stages), layers - 1]
-    gaps = [after - before for before, after in zip(borders[1:-1], borders[2:], strict=True)]
+    borders = [*(stage.layer for stage in stages), layers - 1]
+    gaps = [after - before for before, after in pairwise(borders)]
     uneven = max(gaps) - min(gaps) if gaps else 0
     return error, -len(stages), uneven
 

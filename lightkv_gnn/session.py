@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from torch_geometric.data import HeteroData
 from transformers import PreTrainedModel
 
-from lightkv_graphs import MergeTrace, part_of
 from lightkv_gnn import capture
 from lightkv_gnn.adapters import Adapter, adapter_for
 from lightkv_gnn.cache import CompressedMixin, Expected, check_cache, compressed_layer
 from lightkv_gnn.compressor import TokenCompressor
 from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.errors import ScheduleError, UnsupportedInputError
-from lightkv_gnn.ledger import DecoderSize, Ledger, LayerRow
+from lightkv_gnn.ledger import DecoderSize, LayerRow, Ledger
 from lightkv_gnn.masks import compressed_mask, real_tokens
 from lightkv_gnn.positions import closed_up, positions_of, rotary_rows
 from lightkv_gnn.prefill import Prefill
+from lightkv_graphs import MergeTrace, part_of
 
 BACKENDS = ("eager", "sdpa")
 """Attention implementations whose masks compression can translate."""

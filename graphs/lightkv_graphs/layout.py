@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -116,23 +117,25 @@ class TokenLayout:
         for name, value in given.items():
             if value.ndim != 1 or value.shape != image.shape:
                 raise ValueError(
-                    f"{name} has shape {list(value.shape)}: expected [token] = {list(image.shape)}, "
-                    "one entry per vision token like image"
+                    f"{name} has shape {list(value.shape)}: expected [token] = "
+                    f"{list(image.shape)}, one entry per vision token like image"
                 )
-        host = {name: value.detach().cpu().to(torch.int64) for name, value in given.items()}
+        host = {
+            name: value.detach().cpu().to(torch.int64).contiguous() for name, value in given.items()
+        }
         host["protected"] = host["protected"].bool()
         _check_tokens(host, grids)
         starts = torch.searchsorted(host["image"], torch.arange(len(grids) + 1)).tolist()
         occupancy = []
-        for (rows, cols), start, stop in zip(grids, starts, starts[1:], strict=False):
+        for (rows, cols), (start, stop) in zip(grids, pairwise(starts), strict=True):
             free = ~host["protected"][start:stop]
             cells = (host[name][start:stop][free] for name in ("row", "col"))
             occupancy.append(cell_occupancy(rows, cols, *cells))
         return cls(
             **host,
             grids=tuple((int(rows), int(cols)) for rows, cols in grids),
-            samples=tuple(host["sample"][start].item() for start in starts[:-1]),
-            counts=tuple(stop - start for start, stop in zip(starts, starts[1:], strict=False)),
+            samples=tuple(int(host["sample"][start]) for start in starts[:-1]),
+            counts=tuple(stop - start for start, stop in pairwise(starts)),
             occupancy=tuple(occupancy),
         )
 

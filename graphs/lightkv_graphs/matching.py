@@ -164,9 +164,10 @@ def edge_cosine(x: Tensor, edge_index: Tensor) -> Tensor:
 
 def _first_of_each(merges: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """Image and place of the first ``merges[i]`` entries of every image i."""
-    pairs = [(image, place) for image, number in enumerate(merges) for place in range(number)]
-    image, place = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).to(device).unbind(1)
-    return image, place
+    total = sum(merges)
+    number = to_device(merges, device)
+    image = torch.arange(len(merges), device=device).repeat_interleave(number, output_size=total)
+    return image, torch.arange(total, device=device) - (number.cumsum(0) - number)[image]
 
 
 def _beside(destinations: Tensor, padding: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 Cut = Callable[[Tensor, "Tensor | int", int], Tensor]
-"""Piece number of each coordinate: ``cut(coordinate, size, windows)`` with ``size`` cells in all."""
+"""Piece of each coordinate: ``cut(coordinate, size, windows)`` with ``size`` cells in all."""
 
 MergeCount = Callable[[Tensor, float], Tensor]
 """Tokens merged away in windows of ``n`` tokens: ``count(n, ratio)``."""
@@ -98,7 +98,7 @@ def leading_cut(coordinate: Tensor, size: Tensor | int, windows: int) -> Tensor:
 
 
 def exact_count(n: Tensor, ratio: float) -> Tensor:
-    """``floor(ratio * n)`` in integers; ``ratio`` is the nearest fraction of a denominator to 10^4."""
+    """``floor(ratio * n)`` in integers, for ``ratio`` as a fraction of a denominator up to 10^4."""
     share = Fraction(ratio).limit_denominator(10_000)
     return torch.div(n * share.numerator, share.denominator, rounding_mode="floor")
 

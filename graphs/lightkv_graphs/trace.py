@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -95,11 +95,12 @@ class MergeTrace:
     def to(self, device: torch.device | str) -> MergeTrace:
         """The same trace on another device."""
         stages = tuple(
-            StageTrace(
-                done.layer,
-                done.windows,
-                *(part.to(device) for part in (done.window, done.kept, done.survivor)),
-                done.layout.to(device),
+            replace(
+                done,
+                window=done.window.to(device),
+                kept=done.kept.to(device),
+                survivor=done.survivor.to(device),
+                layout=done.layout.to(device),
             )
             for done in self.stages
         )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lightkv_graphs import Grid, TokenLayout
 from lightkv_gnn.errors import UnsupportedModelError
+from lightkv_graphs import Grid, TokenLayout
 
 
 class Adapter(ABC):
@@ -26,13 +26,13 @@ class Adapter(ABC):
         self.model = model
 
     @property
-    def base(self) -> nn.Module:
+    def base(self) -> Any:
         """The module that receives ``input_ids`` and image features."""
         return self.model.base_model
 
     @property
-    def decoder(self) -> nn.Module:
-        """The text decoder, with ``layers`` and ``rotary_emb``."""
+    def decoder(self) -> Any:
+        """The text decoder, with ``layers``, ``rotary_emb`` and ``config``."""
         return self.model.get_decoder()
 
     @property
@@ -42,12 +42,13 @@ class Adapter(ABC):
 
     def attention(self, layer: int) -> nn.Module:
         """The attention module of a decoder layer."""
-        return self.decoder.layers[layer].self_attn
+        attention: nn.Module = self.decoder.layers[layer].self_attn
+        return attention
 
     @property
     def placeholder(self) -> int:
         """Token id that stands for one vision token in ``input_ids``."""
-        return self.model.config.image_token_id
+        return int(self.model.config.image_token_id)
 
     def vision_mask(self, input_ids: Tensor) -> Tensor:
         """True where a vision token lies, `[batch, token]`."""

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from lightkv_graphs import Grid, TokenLayout
 from lightkv_gnn.adapters.base import Adapter, register_adapter
 from lightkv_gnn.errors import ImageTokensError, UnsupportedModelError
+from lightkv_graphs import Grid, TokenLayout
 
 
 @register_adapter("llava")
@@ -17,6 +17,11 @@ class LlavaAdapter(Adapter):
 
     @property
     def grid(self) -> Grid:
+        """Patches of the square that every image is scaled to.
+
+        Raises:
+            UnsupportedModelError: The tower's grid follows the image instead (Pixtral).
+        """
         vision = self.model.config.vision_config
         size, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
         if (
@@ -37,6 +42,7 @@ class LlavaAdapter(Adapter):
         return int(full and self.model.config.vision_config.model_type.startswith("clip"))
 
     def layout(self, counts: Sequence[int]) -> TokenLayout:
+        """Whole images one after the other; see :meth:`Adapter.layout`."""
         rows, cols = self.grid
         extra = self.class_tokens
         per_image = rows * cols + extra

@@ -1,0 +1,113 @@
+# Everything lives in one virtual environment. A stamp file records each finished step, so that
+# repeated calls are instant and a change of pyproject.toml or constraints.txt installs again.
+VENV ?= .venv
+PYTHON ?= python3
+ARGS ?=
+
+PY = $(VENV)/bin/python
+PIP = $(PY) -m pip --disable-pip-version-check
+INSTALL = $(PIP) install --quiet --constraint constraints.txt
+STAMPS = $(VENV)/.stamps
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test check format wheel scatter clean
+
+help: ## list the targets
+	@echo 'Usage: make TARGET [ARGS="..."] [PYTHON=python3.11] [VENV=.venv]'
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-9s%s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMPS)/runtime ## make the environment: the library and its dependencies
+	@echo 'Ready: $(VENV)/bin/lightkv-gnn'
+
+demo: $(STAMPS)/runtime ## run the demo on the bundled tiny model (ARGS: options of the demo)
+	@$(VENV)/bin/lightkv-gnn demo $(ARGS)
+
+test: $(STAMPS)/dev $(STAMPS)/scatter ## run the tests (ARGS: options of pytest)
+	$(PY) -m pytest $(ARGS)
+
+check: $(STAMPS)/dev ## formatting, lint and types, changing nothing
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+format: $(STAMPS)/dev ## format the code and apply the safe lint fixes
+	$(PY) -m ruff check --fix-only .
+	$(PY) -m ruff format .
+
+wheel: $(STAMPS)/dev ## build the source archive, and from it the wheel, into dist/
+	rm -rf dist
+	$(PY) -m build
+
+scatter: $(STAMPS)/scatter ## compile torch-scatter, an optional backend (needs a C++ compiler)
+	@test ! -e $< || echo 'torch-scatter is ready'
+
+clean: ## remove what was built and cached, but keep the environment
+	rm -rf build dist htmlcov .coverage .mypy_cache .pytest_cache .ruff_cache
+	find lightkv_gnn graphs tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMPS)/venv:
+	@python="$(PYTHON)"; test ! -x $(PY) || python="$(PY)"; \
+	"$$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || { \
+	  echo "lightkv-gnn needs Python 3.10, 3.11, 3.12 or 3.13; $$python is $$("$$python" --version 2>&1)." >&2; \
+	  echo "Name another one, with a new environment: make PYTHON=python3.11 VENV=.venv311 ..." >&2; \
+	  exit 1; }
+	@test -x $(PY) || { echo 'Making $(VENV)'; $(PYTHON) -m venv $(VENV); }
+	@$(INSTALL) --upgrade pip
+	@mkdir -p $(@D) && touch $@
+
+# torch comes first and alone: it is by far the largest part, and torch-scatter compiles against
+# it. pip cannot see whether there is a GPU, and on Linux its usual index offers the CUDA build.
+# To get the smaller CPU build, set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU wheels for the
+# first call: pip then sees 2.13.0+cpu beside 2.13.0 and prefers it.
+$(STAMPS)/torch: $(STAMPS)/venv constraints.txt
+	@echo 'Installing torch'
+	@$(PIP) install --constraint constraints.txt torch
+	@touch $@
+
+$(STAMPS)/runtime: $(STAMPS)/torch pyproject.toml constraints.txt
+	@echo 'Installing lightkv-gnn and its dependencies'
+	@$(INSTALL) --editable '.[draw]'
+	@touch $@
+
+$(STAMPS)/dev: $(STAMPS)/torch pyproject.toml constraints.txt
+	@echo 'Installing lightkv-gnn, its dependencies and the development tools'
+	@$(INSTALL) --editable '.[dev]'
+	@touch $(STAMPS)/runtime $@
+
+# torch-scatter is optional and has to be compiled against the installed torch, which takes some
+# minutes. It is therefore best effort: a failure costs one line and is tried again next time.
+# With LIGHTKV_REQUIRE_SCATTER=1 it is an error.
+#
+# A wheel that pip kept from an earlier build may fit another torch, so the result is tried out
+# and, where it does not load, compiled afresh. One that never loads is removed.
+SCATTER_LOG = $(abspath $(VENV))/torch-scatter.log
+SCATTER_CONFIG = $(abspath $(STAMPS))/torch-scatter.cfg
+SCATTER_INSTALL = $(PIP) install --constraint constraints.txt --no-build-isolation --no-deps torch-scatter
+SCATTER_WORKS = $(PY) -c 'import torch, torch_scatter as s; \
+	assert s.scatter_sum(torch.ones(2), torch.tensor([0, 0])).item() == 2'
+
+# Its build switches ninja off, and MAX_JOBS with it; setuptools can compile its four extensions
+# side by side, about 2 GB of memory each, where no CUDA compiler takes part. Debugging symbols
+# would be stripped in the end; without them it is quicker. CPPFLAGS adds to Python's own flags,
+# whereas CFLAGS and CXXFLAGS would replace them.
+SCATTER_JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); echo $$((n < 4 ? n : 4)))
+
+$(STAMPS)/scatter: $(STAMPS)/torch constraints.txt
+	@if $(SCATTER_WORKS) >$(SCATTER_LOG) 2>&1; then touch $@; exit 0; fi; \
+	echo 'Installing torch-scatter from source: some minutes the first time (log: $(SCATTER_LOG))'; \
+	export CPPFLAGS="$$CPPFLAGS -g0"; \
+	if $(PY) -c 'import sys, torch; sys.exit(torch.cuda.is_available())'; then \
+	  printf '[build_ext]\nparallel = %s\n' '$(SCATTER_JOBS)' >$(SCATTER_CONFIG); \
+	  export DIST_EXTRA_CONFIG='$(SCATTER_CONFIG)'; \
+	fi; \
+	if { $(INSTALL) setuptools wheel && $(SCATTER_INSTALL) && \
+	     { $(SCATTER_WORKS) || \
+	       { $(SCATTER_INSTALL) --force-reinstall --no-cache-dir && $(SCATTER_WORKS); }; }; \
+	   } >$(SCATTER_LOG) 2>&1; then \
+	  touch $@; \
+	else \
+	  $(PIP) uninstall --quiet --yes torch-scatter >>$(SCATTER_LOG) 2>&1; \
+	  echo 'torch-scatter could not be built; the "torch" scatter backend is used; see $(SCATTER_LOG)' >&2; \
+	  test "$${LIGHTKV_REQUIRE_SCATTER:-0}" != 1; \
+	fi

@@ -1,0 +1,215 @@
+"""The demo: a picture, questions, answers with and without compression, and what was saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from lightkv_gnn import tiny
+from lightkv_gnn.adapters import adapter_for
+from lightkv_gnn.config import LightKVConfig, Stage
+from lightkv_gnn.ledger import Ledger
+from lightkv_gnn.messages import destination_only, mean
+from lightkv_gnn.schedule import layer_average
+from lightkv_gnn.session import attach
+from lightkv_graphs import MergeTrace, draw_stages, random_matching
+
+MAX_NEW_TOKENS = 48
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One question, answered twice."""
+
+    prompt: str
+    expected: str | None
+    full: str
+    compressed: str
+
+
+@dataclass(frozen=True, eq=False)
+class Answered:
+    """What asking about one picture gave."""
+
+    answers: tuple[Answer, ...]
+    picture: Image.Image
+    ledger: Ledger
+    trace: MergeTrace
+
+
+@dataclass(frozen=True)
+class Score:
+    """Share of questions answered exactly, with its 95 % Wilson interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def load_model(folder: str | None) -> tuple[Any, Any]:
+    """The model in ``folder`` with its processor, or the bundled tiny one.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if folder is None:
+        return tiny.load(device)
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(
+            f"{folder} is no folder: give one that save_pretrained wrote, with model and processor"
+        )
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    dtype = torch.float32 if device == "cpu" else "auto"
+    model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
+    return model.to(device).eval(), AutoProcessor.from_pretrained(folder)
+
+
+def schedules(model: Any, retention: float) -> dict[str, LightKVConfig]:
+    """The default schedule, and one that compresses right after layer 0 and keeps as much."""
+    default = LightKVConfig.for_model(model, retention)
+    layers = adapter_for(model).layers
+    kept = layer_average(default.stages, layers)
+    ratio = min(0.5, round((1 - kept) * layers / (layers - 1), 2))
+    first = default.stages[0].windows if default.stages else 1
+    return {"default": default, "early": replace(default, stages=[Stage(0, first, ratio)])}
+
+
+def methods(config: LightKVConfig) -> dict[str, LightKVConfig | None]:
+    """The demo's methods on one schedule; None is no compression."""
+    blind = replace(config, guidance="none")
+    return {
+        "none": None,
+        "guided": config,
+        "mean": replace(blind, message=mean),
+        "random": replace(blind, matcher=random_matching, message=destination_only),
+    }
+
+
+def ask_all(
+    model: Any,
+    processor: Any,
+    picture: Image.Image,
+    questions: dict[str, str | None],
+    config: LightKVConfig,
+) -> Answered:
+    """Asks about the picture, without and with compression.
+
+    Args:
+        model: The model.
+        processor: Its processor.
+        picture: What to ask about.
+        questions: Each prompt, with the right answer where it is known.
+        config: How to compress; ledger and trace are those of the last prompt.
+    """
+    full = [generate(model, processor, picture, prompt) for prompt in questions]
+    with attach(model, config) as handle:
+        short = [generate(model, processor, picture, prompt) for prompt in questions]
+    rows = zip(questions.items(), full, short, strict=True)
+    answers = tuple(Answer(*question, before, after) for question, before, after in rows)
+    return Answered(answers, seen(processor, picture), handle.ledger, handle.trace)
+
+
+def generate(model: Any, processor: Any, picture: Image.Image, prompt: str) -> str:
+    """The model's greedy answer."""
+    inputs = processor(images=picture, text=as_chat(processor, prompt), return_tensors="pt")
+    inputs = inputs.to(model.device, model.dtype)
+    with torch.no_grad():
+        tokens = model.generate(**inputs, do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
+    new = tokens[:, inputs["input_ids"].shape[1] :]
+    return str(processor.batch_decode(new, skip_special_tokens=True)[0]).strip()
+
+
+def as_chat(processor: Any, prompt: str) -> str:
+    """The prompt in the model's chat format, or in LLaVA-1.5's if it has none."""
+    if getattr(processor, "chat_template", None):
+        content = [{"type": "image"}, {"type": "text", "text": prompt}]
+        messages = [{"role": "user", "content": content}]
+        return str(processor.apply_chat_template(messages, add_generation_prompt=True))
+    return f"USER: <image>\n{prompt} ASSISTANT:"
+
+
+def seen(processor: Any, picture: Image.Image) -> Image.Image:
+    """The picture as the model sees it: resized and cropped."""
+    processing = processor.image_processor
+    pixels = torch.as_tensor(processing(picture, return_tensors="pt")["pixel_values"][0]).float()
+    mean_std = (torch.tensor(processing.image_mean), torch.tensor(processing.image_std))
+    middle, spread = (values.view(3, 1, 1) for values in mean_std)
+    rgb = ((pixels * spread + middle).clamp(0, 1) * 255).round().byte()
+    return Image.fromarray(rgb.permute(1, 2, 0).numpy())
+
+
+def scores(
+    model: Any, processor: Any, retention: float, questions: int, seed: int, report: Report
+) -> dict[str, dict[str, Score]]:
+    """Accuracy of every method on every schedule, on the same fresh questions.
+
+    The questions are shared out over the tiny model's groups.
+    """
+    table: dict[str, dict[str, Score]] = {}
+    uncompressed: Score | None = None
+    for schedule, config in schedules(model, retention).items():
+        for method, chosen in methods(config).items():
+            if chosen is None and uncompressed is not None:
+                score = uncompressed
+            else:
+                torch.manual_seed(seed)
+                with attached(model, chosen):
+                    score = _score(model, processor, questions, seed)
+                report(f"  {schedule:8} {method:8} {score.value:6.1%}")
+            uncompressed = score if chosen is None else uncompressed
+            table.setdefault(method, {})[schedule] = score
+    return table
+
+
+def _score(model: Any, processor: Any, questions: int, seed: int) -> Score:
+    groups = SCORED_GROUPS
+    shares = [questions // len(groups) + (i < questions % len(groups)) for i in range(len(groups))]
+    right = 0
+    for group, share in zip(groups, shares, strict=True):
+        if share:
+            right += sum(tiny.accuracy(model, processor, group, share, seed).correct)
+    return Score(right / questions, *tiny.wilson(right, questions))
+
+
+SCORED_GROUPS = ("vqa", "hallucination")
+"""Groups that the bundled model masters, so that there is something to lose."""
+
+
+@contextmanager
+def attached(model: Any, config: LightKVConfig | None) -> Iterator[None]:
+    """``attach``, or nothing for None."""
+    if config is None:
+        yield
+    else:
+        with attach(model, config):
+            yield
+
+
+def save_pictures(answered: Answered, folder: Path) -> list[Path]:
+    """Writes the picture, and its merges stage by stage; returns the files.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError(
+            "drawing needs matplotlib: install it with `pip install 'lightkv-gnn[draw]'`"
+        ) from error
+    matplotlib.use("Agg")
+    folder.mkdir(parents=True, exist_ok=True)
+    picture, merges = folder / "picture.png", folder / "merges.png"
+    answered.picture.resize((512, 512), Image.Resampling.NEAREST).save(picture)
+    draw_stages(answered.trace, answered.picture).savefig(merges, dpi=120)
+    return [picture, merges]
