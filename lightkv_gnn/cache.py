@@ -82,11 +82,28 @@ class CompressedMixin:
         return physical + self.shift if physical else 0
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Logical length of keys and offset, for the masks that transformers makes."""
+        if not self.compressed:
+            return super().get_mask_sizes(query_length)  # type: ignore[misc]
         return self.get_seq_length() + query_length, 0
 
     def expect(self, entries: Expected) -> None:
         """Announces the entries of the next update, which will commit them."""
+        self.admit(entries.length)
         self._pending = entries
+
+    def admit(self, length: int) -> None:
+        """Lets the next update, of a call of ``length`` tokens, through.
+
+        Raises:
+            UnsupportedInputError: A sliding window would have to forget tokens.
+        """
+        window = getattr(self, "sliding_window", None)
+        if window is not None and self.get_seq_length() + length > window:
+            raise UnsupportedInputError(
+                f"the context grew past the sliding window of {window} tokens: compressed layers "
+                "serve sliding-window models up to the window's length; use a shorter context"
+            )
         self.open = True
 
     def index_of(self, entries: int, batch: int, device: torch.device) -> Tensor:
@@ -111,17 +128,16 @@ class CompressedMixin:
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
+        """Adds entries, `[batch, head, entry, channel]`, and commits what was announced of them.
+
+        Raises:
+            RuntimeError: The layer is compressed and nobody looks after the call.
+            UnsupportedInputError: The context outgrew a sliding window.
+        """
         if self.compressed and not self.open:
             raise RuntimeError(
                 "this cache was compressed by lightkv_gnn and is used outside the context that "
                 "compressed it: keep prefill and decoding inside one `with attach(...)`"
-            )
-        window = getattr(self, "sliding_window", None)
-        length = self._pending.length if self._pending else key_states.shape[-2]
-        if window is not None and self.get_seq_length() + length > window:
-            raise UnsupportedInputError(
-                f"the context grew past the sliding window of {window} tokens: compressed layers "
-                "serve sliding-window models up to the window's length; use a shorter context"
             )
         if self._pending is not None:
             new = self._pending
@@ -137,10 +153,12 @@ class CompressedMixin:
     def crop(self, amount: int) -> None:
         """Drops trailing tokens: ``-n`` drops n, a positive number is the logical length to keep.
 
+        Zero drops nothing, as ``generate`` with candidate tokens expects where all were right.
+
         Raises:
             ValueError: Merged tokens lie among those to drop.
         """
-        drop = -amount if amount < 0 else max(0, self.get_seq_length() - amount)
+        drop = -amount if amount <= 0 else max(0, self.get_seq_length() - amount)
         if self.logical is None or drop == 0:
             super().crop(amount)  # type: ignore[misc]
             return
@@ -151,7 +169,8 @@ class CompressedMixin:
                 f"cannot drop the last {drop} tokens from the cache: only the last "
                 f"{free + self.tail} were kept one by one, vision tokens before them are merged"
             )
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None
+        assert self.values is not None
         self.keys, self.values = self.keys[..., :-drop, :], self.values[..., :-drop, :]
         if hasattr(self, "cumulative_length"):
             self.cumulative_length -= drop
@@ -159,19 +178,23 @@ class CompressedMixin:
         self.logical, self.tail = self.logical[:, : explicit - into], self.tail - into
 
     def reset(self) -> None:
+        """Empties the layer; it is an ordinary one again."""
         super().reset()  # type: ignore[misc]
         self.logical, self.shift, self.merged, self.tail = None, 0, None, 0
         self._pending, self.open, self.ragged = None, False, False
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Picks samples, for beams."""
         super().reorder_cache(beam_idx)  # type: ignore[misc]
         self._select(lambda x: x.index_select(0, beam_idx.to(x.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeats every sample."""
         super().batch_repeat_interleave(repeats)  # type: ignore[misc]
         self._select(lambda x: x.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
+        """Picks samples."""
         super().batch_select_indices(indices)  # type: ignore[misc]
         self._select(lambda x: x[indices.to(x.device)])
 

@@ -21,7 +21,8 @@ Listener = Callable[[Tensor, Tensor, float], None]
 _ATTRIBUTE = "_lightkv_listener"
 _lock = threading.Lock()
 _users: dict[str, int] = {}
-_replaced: dict[str, Callable[..., Any] | None] = {}
+_replaced: dict[str, tuple[Callable[..., Any], Callable[..., Any] | None]] = {}
+"""Our wrapper of each backend, and what the registry held locally before it."""
 
 
 def listen(module: nn.Module, listener: Listener) -> None:
@@ -39,10 +40,10 @@ def install(implementation: str) -> None:
     with _lock:
         _users[implementation] = _users.get(implementation, 0) + 1
         if _users[implementation] == 1:
-            _replaced[implementation] = ALL_ATTENTION_FUNCTIONS._local_mapping.get(implementation)
-            ALL_ATTENTION_FUNCTIONS[implementation] = _listening(
-                ALL_ATTENTION_FUNCTIONS.get(implementation)
-            )
+            previous = ALL_ATTENTION_FUNCTIONS._local_mapping.get(implementation)
+            wrapper = _listening(ALL_ATTENTION_FUNCTIONS.get(implementation))
+            _replaced[implementation] = wrapper, previous
+            ALL_ATTENTION_FUNCTIONS[implementation] = wrapper
 
 
 def uninstall(implementation: str) -> None:
@@ -51,7 +52,9 @@ def uninstall(implementation: str) -> None:
         _users[implementation] -= 1
         if _users[implementation] == 0:
             del _users[implementation]
-            previous = _replaced.pop(implementation)
+            wrapper, previous = _replaced.pop(implementation)
+            if ALL_ATTENTION_FUNCTIONS._local_mapping.get(implementation) is not wrapper:
+                return  # someone else's by now; what they may have wrapped passes through
             if previous is None:
                 del ALL_ATTENTION_FUNCTIONS[implementation]
             else:
@@ -64,8 +67,19 @@ def _listening(function: Callable[..., Any] | None) -> Callable[..., Any]:
         if listener is not None:
             scaling = kwargs.get("scaling")
             listener(query, key, query.shape[-1] ** -0.5 if scaling is None else scaling)
-        # Eager attention is not in the registry: each modeling file has its own.
-        attention = function or sys.modules[type(module).__module__].eager_attention_forward
+        attention = function or _eager_attention(module)
         return attention(module, query, key, *args, **kwargs)
 
     return attend
+
+
+def _eager_attention(module: nn.Module) -> Callable[..., Any]:
+    """Eager attention is not in the registry: each modeling file has its own.
+
+    A subclass may live elsewhere; what it inherits is then in a parent's file.
+    """
+    for parent in type(module).__mro__:
+        function = getattr(sys.modules.get(parent.__module__), "eager_attention_forward", None)
+        if function is not None:
+            return function
+    raise RuntimeError(f"no eager_attention_forward beside {type(module).__name__}")

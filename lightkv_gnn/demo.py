@@ -13,10 +13,10 @@ from PIL import Image
 
 from lightkv_gnn import tiny
 from lightkv_gnn.adapters import adapter_for
-from lightkv_gnn.config import LightKVConfig, Stage
+from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.ledger import Ledger
 from lightkv_gnn.messages import destination_only, mean
-from lightkv_gnn.schedule import layer_average
+from lightkv_gnn.schedule import halving, layer_average
 from lightkv_gnn.session import attach
 from lightkv_graphs import MergeTrace, draw_stages, random_matching
 
@@ -75,13 +75,30 @@ def load_model(folder: str | None) -> tuple[Any, Any]:
 
 
 def schedules(model: Any, retention: float) -> dict[str, LightKVConfig]:
-    """The default schedule, and one that compresses right after layer 0 and keeps as much."""
+    """The demo's schedules.
+
+    "default" is the usual one; "early" compresses right after layer 0 and keeps as much, averaged
+    over the layers; "steep" halves after each of the first three layers and keeps far less.
+    """
     default = LightKVConfig.for_model(model, retention)
+    adapter = adapter_for(model)
+    kept = layer_average(default.stages, adapter.layers)
+    ratio = min(0.5, round((1 - kept) * adapter.layers / (adapter.layers - 1), 2))
+    steep = halving(range(3), adapter.grid)
+    return {
+        "default": default,
+        "early": replace(default, stages=[replace(steep[0], ratio=ratio)]),
+        "steep": replace(default, stages=steep),
+    }
+
+
+def retentions(model: Any, retention: float) -> dict[str, float]:
+    """Vision tokens that each of the schedules keeps, averaged over the layers; fractions."""
     layers = adapter_for(model).layers
-    kept = layer_average(default.stages, layers)
-    ratio = min(0.5, round((1 - kept) * layers / (layers - 1), 2))
-    first = default.stages[0].windows if default.stages else 1
-    return {"default": default, "early": replace(default, stages=[Stage(0, first, ratio)])}
+    return {
+        name: layer_average(config.stages, layers)
+        for name, config in schedules(model, retention).items()
+    }
 
 
 def methods(config: LightKVConfig) -> dict[str, LightKVConfig | None]:

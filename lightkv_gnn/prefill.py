@@ -2,93 +2,18 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch_geometric.data import HeteroData
 
 from lightkv_gnn.compressor import Compressed, TokenCompressor
-from lightkv_gnn.config import LightKVConfig, Stage
+from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.guidance import Guidance, GuidanceBlock, prompt_guidance, unrotated
-from lightkv_graphs import MergeTrace, StagePlan, StageTrace, TokenLayout, add_text, plan_stage
+from lightkv_gnn.plan import PlannedStage, plan_stages
+from lightkv_gnn.records import Heard, StageRecord, Stopwatch
+from lightkv_graphs import MergeTrace, StageTrace, TokenLayout
 from lightkv_graphs.host import to_device
-
-
-@dataclass(frozen=True, eq=False)
-class PlannedStage:
-    """A stage with its sizes.
-
-    Attributes:
-        stage: From the configuration.
-        plan: Merges per image.
-        lengths: Tokens of each sample after the stage, without padding.
-        vision: Vision tokens of each sample after the stage.
-    """
-
-    stage: Stage
-    plan: StagePlan
-    lengths: tuple[int, ...]
-    vision: tuple[int, ...]
-
-
-def plan_stages(
-    stages: Sequence[Stage], layout: TokenLayout, lengths: Sequence[int]
-) -> list[PlannedStage]:
-    """Sizes of all stages; those that merge nothing away are left out."""
-    planned = []
-    occupancy = layout.occupancy
-    vision = [0] * len(lengths)
-    for image, sample in enumerate(layout.samples):
-        vision[sample] += layout.counts[image]
-    left = list(lengths)
-    for stage in stages:
-        plan = plan_stage(occupancy, stage.windows, stage.ratio)
-        if plan.total == 0:
-            continue
-        occupancy = plan.occupancy
-        for image, sample in enumerate(layout.samples):
-            left[sample] -= plan.merges[image]
-            vision[sample] -= plan.merges[image]
-        planned.append(PlannedStage(stage, plan, tuple(left), tuple(vision)))
-    return planned
-
-
-class Heard(NamedTuple):
-    """Guidance, and the text tokens it came from.
-
-    Attributes:
-        guidance: Of the vision tokens.
-        position: Position in the call of each text token, `[batch, text]`.
-        mask: True for real text tokens, `[batch, text]`.
-    """
-
-    guidance: Guidance
-    position: Tensor
-    mask: Tensor
-
-
-class StageRecord(NamedTuple):
-    """What a stage did, kept for inspection."""
-
-    graph: HeteroData
-    heard: Heard | None
-    vision_counts: tuple[int, ...]
-
-    def with_text(self) -> HeteroData:
-        """The stage's graph with the prompt's tokens and guidance edges, where there are any."""
-        if self.heard is None or self.heard.guidance.by_text is None:
-            return self.graph
-        guidance, position, mask = self.heard
-        sample, rank = mask.nonzero(as_tuple=True)
-        owner = self.graph["vision"].sample
-        place = torch.cat([torch.arange(count) for count in self.vision_counts]).to(owner.device)
-        shares = guidance.by_text.exp()[owner[:, None], place[:, None], rank[None, :]]
-        return add_text(self.graph, sample, position[sample, rank], shares)
 
 
 class Prefill:
@@ -133,10 +58,10 @@ class Prefill:
         self.merged_before: Tensor | None = None
         self.merged: Tensor | None = None
         self.tables: tuple[Tensor, Tensor] | None = None
-        self._guidance: Heard | None = None
+        self._said: tuple[Tensor, Tensor, float] | None = None
         self.records: list[StageRecord] = []
         self._traced: list[StageTrace] = []
-        self._clock: list[tuple[float, float] | tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self.stopwatch = Stopwatch()
 
     def start(self, device: torch.device) -> None:
         """Puts the call's bookkeeping on the device of the hidden states."""
@@ -149,62 +74,80 @@ class Prefill:
         self.vision_rows = _true_rows(self.is_vision, sum(self.vision_counts))
 
     def listen(self, query: Tensor, key: Tensor, scaling: float) -> None:
-        """Takes guidance from the attention of a layer that a stage runs after."""
-        with self.timed(query.device):
-            if self.config.guidance == "none":
-                return
-            tokens = self.is_vision.shape[1]
-            key = key[:, :, -tokens:]
-            if not self.config.rotary:
-                assert self.tables is not None
-                query, key = (unrotated(states, *self.tables) for states in (query, key))
-            vision, vision_mask = _listed(self.is_vision, self.vision_counts)
-            text, text_mask = _listed(self.is_text, self.text_counts)
-            block = GuidanceBlock(query, key, vision, text, vision_mask, text_mask, scaling)
-            guidance = prompt_guidance(block, self.config.guidance)
-            if self.config.guidance == "last_token":
-                last = (text_mask.sum(1, keepdim=True) - 1).clamp(min=0)
-                text, text_mask = text.gather(1, last), text_mask[:, :1]
-            self._guidance = Heard(guidance, self.token.gather(1, text), text_mask)
+        """Takes queries and keys of a layer that a stage runs after.
+
+        They are used after the layer: activation checkpointing runs the layer again in the
+        backward pass, where nothing listens, and counts what it does.
+        """
+        self._said = query, key[:, :, -self.is_vision.shape[1] :], scaling
+
+    def _heard(self) -> Heard | None:
+        """Guidance from the layer that ran last; None if its attention was not heard."""
+        said, self._said = self._said, None
+        if said is None or self.config.guidance == "none":
+            return None
+        query, key, scaling = said
+        if not self.config.rotary:
+            assert self.tables is not None
+            query, key = (unrotated(states, *self.tables) for states in (query, key))
+        vision, vision_mask = _listed(self.is_vision, self.vision_counts)
+        text, text_mask = _listed(self.is_text, self.text_counts)
+        block = GuidanceBlock(query, key, vision, text, vision_mask, text_mask, scaling)
+        guidance = prompt_guidance(block, self.config.guidance)
+        if self.config.guidance == "last_token":
+            last = (text_mask.sum(1, keepdim=True) - 1).clamp(min=0)
+            text, text_mask = text.gather(1, last), text_mask[:, :1]
+        return Heard(guidance, self.token.gather(1, text), text_mask)
 
     def compress(self, number: int, hidden_states: Tensor) -> Tensor:
         """Runs stage ``number`` on `[batch, token, channel]`; returns fewer tokens."""
-        with self.timed(hidden_states.device):
+        with self.stopwatch.running(hidden_states.device):
             return self._compress(self.planned[number], hidden_states)
 
     def _compress(self, planned: PlannedStage, hidden_states: Tensor) -> Tensor:
         batch, tokens, channels = hidden_states.shape
-        guidance, self._guidance = self._guidance, None
+        heard = self._heard()
         features = hidden_states.reshape(-1, channels)[self.vision_rows]
-        weight = self._flat_guidance(planned, guidance)
-        done = self.compressor(features, self.layout, planned.plan, weight)
-        edges = done.graph["vision", "merges_into", "vision"].edge_index
-        gone, into = self.vision_rows[edges]
+        guidance = self._flat_guidance(planned, heard)
+        done = self.compressor(features, self.layout, planned.plan, guidance)
+        self._record(planned, done, heard)
+        gone, into = self.vision_rows[done.graph["vision", "merges_into", "vision"].edge_index]
         stays = self.real.reshape(-1).index_fill(0, gone, False).reshape(batch, tokens)
         width = max(planned.lengths)
         order = stays.to(torch.uint8).argsort(dim=1, stable=True)[:, tokens - width :]
-        place = torch.arange(width, device=order.device)
-        row = torch.zeros_like(self.token[:, :1].expand(-1, tokens)).scatter(
-            1, order, place.expand(batch, -1)
-        )
-        row = row.reshape(-1).index_copy(0, gone, row.reshape(-1)[into]).reshape(batch, tokens)
-        real = place >= width - to_device(planned.lengths, place.device)[:, None]
-        self._record(planned, done, guidance)
-        self.row_of = row.gather(1, self.row_of)
-        self.token = self.token.gather(1, order)
-        self.is_vision = self.is_vision.gather(1, order) & real
-        self.is_text = self.is_text.gather(1, order) & real
-        self.real = real
+        self._follow(planned, order, gone, into)
         self.layout = done.layout
-        self.lengths, self.vision_counts = planned.lengths, planned.vision
-        self.vision_rows = _true_rows(self.is_vision, sum(planned.vision))
-        self.source = self.token.masked_fill(~real, -1)
-        self.ragged = min(planned.lengths) < width
-        if self.config.positions == "reindex":
-            self._count_merged()
         short = hidden_states.gather(1, order[:, :, None].expand(-1, -1, channels))
         flat = short.reshape(-1, channels)
         return flat.index_copy(0, self.vision_rows, done.hidden_states).reshape(short.shape)
+
+    def _follow(self, planned: PlannedStage, order: Tensor, gone: Tensor, into: Tensor) -> None:
+        """Brings the bookkeeping to the shorter sequence.
+
+        Args:
+            planned: The stage's sizes.
+            order: Row of the longer sequence that each row of the shorter one holds,
+                `[batch, row]`; a sample's own rows are at the right.
+            gone: Flat rows merged away, `[edge]`.
+            into: Flat rows they merged into, `[edge]`.
+        """
+        batch, tokens = self.real.shape
+        place = torch.arange(order.shape[1], device=order.device)
+        row = torch.zeros_like(self.real, dtype=torch.int64)
+        row = row.scatter(1, order, place.expand(batch, -1)).reshape(-1)
+        row = row.index_copy(0, gone, row[into]).reshape(batch, tokens)
+        self.row_of = row.gather(1, self.row_of)
+        lengths = to_device(planned.lengths, order.device)[:, None]
+        self.real = place >= order.shape[1] - lengths
+        self.token = self.token.gather(1, order)
+        self.is_vision = self.is_vision.gather(1, order) & self.real
+        self.is_text = self.is_text.gather(1, order) & self.real
+        self.lengths, self.vision_counts = planned.lengths, planned.vision
+        self.vision_rows = _true_rows(self.is_vision, sum(planned.vision))
+        self.source = self.token.masked_fill(~self.real, -1)
+        self.ragged = min(planned.lengths) < order.shape[1]
+        if self.config.positions == "reindex":
+            self._count_merged()
 
     def _flat_guidance(self, planned: PlannedStage, guidance: Heard | None) -> Tensor | None:
         """Guidance of each vision token of the batch, `[token]`."""
@@ -241,37 +184,16 @@ class Prefill:
         self._traced.append(
             StageTrace(stage.layer, stage.windows, window, done.kept, done.survivor, done.layout)
         )
-        self.records.append(StageRecord(done.graph, heard, self.vision_counts))
+        if heard is not None:  # what is kept for inspection must not keep the autograd graph
+            weight, by_text = heard.guidance
+            by_text = None if by_text is None else by_text.detach()
+            heard = heard._replace(guidance=Guidance(weight.detach(), by_text))
+        self.records.append(StageRecord(done.graph.detach(), heard, self.vision_counts))
 
     @property
     def trace(self) -> MergeTrace:
         """Lineage of the call's vision tokens."""
         return MergeTrace(self.first_layout, tuple(self._traced))
-
-    @contextmanager
-    def timed(self, device: torch.device) -> Iterator[None]:
-        """Counts the block's time as the compressor's, without waiting for the device."""
-        if device.type == "cuda":
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            yield
-            end.record()
-            self._clock.append((begin, end))
-        else:
-            started = time.perf_counter()
-            yield
-            self._clock.append((started, time.perf_counter()))
-
-    def seconds(self) -> float:
-        """Time of the stages; waits for the device if they ran on one."""
-        total = 0.0
-        for begin, end in self._clock:
-            if isinstance(begin, torch.cuda.Event):
-                end.synchronize()  # type: ignore[union-attr]
-                total += begin.elapsed_time(end) / 1e3  # type: ignore[arg-type]
-            else:
-                total += end - begin  # type: ignore[operator]
-        return total
 
 
 def _true_rows(mask: Tensor, count: int) -> Tensor:

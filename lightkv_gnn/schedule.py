@@ -52,8 +52,8 @@ def find_stages(layers: int, retention: float, grid: Grid | None = None) -> tupl
     if not 0 < retention <= 1:
         raise ScheduleError(f"retention is {retention}: expected a fraction above 0, at most 1")
     if layers in PUBLISHED and abs(retention - 0.55) < CLOSE:
-        return _halving(PUBLISHED[layers], grid)
-    candidates = [_halving(chosen, grid) for chosen in _layer_choices(layers)]
+        return halving(PUBLISHED[layers], grid)
+    candidates = [halving(chosen, grid) for chosen in _layer_choices(layers)]
     best = min(candidates, key=lambda stages: _badness(stages, layers, retention))
     reached = layer_average(best, layers)
     if abs(reached - retention) > 0.05:
@@ -85,7 +85,8 @@ def _badness(stages: tuple[Stage, ...], layers: int, retention: float) -> tuple[
     return error, -len(stages), uneven
 
 
-def _halving(chosen: Sequence[int], grid: Grid | None) -> tuple[Stage, ...]:
+def halving(chosen: Sequence[int], grid: Grid | None) -> tuple[Stage, ...]:
+    """A halving stage after each of up to three layers, in windows that a grid has tokens for."""
     stages = []
     for number, layer in enumerate(chosen):
         windows = WINDOWS[number]

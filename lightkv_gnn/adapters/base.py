@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightkv_gnn.errors import UnsupportedModelError
+from lightkv_gnn.ledger import DecoderSize
 from lightkv_graphs import Grid, TokenLayout
 
 
@@ -44,6 +45,18 @@ class Adapter(ABC):
         """The attention module of a decoder layer."""
         attention: nn.Module = self.decoder.layers[layer].self_attn
         return attention
+
+    def decoder_size(self, bytes_per_value: int) -> DecoderSize:
+        """What the costs of the decoder's layers depend on."""
+        config, layer = self.decoder.config, self.decoder.layers[0]
+        heads = config.num_attention_heads
+        head = getattr(config, "head_dim", None) or config.hidden_size // heads
+        return DecoderSize(
+            parameters=sum(weight.numel() for weight in layer.parameters()),
+            attention_channels=heads * head,
+            kv_channels=config.num_key_value_heads * head,
+            bytes_per_value=bytes_per_value,
+        )
 
     @property
     def placeholder(self) -> int:

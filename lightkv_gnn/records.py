@@ -1,0 +1,76 @@
+"""What is kept of a prefill for inspection: its graphs, its guidance, its time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch_geometric.data import HeteroData
+
+from lightkv_gnn.guidance import Guidance
+from lightkv_graphs import add_text
+
+
+class Heard(NamedTuple):
+    """Guidance, and the text tokens it came from.
+
+    Attributes:
+        guidance: Of the vision tokens.
+        position: Position in the call of each text token, `[batch, text]`.
+        mask: True for real text tokens, `[batch, text]`.
+    """
+
+    guidance: Guidance
+    position: Tensor
+    mask: Tensor
+
+
+class StageRecord(NamedTuple):
+    """What a stage did, kept for inspection."""
+
+    graph: HeteroData
+    heard: Heard | None
+    vision_counts: tuple[int, ...]
+
+    def with_text(self) -> HeteroData:
+        """The stage's graph with the prompt's tokens and guidance edges, where there are any."""
+        if self.heard is None or self.heard.guidance.by_text is None:
+            return self.graph
+        guidance, position, mask = self.heard
+        sample, rank = mask.nonzero(as_tuple=True)
+        owner = self.graph["vision"].sample
+        place = torch.cat([torch.arange(count) for count in self.vision_counts]).to(owner.device)
+        shares = guidance.by_text.exp()[owner[:, None], place[:, None], rank[None, :]]
+        return add_text(self.graph, sample, position[sample, rank], shares)
+
+
+class Stopwatch:
+    """Adds up the time of blocks of code without waiting for the device they run on."""
+
+    def __init__(self) -> None:
+        self._host = 0.0
+        self._device: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def running(self, device: torch.device) -> Iterator[None]:
+        """Counts the block."""
+        if device.type == "cuda":
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            yield
+            end.record()
+            self._device.append((begin, end))
+        else:
+            started = time.perf_counter()
+            yield
+            self._host += time.perf_counter() - started
+
+    def seconds(self) -> float:
+        """The sum; waits for the device if blocks ran on one."""
+        for _, end in self._device:
+            end.synchronize()
+        return self._host + sum(begin.elapsed_time(end) for begin, end in self._device) / 1e3

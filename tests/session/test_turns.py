@@ -1,0 +1,346 @@
+"""A compressed cache as an object: later turns, and everything caches can do."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from layer_loop import LayerLoop
+from models import alone, batch, cache_lengths, check_ledger, greedy, near, prompt, tiny_llava
+from transformers import DynamicCache
+
+import lightkv_gnn as lk
+from lightkv_gnn.cache import CompressedLayer, CompressedSlidingLayer
+
+SCHEDULE = ((1, 2, 0.5), (3, 1, 0.5))
+STAGES = [lk.Stage(*stage) for stage in SCHEDULE]
+RAGGED = [prompt(4, "image", 6), prompt(2, "image", 3, "image", 4, seed=1), prompt(9, seed=2)]
+
+attentions = pytest.mark.parametrize("attention", ["eager", "sdpa"])
+policies = pytest.mark.parametrize("positions", ["preserve", "reindex"])
+ways = pytest.mark.parametrize(
+    ("attention", "positions"), [("eager", "reindex"), ("sdpa", "preserve")]
+)
+
+TURNS = {
+    "text": [(5,)],
+    "an image": [(3, "image", 4)],
+    "text, image, text": [(2,), (1, "image", "image", 3), (4,)],
+}
+
+
+@policies
+@attentions
+@pytest.mark.parametrize("turns", TURNS)
+@torch.no_grad()
+def test_later_turns_equal_the_loop(turns: str, attention: str, positions: str) -> None:
+    model = tiny_llava(attention=attention)
+    loop, cache = LayerLoop(model, SCHEDULE, positions=positions), DynamicCache()
+    with lk.attach(model, lk.LightKVConfig(STAGES, positions=positions)) as handle:
+        for number, parts in enumerate([(4, "image", 6), *TURNS[turns]]):
+            made = prompt(*parts, seed=number)
+            inputs = batch(made, seed=number)
+            images = inputs.get("pixel_values")
+            expected = loop.run(made[0], images)
+            # transformers makes the mask of all tokens so far out of none.
+            call = {"input_ids": inputs["input_ids"], "pixel_values": images}
+            logits = model(**call, past_key_values=cache).logits[0]
+            near(logits, expected)
+            assert cache_lengths(cache) == loop.lengths
+            assert cache.get_seq_length() == loop.seen
+            assert {layer.get_seq_length() for layer in cache.layers} == {loop.seen}
+            if images is not None:
+                rows = handle.ledger.rows
+                assert all(row.observed_kv_bytes == row.planned.kv_bytes for row in rows)
+        tokens, _ = loop.greedy(expected[-1], 8)
+        for token in tokens:
+            assert int(logits[-1].argmax()) == token
+            logits = model(input_ids=torch.tensor([[token]]), past_key_values=cache).logits[0]
+    assert loop.margin > 1e-4
+
+
+@policies
+@attentions
+@torch.no_grad()
+def test_turns_of_a_ragged_batch_equal_each_alone(attention: str, positions: str) -> None:
+    """The second turn has pictures for some samples, and is padded itself."""
+    model = tiny_llava(attention=attention)
+    second = [prompt(3, seed=5), prompt(2, "image", 3, seed=6), prompt("image", 2, seed=7)]
+    first_inputs, second_inputs = batch(*RAGGED), batch(*second, seed=9)
+    both = torch.cat([first_inputs["attention_mask"], second_inputs["attention_mask"]], 1)
+    with lk.attach(model, lk.LightKVConfig(STAGES, positions=positions)) as handle:
+        places = (both.cumsum(1) - 1).clamp(min=0)
+        seen = first_inputs["input_ids"].shape[1]
+        cache = model(**first_inputs, position_ids=places[:, :seen]).past_key_values
+        call = {**second_inputs, "attention_mask": both, "position_ids": places[:, seen:]}
+        logits = model(**call, past_key_values=cache).logits
+        rows = handle.ledger.rows
+        assert all(row.observed_kv_bytes == row.planned.kv_bytes for row in rows)
+        token = logits[:, -1:].argmax(-1)
+        mask = torch.cat([both, torch.ones_like(token)], 1)
+        steps = {"attention_mask": mask, "position_ids": places[:, -1:] + 1}
+        after = model(input_ids=token, past_key_values=cache, **steps).logits
+        pairs = zip(alone(first_inputs, *RAGGED), alone(second_inputs, *second), strict=True)
+        for number, ((_, one), (where, two)) in enumerate(pairs):
+            own = model(**one).past_key_values
+            two.pop("attention_mask")
+            own_logits = model(**two, past_key_values=own).logits[0]
+            near(logits[number, where], own_logits)
+            own_after = model(input_ids=token[number][None], past_key_values=own).logits
+            near(after[number], own_after[0])
+
+
+@ways
+@torch.no_grad()
+def test_generate_goes_on_from_a_cache(attention: str, positions: str) -> None:
+    model, inputs = tiny_llava(attention=attention), batch(*RAGGED[:2])
+    question = torch.tensor([[7, 8, 9], [10, 11, 12]])
+    with lk.attach(model, lk.LightKVConfig(STAGES, positions=positions)):
+        out = model.generate(
+            **inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True
+        )
+        ids = torch.cat([out.sequences, question], 1)
+        mask = torch.cat([inputs["attention_mask"], torch.ones(2, 7, dtype=torch.int64)], 1)
+        longer = {"input_ids": ids, "attention_mask": mask}
+        cache, again = out.past_key_values, copy.deepcopy(out.past_key_values)
+        found = greedy(model, longer, 5, past_key_values=cache)
+        # Step by step: the last token is not in the cache yet.
+        tokens = []
+        new = ids[:, again.get_seq_length() :]
+        places = (mask.cumsum(1) - 1)[:, -new.shape[1] :]
+        for _ in range(5):
+            step = {"attention_mask": mask, "position_ids": places, "past_key_values": again}
+            new = model(input_ids=new, **step).logits[:, -1:].argmax(-1)
+            tokens.append(new)
+            mask = torch.cat([mask, torch.ones_like(new)], 1)
+            places = places[:, -1:] + 1
+    assert torch.equal(found, torch.cat(tokens, 1))
+
+
+class Session:
+    """A prefilled ragged batch, and one more token for each sample."""
+
+    def __init__(self, attention: str, positions: str) -> None:
+        self.model = tiny_llava(attention=attention)
+        self.inputs = batch(*RAGGED)
+        self.config = lk.LightKVConfig(STAGES, positions=positions)
+        self.mask = self.inputs["attention_mask"]
+        self.inputs["position_ids"] = (self.mask.cumsum(1) - 1).clamp(min=0)
+
+    def prefill(self) -> Any:
+        return self.model(**self.inputs).past_key_values
+
+    def step(
+        self, cache: Any, rows: list[int] | None = None, token: int = 7, more: int = 1
+    ) -> torch.Tensor:
+        """Logits of ``more`` tokens after samples ``rows``, `[row, token, vocabulary]`."""
+        rows = [0, 1, 2] if rows is None else rows
+        ids = torch.tensor([[token + row + n for n in range(more)] for row in rows])
+        past = cache.get_seq_length() - self.mask.shape[1]
+        new = torch.ones(len(rows), past + more, dtype=torch.int64)
+        mask = torch.cat([self.mask[rows], new], 1)
+        places = (mask.cumsum(1) - 1)[:, -more:]
+        call = {"attention_mask": mask, "position_ids": places, "past_key_values": cache}
+        return self.model(input_ids=ids, **call).logits
+
+
+@pytest.fixture(params=[("eager", "reindex"), ("sdpa", "preserve")], ids="-".join)
+def session(request: pytest.FixtureRequest) -> Any:
+    made = Session(*request.param)
+    with torch.no_grad(), lk.attach(made.model, made.config):
+        yield made
+
+
+@pytest.mark.parametrize("rows", [[0, 0, 1, 1, 2, 2], [2, 0, 1], [1], [2, 2, 0]], ids=str)
+def test_rows_of_a_cache_can_be_chosen(session: Session, rows: list[int]) -> None:
+    expected = session.step(session.prefill())
+    cache = session.prefill()
+    if rows == [0, 0, 1, 1, 2, 2]:
+        cache.batch_repeat_interleave(2)
+    elif len(rows) == 3:
+        cache.reorder_cache(torch.tensor(rows))
+    else:
+        cache.batch_select_indices(torch.tensor(rows))
+    near(session.step(cache, rows), expected[rows])
+    near(session.step(cache, rows, 30), session.step(_after_one(session), token=30)[rows])
+
+
+def _after_one(session: Session) -> Any:
+    cache = session.prefill()
+    session.step(cache)
+    return cache
+
+
+def test_a_copied_cache_is_independent(session: Session) -> None:
+    cache = session.prefill()
+    copied = copy.deepcopy(cache)
+    lengths = cache_lengths(cache)
+    first = session.step(cache, more=3)
+    assert cache_lengths(copied) == lengths
+    assert torch.equal(session.step(copied, more=3), first)
+    assert cache_lengths(copied) == cache_lengths(cache) == [n + 3 for n in lengths]
+
+
+@pytest.mark.parametrize("drop", [1, 3, 5])
+def test_dropped_tokens_leave_no_trace(session: Session, drop: int) -> None:
+    expected = session.step(session.prefill(), token=40)
+    cache = session.prefill()
+    lengths = cache_lengths(cache)
+    session.step(cache, more=drop)
+    cache.crop(-drop)
+    assert cache_lengths(cache) == lengths
+    near(session.step(cache, token=40), expected)
+
+
+def test_dropping_nothing_is_nothing(session: Session) -> None:
+    cache = session.prefill()
+    before, seen = cache_lengths(cache), cache.get_seq_length()
+    cache.crop(0)
+    assert cache_lengths(cache) == before
+    assert cache.get_seq_length() == seen
+
+
+@policies
+@attentions
+@torch.no_grad()
+def test_the_end_of_the_prefill_can_be_dropped(attention: str, positions: str) -> None:
+    """As far as every sample has text at its end; the tokens can be given again."""
+    model, inputs = tiny_llava(attention=attention), batch(prompt(4, "image", 6))
+    with lk.attach(model, lk.LightKVConfig(STAGES, positions=positions)):
+        out = model(**inputs)
+        cache = out.past_key_values
+        cache.crop(-4)
+        again = model(input_ids=inputs["input_ids"][:, -4:], past_key_values=cache).logits
+        near(again, out.logits[:, -4:])
+        assert cache_lengths(cache) == [26, 26, 18, 18, 14, 14]
+        model(input_ids=torch.tensor([[5, 6]]), past_key_values=cache)
+        cache.crop(-7)  # both new tokens and five of the prefill's
+        again = model(input_ids=inputs["input_ids"][:, -5:], past_key_values=cache).logits
+        near(again, out.logits[:, -5:])
+
+
+@pytest.mark.parametrize(
+    ("prompts", "tail"),
+    [
+        ([prompt(4, "image", 6)], 6),
+        ([prompt(4, "image", 6), prompt(2, "image", 3)], 3),
+        ([prompt(3, "image")], 0),
+    ],
+)
+@torch.no_grad()
+def test_merged_tokens_cannot_be_dropped(prompts: list[tuple[list[int], int]], tail: int) -> None:
+    model = tiny_llava()
+    with lk.attach(model, lk.LightKVConfig(STAGES)):
+        cache = model(**batch(*prompts)).past_key_values
+        model(input_ids=torch.full((len(prompts), 2), 9), past_key_values=cache)
+        layer = cache.layers[-1]
+        with pytest.raises(ValueError, match=rf"only the last {tail + 2} were kept one by one"):
+            layer.crop(-tail - 3)
+        layer.crop(-tail - 2)
+
+
+@torch.no_grad()
+def test_a_reset_cache_is_like_new(session: Session) -> None:
+    out = session.model(**session.inputs)
+    cache = out.past_key_values
+    session.step(cache)
+    cache.reset()
+    assert cache.get_seq_length() == 0
+    text = batch(prompt(8), prompt(5, seed=1), prompt(7, seed=2))
+    plain = session.model(**text)
+    reused = session.model(**text, past_key_values=cache)
+    assert torch.equal(reused.logits, plain.logits)
+    cache.reset()
+    again = session.model(**session.inputs, past_key_values=cache)
+    assert torch.equal(again.logits, out.logits)
+
+
+@torch.no_grad()
+def test_a_reset_cache_serves_outside_the_context() -> None:
+    made = Session("sdpa", "reindex")
+    with lk.attach(made.model, made.config):
+        cache = made.prefill()
+    expected = made.model(**made.inputs).logits
+    cache.reset()
+    assert torch.equal(made.model(**made.inputs, past_key_values=cache).logits, expected)
+
+
+@attentions
+@policies
+@torch.no_grad()
+def test_a_compressed_cache_is_refused_outside_the_context(attention: str, positions: str) -> None:
+    """Its entries would be taken for other tokens, silently."""
+    for prompts in (RAGGED, RAGGED[:1]):
+        model, inputs = tiny_llava(attention=attention), batch(*prompts)
+        config = lk.LightKVConfig(STAGES, positions=positions)
+        with lk.attach(model, config):
+            cache = model(**inputs).past_key_values
+            inside = copy.deepcopy(cache)
+        lengths = cache_lengths(cache)
+        new = torch.ones(len(prompts), 1, dtype=torch.int64)
+        call = {"input_ids": 8 * new}
+        call["attention_mask"] = torch.cat([inputs["attention_mask"], new], 1)
+        with pytest.raises(RuntimeError, match="outside the context"):
+            model(**call, past_key_values=cache)
+        assert cache_lengths(cache)[2:] == lengths[2:]
+        with lk.attach(model, config):
+            model(**call, past_key_values=inside)
+
+
+@pytest.mark.parametrize("text", ["llama", "mistral"])
+@torch.no_grad()
+def test_only_layers_after_a_stage_change_their_class(text: str) -> None:
+    model = tiny_llava(text)
+    kind = CompressedSlidingLayer if text == "mistral" else CompressedLayer
+    with lk.attach(model, lk.LightKVConfig(STAGES)):
+        for cache in (None, DynamicCache(config=model.config.text_config)):
+            layers = model(**batch(*RAGGED), past_key_values=cache).past_key_values.layers
+            assert ["lightkv" in type(x).__module__ for x in layers] == [False] * 2 + [True] * 4
+            assert all(type(layer) is kind for layer in layers[2:])
+        lazy = DynamicCache()
+        model(**batch(*RAGGED), past_key_values=lazy)
+        assert all(type(layer) is CompressedLayer for layer in lazy.layers[2:])
+
+
+FRESH = """
+import pickle, sys
+sys.path[:0] = {path!r}
+import torch
+with open({file!r}, "rb") as file:
+    cache, step, config = pickle.load(file)
+from models import tiny_llava
+import lightkv_gnn as lk
+model = tiny_llava(attention="eager")
+with torch.no_grad(), lk.attach(model, lk.LightKVConfig.from_json(config)):
+    logits = model(**step, past_key_values=cache).logits
+torch.save(logits, {out!r})
+"""
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_cache_goes_to_another_process(tmp_path: Path) -> None:
+    made = Session("eager", "reindex")
+    new = torch.ones(3, 2, dtype=torch.int64)
+    step = {"input_ids": 8 * new, "attention_mask": torch.cat([made.mask, new], 1)}
+    step["position_ids"] = (step["attention_mask"].cumsum(1) - 1)[:, -2:]
+    with lk.attach(made.model, made.config) as handle:
+        cache = made.prefill()
+        check_ledger(handle.ledger, cache)
+        sent = pickle.dumps((cache, step, made.config.to_json()))
+        expected = made.model(**step, past_key_values=cache).logits
+        here = pickle.loads(sent)[0]
+        assert torch.equal(made.model(**step, past_key_values=here).logits, expected)
+    file, out = tmp_path / "cache.pkl", tmp_path / "logits.pt"
+    file.write_bytes(sent)
+    root = Path(__file__).parents[2]
+    paths = [str(root), str(root / "graphs"), str(root / "tests")]
+    code = FRESH.format(path=paths, file=str(file), out=str(out))
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+    near(torch.load(out), expected, 1e-6)

@@ -1,0 +1,38 @@
+"""The README's program and the examples run, on the bundled model."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lightkv_gnn import tiny
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize(
+    ("name", "printed"),
+    [
+        ("compress.py", "vision tokens held"),
+        ("own_parts.py", "own guidance"),
+        ("see_merges.py", "as networkx"),
+    ],
+)
+def test_example_runs(name, printed, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [name])
+    runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+    assert printed in capsys.readouterr().out
+
+
+def test_readme_program_runs(capsys, monkeypatch, tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    program = next(block for block in blocks if "from_pretrained" in block)
+    monkeypatch.chdir(tmp_path)
+    image = tiny.render(tiny.sample_scene(np.random.default_rng(0)))
+    exec(program.replace("my-model/", str(tiny.WEIGHTS)), {"image": image})
+    assert "MergeTrace(vision tokens 256 ->" in capsys.readouterr().out
+    assert (tmp_path / "merges.png").is_file()
