@@ -81,15 +81,15 @@ class Hooks:
         if vision is None or vision.shape[1] == 1:
             return
         vision = vision.cpu()
-        cache = given.get("past_key_values")
-        past = 0 if cache is None else int(cache.get_seq_length())
-        real = real_tokens(given.get("attention_mask"), *vision.shape, past)
-        vision &= real
         if not bool(vision.any()):
             return
+        cache, past = given.get("past_key_values"), 0
         if cache is not None:
             for number in range(self._adapter.layers):
                 check_cache(cache, number)
+            past = int(cache.get_seq_length())
+        real = real_tokens(given.get("attention_mask"), *vision.shape, past)
+        vision &= real
         layout = self._adapter.layout(vision.sum(1).tolist())
         prefill = Prefill(self._config, self._compressor, layout, vision, real, past)
         self._running.call = Call(self._adapter, prefill)
