@@ -115,8 +115,9 @@ class Call:
             held = None if self._cache is None else _kv_bytes(self._cache, number) - before
             rows.append(LayerRow(number, planned, full, tokens, held))
         self._rows = tuple(rows)
-        self._cache, prefill.tables = None, None
+        self._cache = None
         self._memo.clear()
+        prefill.forget()
 
     @property
     def ledger(self) -> Ledger:

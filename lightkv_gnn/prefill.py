@@ -173,6 +173,10 @@ class Prefill:
         self.merged_before = before.gather(1, self.source.clamp(min=0))
         self.merged = before[:, -1:]
 
+    def forget(self) -> None:
+        """Lets go of what only a running call needs."""
+        self.tables = self._said = None
+
     def restored(self, hidden_states: Tensor) -> Tensor:
         """Gives every token of the call the row that stands for it: full length again."""
         index = self.row_of[:, :, None].expand(-1, -1, hidden_states.shape[-1])

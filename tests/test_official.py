@@ -135,6 +135,8 @@ CASES = {
     "one of two is too small": Case((3, 64, 2, 31, 4), 2, 0.5),
     "rounding up, 0.29": Case((2, 100, 3), 1, 0.29),
     "rounding up, 0.35": Case((2, 180, 3), 1, 0.35),
+    "rounding down, 0.42": Case((2, 150, 3), 1, 0.42),
+    "longer pieces first": Case((3, 190, 2), 4, 0.5),
     "capped at half": Case((2, 75, 3), 2, 0.9),
     "all of it": Case((2, 50, 3), 2, 1.0),
     "some windows give nothing": Case((2, 100, 3), 3, 0.1),
@@ -190,6 +192,7 @@ def test_the_cases_do_what_they_say() -> None:
     assert left["one of two is too small"] == [64, 31]
     assert left["rounding up, 0.29"] == [71]  # int(0.29 * 100) is 28
     assert left["rounding up, 0.35"] == [117]  # int(0.35 * 180) is 62
+    assert left["rounding down, 0.42"] == [88]  # 0.42 * 150 is 63 exactly
     assert left["capped at half"] == [75 - sum(n // 2 for n in (25, 20, 18, 12))]
     assert left["some windows give nothing"] == [100 - 5]
     assert left["nothing to merge"] == [30]

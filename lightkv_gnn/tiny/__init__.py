@@ -1,0 +1,57 @@
+"""A tiny LLaVA trained on drawn pictures, small enough to ship with the package."""
+
+from __future__ import annotations
+
+from lightkv_gnn.tiny.evaluate import (
+    MAX_NEW_TOKENS,
+    Evaluation,
+    accuracy,
+    object_f1,
+    sample_questions,
+    wilson,
+)
+from lightkv_gnn.tiny.model import (
+    PROMPT,
+    PROMPT_QUESTION_FIRST,
+    WEIGHTS,
+    build_model,
+    build_processor,
+    format_prompt,
+    load,
+)
+from lightkv_gnn.tiny.questions import GROUPS, Question, ask
+from lightkv_gnn.tiny.scenes import (
+    COLOURS,
+    SHAPES,
+    Background,
+    Scene,
+    SceneObject,
+    render,
+    sample_scene,
+)
+
+__all__ = [
+    "COLOURS",
+    "GROUPS",
+    "MAX_NEW_TOKENS",
+    "PROMPT",
+    "PROMPT_QUESTION_FIRST",
+    "SHAPES",
+    "WEIGHTS",
+    "Background",
+    "Evaluation",
+    "Question",
+    "Scene",
+    "SceneObject",
+    "accuracy",
+    "ask",
+    "build_model",
+    "build_processor",
+    "format_prompt",
+    "load",
+    "object_f1",
+    "render",
+    "sample_questions",
+    "sample_scene",
+    "wilson",
+]
