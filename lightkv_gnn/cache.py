@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import (
     Cache,
-    CacheLayerMixin,
     DynamicLayer,
     DynamicSlidingWindowLayer,
 )
@@ -61,7 +60,7 @@ class CompressedMixin:
     _pending: Expected | None = None
 
     @classmethod
-    def of(cls, layer: CacheLayerMixin) -> Any:
+    def of(cls, layer: Any) -> Any:
         """A compressed layer with everything that ``layer`` holds."""
         new = cls.__new__(cls)
         new.__dict__.update(layer.__dict__)
@@ -203,42 +202,44 @@ class CompressedMixin:
         self.merged = None if self.merged is None else rows(self.merged)
 
 
-class CompressedLayer(CompressedMixin, DynamicLayer):  # type: ignore[misc]
+class CompressedLayer(CompressedMixin, DynamicLayer):
     """A growing layer."""
 
 
-class CompressedSlidingLayer(CompressedMixin, DynamicSlidingWindowLayer):  # type: ignore[misc]
+class CompressedSlidingLayer(CompressedMixin, DynamicSlidingWindowLayer):
     """A growing sliding-window layer, up to the length of its window."""
 
 
-_COMPRESSED: dict[type, type] = {
+_COMPRESSED: dict[type, type[CompressedMixin]] = {
     DynamicLayer: CompressedLayer,
     DynamicSlidingWindowLayer: CompressedSlidingLayer,
 }
 
 
-def compressed_layer(cache: Cache, index: int) -> CompressedLayer | CompressedSlidingLayer:
+def compressed_layer(cache: Cache, index: int) -> CompressedMixin:
     """The cache's layer as one that can be compressed, put in its place if it is not yet.
 
     Raises:
         UnsupportedInputError: The layer is of a kind that cannot hold fewer entries.
     """
+    check_cache(cache, index)
     while len(cache.layers) <= index:
         cache.layers.append(DynamicLayer())
     layer = cache.layers[index]
-    if not isinstance(layer, CompressedMixin):
-        check_cache(cache, index)
-        layer = cache.layers[index] = _COMPRESSED[type(layer)].of(layer)
-    return layer
+    if isinstance(layer, CompressedMixin):
+        return layer
+    compressed = cache.layers[index] = _COMPRESSED[type(layer)].of(layer)
+    return compressed
 
 
 def check_cache(cache: Cache, index: int) -> None:
     """Raises UnsupportedInputError if the cache's layer cannot hold fewer entries."""
-    if index >= len(cache.layers):
-        return
-    layer = cache.layers[index]
-    if not isinstance(layer, CompressedMixin) and type(layer) not in _COMPRESSED:
+    if index < len(cache.layers):
+        kind = type(cache.layers[index])
+    else:
+        kind = cache.layer_class_to_replicate or DynamicLayer
+    if not issubclass(kind, CompressedMixin) and kind not in _COMPRESSED:
         raise UnsupportedInputError(
-            f"{type(cache).__name__} has layers of type {type(layer).__name__}: compression works "
+            f"{type(cache).__name__} has layers of type {kind.__name__}: compression works "
             "with dynamic caches; leave out cache_implementation, or pass DynamicCache()"
         )

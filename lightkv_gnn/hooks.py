@@ -88,7 +88,8 @@ class Hooks:
             for number in range(self._adapter.layers):
                 check_cache(cache, number)
             past = int(cache.get_seq_length())
-        real = real_tokens(given.get("attention_mask"), *vision.shape, past)
+        batch, length = vision.shape
+        real = real_tokens(given.get("attention_mask"), batch, length, past)
         vision &= real
         layout = self._adapter.layout(vision.sum(1).tolist())
         prefill = Prefill(self._config, self._compressor, layout, vision, real, past)
@@ -99,7 +100,8 @@ class Hooks:
 
         Without pictures, a placeholder among the token ids is a token like any other.
         """
-        pictures = given.get("pixel_values") is not None or given.get("mm_encoder_outputs")
+        encoded = (given.get("mm_encoder_outputs") or {}).values()
+        pictures = given.get("pixel_values") is not None or any(x is not None for x in encoded)
         if given.get("input_ids") is not None:
             return self._adapter.vision_mask(given["input_ids"]) if pictures else None
         embeds = given.get("inputs_embeds")

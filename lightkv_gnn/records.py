@@ -38,13 +38,14 @@ class StageRecord(NamedTuple):
 
     def with_text(self) -> HeteroData:
         """The stage's graph with the prompt's tokens and guidance edges, where there are any."""
-        if self.heard is None or self.heard.guidance.by_text is None:
+        by_text = None if self.heard is None else self.heard.guidance.by_text
+        if self.heard is None or by_text is None:
             return self.graph
-        guidance, position, mask = self.heard
+        _, position, mask = self.heard
         sample, rank = mask.nonzero(as_tuple=True)
         owner = self.graph["vision"].sample
         place = torch.cat([torch.arange(count) for count in self.vision_counts]).to(owner.device)
-        shares = guidance.by_text.exp()[owner[:, None], place[:, None], rank[None, :]]
+        shares = by_text.exp()[owner[:, None], place[:, None], rank[None, :]]
         return add_text(self.graph, sample, position[sample, rank], shares)
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 from models import IMAGE_TOKEN, batch, left_untouched, near, prompt, tiny_llava
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
+from transformers import Cache, DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
+from transformers.cache_utils import DynamicLayer
 
 import lightkv_gnn as lk
 from lightkv_gnn.adapters import base as registry
@@ -165,6 +166,10 @@ def test_an_adapter_must_say_where_tokens_are() -> None:
         Vague(tiny_llava())  # type: ignore[abstract]
 
 
+class OtherLayer(DynamicLayer):
+    """Nobody knows what it does with its entries."""
+
+
 # --- calling --------------------------------------------------------------------------------------
 
 
@@ -208,6 +213,11 @@ CALLING: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
         ),
         lk.UnsupportedInputError,
         "StaticLayer.*dynamic caches",
+    ),
+    "a cache that makes other layers": (
+        lambda model: call(model, past_key_values=Cache(layer_class_to_replicate=OtherLayer)),
+        lk.UnsupportedInputError,
+        "OtherLayer.*dynamic caches",
     ),
     "generate with a static cache": (
         lambda model: model.generate(

@@ -63,9 +63,10 @@ def test_text_only(attention: str, prompts: list[tuple[list[int], int]]) -> None
     assert_same_bits(tiny_llava(attention=attention), BUSY, batch(*prompts))
 
 
+@pytest.mark.parametrize("encoded", [{}, {"mm_encoder_outputs": {"image": None}}], ids=str)
 @pytest.mark.parametrize("count", [3, 16], ids=["part of an image", "an image's worth"])
-def test_placeholders_without_pictures_are_text(count: int) -> None:
-    inputs = batch(prompt(20))
+def test_placeholders_without_pictures_are_text(count: int, encoded: dict) -> None:
+    inputs = {**batch(prompt(20)), **encoded}
     inputs["input_ids"][0, 2 : 2 + count] = IMAGE_TOKEN
     assert_same_bits(tiny_llava(), BUSY, inputs)
 
