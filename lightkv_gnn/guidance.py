@@ -102,7 +102,7 @@ def prompt_guidance(block: GuidanceBlock, kind: GuidanceName | GuidanceFunction)
         kind: A name, or a callable that returns weights.
 
     Raises:
-        ValueError: A callable returned another shape than `[batch, vision]`.
+        ValueError: An unknown name, or a callable returned another shape than `[batch, vision]`.
     """
     batch, vision = block.vision_mask.shape
     if callable(kind):
@@ -113,6 +113,8 @@ def prompt_guidance(block: GuidanceBlock, kind: GuidanceName | GuidanceFunction)
                 f"[batch, vision] = [{batch}, {vision}]"
             )
         return Guidance(weight.float().log(), None)
+    if kind not in GUIDANCE:
+        raise ValueError(f"guidance is {kind!r}: expected one of {GUIDANCE} or a callable")
     if kind == "none" or block.text_mask.shape[1] == 0:
         return Guidance(block.query.new_zeros(batch, vision, dtype=torch.float32), None)
     text_mask = block.text_mask

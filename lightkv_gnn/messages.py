@@ -31,8 +31,8 @@ class WeightedMean:
     weigh: Callable[[Tensor, Tensor, Tensor], Tensor]
 
     def __call__(self, x_i: Tensor, x_j: Tensor, weight: Tensor) -> Tensor:
-        """Messages, `[edge, channel]`."""
-        return weight[:, None] * x_j
+        """Messages, `[edge, channel]`; a weight of zero sends nothing, of a NaN neither."""
+        return (weight[:, None] * x_j).masked_fill((weight == 0)[:, None], 0)
 
     def __repr__(self) -> str:
         return self.name

@@ -236,6 +236,11 @@ def test_a_callable_of_the_wrong_shape() -> None:
         prompt_guidance(block_of(), lambda block: torch.ones(3))
 
 
+def test_a_misspelled_kind() -> None:
+    with pytest.raises(ValueError, match="guidance is 'text_to_vison': expected one of"):
+        prompt_guidance(block_of(), "text_to_vison")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("kind", FROM_TEXT)
 def test_gradients(kind: str) -> None:
     block = block_of(heads=2, shared=1)

@@ -122,3 +122,9 @@ def test_gradients(scatter: str, message: WeightedMean) -> None:
     conv = MergeConv(message, backend(scatter))
     x, weight = tokens().requires_grad_(), WEIGHT.clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda a, w: conv((a, a[KEPT]), EDGE_INDEX, w), (x, weight))
+
+
+def test_pruned_tokens_take_their_nan_along() -> None:
+    x = torch.tensor([[1.0, 2.0], [torch.nan, torch.inf]])
+    weight = torch.tensor([1.0, 0.0])
+    assert destination_only(x, x, weight).tolist() == [[1.0, 2.0], [0.0, 0.0]]

@@ -43,6 +43,7 @@ def draw_merges(
 
     if not 0 <= image < len(trace.layout.grids):
         raise ValueError(f"image {image}: the trace has images 0..{len(trace.layout.grids) - 1}")
+    stage = stage if len(trace) else None
     ax = plt.subplots(figsize=(4, 4), layout="constrained")[1] if ax is None else ax
     rows, cols = trace.layout.grids[image]
     pixels = torch.from_numpy(
@@ -78,9 +79,11 @@ def _cells(trace: MergeTrace, stage: int | None, image: int) -> Tensor:
     """Survivor of each cell, `[row, col]`; -1 where no token lies."""
     layout = trace.layout
     rows = torch.arange(len(layout)) if stage is None else trace.survivor_of(stage).cpu()
-    here = (layout.image == image).cpu() & (layout.row >= 0).cpu()
-    cells = torch.full(layout.grids[image], -1)
-    cells[layout.row.cpu()[here], layout.col.cpu()[here]] = rows[here]
+    row, col, (height, width) = layout.row.cpu(), layout.col.cpu(), layout.grids[image]
+    placed = (row >= 0) & (row < height) & (col >= 0) & (col < width)
+    here = (layout.image == image).cpu() & placed
+    cells = torch.full((height, width), -1)
+    cells[row[here], col[here]] = rows[here]
     return cells
 
 

@@ -141,6 +141,13 @@ def test_a_trace_without_stages_is_one_panel() -> None:
     assert len(figure.axes) == 1
 
 
+def test_the_last_stage_of_none_is_the_picture() -> None:
+    trace = MergeTrace(traced().layout, ())
+    assert torch.equal(
+        shown(draw_merges(trace, picture())), shown(draw_merges(trace, picture(), stage=None))
+    )
+
+
 @pytest.mark.parametrize("image", [-1, 2])
 def test_no_such_image(image: int) -> None:
     with pytest.raises(ValueError, match=rf"image {image}: the trace has images 0\.\.1"):
