@@ -9,7 +9,8 @@ import torch
 
 from lightkv_gnn.tiny import GROUPS, accuracy
 from lightkv_gnn.tiny.model import export
-from lightkv_gnn.tiny.training import Recipe, Trainer
+from lightkv_gnn.tiny.recipe import Recipe
+from lightkv_gnn.tiny.training import Trainer
 
 
 def parse_arguments() -> argparse.Namespace:

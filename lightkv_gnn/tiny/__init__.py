@@ -10,15 +10,7 @@ from lightkv_gnn.tiny.evaluate import (
     sample_questions,
     wilson,
 )
-from lightkv_gnn.tiny.model import (
-    PROMPT,
-    PROMPT_QUESTION_FIRST,
-    WEIGHTS,
-    build_model,
-    build_processor,
-    format_prompt,
-    load,
-)
+from lightkv_gnn.tiny.model import WEIGHTS, build_model, build_processor, load
 from lightkv_gnn.tiny.questions import GROUPS, Question, ask
 from lightkv_gnn.tiny.scenes import (
     COLOURS,
@@ -29,6 +21,7 @@ from lightkv_gnn.tiny.scenes import (
     render,
     sample_scene,
 )
+from lightkv_gnn.tiny.words import PROMPT, PROMPT_QUESTION_FIRST, format_prompt
 
 __all__ = [
     "COLOURS",

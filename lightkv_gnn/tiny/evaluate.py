@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from lightkv_gnn.tiny.model import format_prompt
 from lightkv_gnn.tiny.questions import GROUPS, Question, ask
 from lightkv_gnn.tiny.scenes import COLOURS, Scene, render, sample_scene
+from lightkv_gnn.tiny.words import format_prompt
 
 __all__ = ["MAX_NEW_TOKENS", "Evaluation", "accuracy", "object_f1", "sample_questions", "wilson"]
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
+
+from lightkv_gnn.tiny.shapes import SHAPES, stencil
 
 __all__ = [
     "COLOURS",
@@ -44,19 +45,6 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "black": (12, 12, 12),
     "white": (252, 252, 252),
 }
-
-SHAPES: tuple[str, ...] = (
-    "circle",
-    "square",
-    "triangle",
-    "star",
-    "cross",
-    "diamond",
-    "ring",
-    "heart",
-)
-
-_SUPERSAMPLE = 8
 
 
 @dataclass(frozen=True)
@@ -154,7 +142,7 @@ def render(scene: Scene, size: int = IMAGE_SIZE) -> Image.Image:
     """Draw the scene as an RGB picture of ``size`` by ``size`` pixels."""
     image = Image.fromarray(_paint_background(scene.background))
     for item in scene.objects:
-        image.paste(COLOURS[item.colour], (item.x, item.y), _stencil(item.shape, item.size))
+        image.paste(COLOURS[item.colour], (item.x, item.y), stencil(item.shape, item.size))
     if size != IMAGE_SIZE:
         image = image.resize((size, size), Image.Resampling.BICUBIC)
     return image
@@ -207,54 +195,3 @@ def _paint_background(background: Background) -> np.ndarray:
         noise = np.random.default_rng(background.noise_seed)
         pixels = pixels + background.noise * noise.standard_normal(pixels.shape, dtype=np.float32)
     return np.clip(pixels, 0, 255).astype(np.uint8)
-
-
-@lru_cache(maxsize=512)
-def _stencil(shape: str, size: int) -> Image.Image:
-    """Return the smoothed coverage mask of a shape, one byte per pixel."""
-    side = size * _SUPERSAMPLE
-    mask = Image.new("L", (side, side), 0)
-    draw = ImageDraw.Draw(mask)
-    if shape in ("circle", "ring"):
-        draw.ellipse((0, 0, side - 1, side - 1), fill=255)
-        if shape == "ring":
-            inner = side * 0.28
-            draw.ellipse((inner, inner, side - 1 - inner, side - 1 - inner), fill=0)
-    elif shape == "heart":
-        draw.ellipse((0, side * 0.04, side * 0.54, side * 0.58), fill=255)
-        draw.ellipse((side * 0.46, side * 0.04, side - 1, side * 0.58), fill=255)
-        draw.polygon([(side * a, side * b) for a, b in _HEART_TIP], fill=255)
-    elif shape in _OUTLINES:
-        draw.polygon([((side - 1) * a, (side - 1) * b) for a, b in _OUTLINES[shape]], fill=255)
-    else:
-        raise ValueError(f"unknown shape {shape!r}; expected one of {', '.join(SHAPES)}")
-    return mask.resize((size, size), Image.Resampling.BOX)
-
-
-def _star() -> tuple[tuple[float, float], ...]:
-    radii = (0.52, 0.2)
-    turns = [(radii[k % 2], math.pi * k / 5) for k in range(10)]
-    return tuple((0.5 + r * math.sin(t), 0.53 - r * math.cos(t)) for r, t in turns)
-
-
-_HEART_TIP = ((0.04, 0.44), (0.96, 0.44), (0.5, 1.0))
-_OUTLINES: dict[str, tuple[tuple[float, float], ...]] = {
-    "square": ((0.06, 0.06), (0.94, 0.06), (0.94, 0.94), (0.06, 0.94)),
-    "triangle": ((0.5, 0.03), (1.0, 0.97), (0.0, 0.97)),
-    "diamond": ((0.5, 0.0), (1.0, 0.5), (0.5, 1.0), (0.0, 0.5)),
-    "cross": (
-        (0.34, 0.0),
-        (0.66, 0.0),
-        (0.66, 0.34),
-        (1.0, 0.34),
-        (1.0, 0.66),
-        (0.66, 0.66),
-        (0.66, 1.0),
-        (0.34, 1.0),
-        (0.34, 0.66),
-        (0.0, 0.66),
-        (0.0, 0.34),
-        (0.34, 0.34),
-    ),
-    "star": _star(),
-}

@@ -11,7 +11,8 @@ from PIL import Image
 
 from lightkv_gnn.tiny import GROUPS, Question, ask, format_prompt, render, sample_scene
 from lightkv_gnn.tiny.packing import pack
-from lightkv_gnn.tiny.training import Recipe, Trainer
+from lightkv_gnn.tiny.recipe import Recipe
+from lightkv_gnn.tiny.training import Trainer
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from transformers import LlavaProcessor
@@ -57,8 +59,8 @@ def test_batches_are_padded_on_the_left(processor: LlavaProcessor) -> None:
 
 
 def test_chat_template_matches_the_prompt(processor: LlavaProcessor) -> None:
-    content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
-    talk = [{"role": "user", "content": content}]
+    content: Any = [{"type": "image"}, {"type": "text", "text": QUESTION}]
+    talk: Any = [{"role": "user", "content": content}]
     assert processor.apply_chat_template(talk, add_generation_prompt=True) == format_prompt(
         QUESTION
     )

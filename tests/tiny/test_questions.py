@@ -30,7 +30,8 @@ def read_answer(scene: Scene, text: str) -> str:
         if "left" in words:
             return "yes" if first.x * 2 + first.size < second.x * 2 + second.size else "no"
         return "yes" if first.y * 2 + first.size < second.y * 2 + second.size else "no"
-    palette = "red orange yellow lime green cyan blue purple pink brown black white".split()
+    palette = ["red", "orange", "yellow", "lime", "green", "cyan"]
+    palette += ["blue", "purple", "pink", "brown", "black", "white"]
     listed = [by_colour[colour] for colour in palette if colour in by_colour]
     return " , ".join(f"{item.colour} {item.shape}" for item in listed)
 

@@ -22,7 +22,7 @@ GREY = Background(start=(140, 140, 140), end=(140, 140, 140))
 
 def pixels(scene: Scene, size: int = IMAGE_SIZE) -> np.ndarray:
     """Return the picture as ``[row, column, channel]``."""
-    return np.asarray(render(scene, size))
+    return np.array(render(scene, size))
 
 
 def test_same_seed_same_pixels() -> None:

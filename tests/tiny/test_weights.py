@@ -5,18 +5,27 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from lightkv_gnn.tiny import WEIGHTS, accuracy, format_prompt, load, object_f1, render
-from lightkv_gnn.tiny import sample_scene, wilson
+from lightkv_gnn.tiny import (
+    WEIGHTS,
+    accuracy,
+    format_prompt,
+    load,
+    object_f1,
+    render,
+    sample_scene,
+    wilson,
+)
 from lightkv_gnn.tiny.evaluate import Evaluation
 
 
 @pytest.fixture(scope="module")
-def loaded() -> tuple[object, object]:
+def loaded() -> tuple[Any, Any]:
     """Load the bundled model once."""
     return load()
 
@@ -50,15 +59,13 @@ def test_it_loads_by_the_auto_classes_without_a_word() -> None:
 
 
 @pytest.mark.parametrize(("group", "floor"), [("vqa", 0.9), ("hallucination", 0.9)])
-def test_accuracy_on_fresh_pictures(
-    loaded: tuple[object, object], group: str, floor: float
-) -> None:
+def test_accuracy_on_fresh_pictures(loaded: tuple[Any, Any], group: str, floor: float) -> None:
     result = accuracy(*loaded, group, n=100, seed=77)
     assert len(result.correct) == 100
     assert result.accuracy >= floor
 
 
-def test_accuracy_needs_the_picture(loaded: tuple[object, object]) -> None:
+def test_accuracy_needs_the_picture(loaded: tuple[Any, Any]) -> None:
     """Blank every picture: the answers must then be guesses."""
     model, processor = loaded
 
@@ -66,23 +73,23 @@ def test_accuracy_needs_the_picture(loaded: tuple[object, object]) -> None:
         device = torch.device("cpu")
 
         def generate(self, pixel_values: torch.Tensor, **inputs: object) -> torch.Tensor:
-            return model.generate(pixel_values=torch.zeros_like(pixel_values), **inputs)  # type: ignore[attr-defined]
+            return model.generate(pixel_values=torch.zeros_like(pixel_values), **inputs)
 
     assert accuracy(Blind(), processor, "vqa", n=60, seed=78).accuracy < 0.45
 
 
-def test_a_batch_answers_like_one_at_a_time(loaded: tuple[object, object]) -> None:
+def test_a_batch_answers_like_one_at_a_time(loaded: tuple[Any, Any]) -> None:
     together = accuracy(*loaded, "captioning", n=4, seed=79)
     apart = accuracy(*loaded, "captioning", n=4, seed=79, batch_size=1)
     assert together.predictions == apart.predictions
 
 
-def test_unknown_words_do_not_crash(loaded: tuple[object, object]) -> None:
+def test_unknown_words_do_not_crash(loaded: tuple[Any, Any]) -> None:
     model, processor = loaded
     image = render(sample_scene(np.random.default_rng(0)))
     text = format_prompt("Please describe this photograph!")
-    inputs = processor(images=image, text=text, return_tensors="pt")  # type: ignore[operator]
-    assert model.generate(**inputs, max_new_tokens=3).shape[0] == 1  # type: ignore[attr-defined]
+    inputs = processor(images=image, text=text, return_tensors="pt")
+    assert model.generate(**inputs, max_new_tokens=3).shape[0] == 1
 
 
 def test_scores() -> None:
