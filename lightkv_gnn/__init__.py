@@ -6,7 +6,7 @@ import lightkv_graphs as graphs
 from lightkv_gnn import messages, official
 from lightkv_gnn.adapters import Adapter, adapter_for, register_adapter
 from lightkv_gnn.compressor import Compressed, TokenCompressor
-from lightkv_gnn.config import LightKVConfig, Stage
+from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.errors import (
     ImageTokensError,
     ScheduleError,
@@ -15,6 +15,7 @@ from lightkv_gnn.errors import (
 )
 from lightkv_gnn.ledger import LayerCost, LayerRow, Ledger
 from lightkv_gnn.messages import MergeConv, destination_only, guided_mean, mass_mean, mean
+from lightkv_gnn.schedule import Stage
 from lightkv_gnn.session import Handle, attach
 
 try:

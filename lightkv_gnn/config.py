@@ -9,45 +9,18 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from torch_geometric.nn import MessagePassing
 
+from lightkv_gnn.adapters import adapter_for
 from lightkv_gnn.compressor import MATCHERS
 from lightkv_gnn.guidance import GUIDANCE, GuidanceFunction, GuidanceName
 from lightkv_gnn.messages import MESSAGES, Message, guided_mean
 from lightkv_gnn.scatter import ScatterName
+from lightkv_gnn.schedule import Stage, find_stages
 from lightkv_graphs import Matcher, cosine_matching
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Positions = Literal["preserve", "reindex"]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One compression between two decoder layers.
-
-    Attributes:
-        layer: The stage runs after this decoder layer (0-based), which keeps its full cache.
-        windows: Windows per side, W.
-        ratio: Fraction of the vision tokens that is merged away, 0 to 0.5.
-    """
-
-    layer: int
-    windows: int
-    ratio: float = 0.5
-
-    def __post_init__(self) -> None:
-        for name in ("layer", "windows"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"Stage.{name} is {value!r}: expected an integer")
-        if self.layer < 0:
-            raise ValueError(f"Stage.layer is {self.layer}: decoder layers are counted from 0")
-        if self.windows < 1:
-            raise ValueError(f"Stage.windows is {self.windows}: expected 1 or more per side")
-        if not 0 <= self.ratio <= 0.5:
-            raise ValueError(
-                f"Stage.ratio is {self.ratio}: expected the fraction merged away, 0 to 0.5"
-            )
 
 
 @dataclass(frozen=True)
@@ -111,9 +84,6 @@ class LightKVConfig:
             ScheduleError: No schedule of this model's depth comes near ``retention``.
             UnsupportedModelError: The model has no adapter.
         """
-        from lightkv_gnn.adapters import adapter_for
-        from lightkv_gnn.schedule import find_stages
-
         adapter = adapter_for(model)
         return cls(find_stages(adapter.layers, retention, adapter.grid), **options)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lightkv_gnn.config import Stage
+from lightkv_gnn.schedule import Stage
 from lightkv_graphs import StagePlan, TokenLayout, plan_stage
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import combinations, pairwise
 
-from lightkv_gnn.config import Stage
 from lightkv_gnn.errors import ScheduleError
 from lightkv_graphs import Grid
 
@@ -20,6 +20,35 @@ LEAST_TOKENS_PER_WINDOW = 8
 
 CLOSE = 0.005
 """Retentions nearer than this to the one asked for count as equal."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One compression between two decoder layers.
+
+    Attributes:
+        layer: The stage runs after this decoder layer (0-based), which keeps its full cache.
+        windows: Windows per side, W.
+        ratio: Fraction of the vision tokens that is merged away, 0 to 0.5.
+    """
+
+    layer: int
+    windows: int
+    ratio: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("layer", "windows"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"Stage.{name} is {value!r}: expected an integer")
+        if self.layer < 0:
+            raise ValueError(f"Stage.layer is {self.layer}: decoder layers are counted from 0")
+        if self.windows < 1:
+            raise ValueError(f"Stage.windows is {self.windows}: expected 1 or more per side")
+        if not 0 <= self.ratio <= 0.5:
+            raise ValueError(
+                f"Stage.ratio is {self.ratio}: expected the fraction merged away, 0 to 0.5"
+            )
 
 
 def layer_average(stages: Sequence[Stage], layers: int) -> float:
