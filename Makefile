@@ -61,6 +61,8 @@ $(STAMPS)/venv:
 # To get the smaller CPU build, set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU wheels for the
 # first call: pip then sees 2.13.0+cpu beside 2.13.0 and prefers it.
 $(STAMPS)/torch: $(STAMPS)/venv constraints.txt
+	@command -v nvidia-smi >/dev/null || test -n "$$PIP_EXTRA_INDEX_URL" || \
+	  echo 'No GPU found: if pip now fetches CUDA packages, stop it and set PIP_EXTRA_INDEX_URL to an index of CPU wheels'
 	@echo 'Installing torch'
 	@$(PIP) install --constraint constraints.txt torch
 	@touch $@

@@ -9,7 +9,6 @@ from torch_geometric.nn import SimpleConv
 
 import lightkv_gnn as lk
 from lightkv_gnn import tiny
-from lightkv_gnn.guidance import GuidanceBlock, attention_logits
 
 
 def keep_the_strongest(x_i: Tensor, x_j: Tensor, weight: Tensor) -> Tensor:
@@ -28,9 +27,9 @@ def nearest_in_raster(x: Tensor, partition: lk.graphs.WindowPartition) -> lk.gra
     return lk.graphs.Matching(edge_index, lk.graphs.edge_cosine(x, edge_index))
 
 
-def loudest_word(block: GuidanceBlock) -> Tensor:
+def loudest_word(block: lk.guidance.GuidanceBlock) -> Tensor:
     """A guidance: a vision token weighs what the text token that likes it most gives it."""
-    logits = attention_logits(block.text_query, block.vision_key, block.scaling)
+    logits = lk.guidance.attention_logits(block.text_query, block.vision_key, block.scaling)
     share = logits.masked_fill(~block.vision_mask[:, None, None, :], -torch.inf).softmax(dim=3)
     return share.masked_fill(~block.text_mask[:, None, :, None], 0).amax(dim=(1, 2))
 

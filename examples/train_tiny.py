@@ -29,7 +29,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, help="folder to save the state of the run in")
     parser.add_argument("--resume", action="store_true", help="continue from --checkpoint")
     parser.add_argument("--questions", type=int, default=1000, help="fresh questions a group")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.resume and arguments.checkpoint is None:
+        parser.error("--resume needs --checkpoint, the folder to continue from")
+    return arguments
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 import lightkv_graphs as graphs
-from lightkv_gnn import messages, official
+from lightkv_gnn import guidance, messages, official
 from lightkv_gnn.adapters import Adapter, adapter_for, register_adapter
 from lightkv_gnn.compressor import Compressed, TokenCompressor
 from lightkv_gnn.config import LightKVConfig
@@ -15,6 +15,7 @@ from lightkv_gnn.errors import (
 )
 from lightkv_gnn.ledger import LayerCost, LayerRow, Ledger
 from lightkv_gnn.messages import MergeConv, destination_only, guided_mean, mass_mean, mean
+from lightkv_gnn.pictures import seen_picture
 from lightkv_gnn.schedule import Stage
 from lightkv_gnn.session import Handle, attach
 
@@ -42,10 +43,12 @@ __all__ = [
     "attach",
     "destination_only",
     "graphs",
+    "guidance",
     "guided_mean",
     "mass_mean",
     "mean",
     "messages",
     "official",
     "register_adapter",
+    "seen_picture",
 ]

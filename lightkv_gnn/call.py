@@ -30,7 +30,7 @@ class Call:
             planned.stage.layer + 1: stage for stage, planned in enumerate(prefill.planned)
         }
         self._memo: dict[tuple[str, int, int], tuple[Any, ...]] = {}
-        self._tokens: list[int] = []
+        self._shapes: list[tuple[int, int]] = []
         self._bytes_before: list[int] = []
         self._cache: Any = None
         self._value_size = 0
@@ -46,7 +46,7 @@ class Call:
             self._cache, self._value_size = cache, hidden_states.element_size()
         if number in self._stage_before:
             hidden_states = prefill.compress(self._stage_before[number], hidden_states)
-        self._tokens.append(hidden_states.shape[0] * hidden_states.shape[1])
+        self._shapes.append((hidden_states.shape[0], hidden_states.shape[1]))
         self._bytes_before.append(_kv_bytes(cache, number))
         prefill.tables = kwargs.get("position_embeddings")
         return hidden_states
@@ -74,10 +74,12 @@ class Call:
 
     def _mask(self, mask: Tensor | None, columns: Tensor, ragged: bool) -> Tensor | None:
         """The mask of a compressed layer; made once for all layers that share it."""
+        rows, past = self.prefill.source, self.prefill.past
+        if past:  # every layer has a past of its own
+            return compressed_mask(mask, rows, columns, ragged=ragged, past=past)
         key = ("mask", id(mask), id(columns))
         if key not in self._memo:
-            rows, past = self.prefill.source, self.prefill.past
-            made = compressed_mask(mask, rows, columns, ragged=ragged, past=past)
+            made = compressed_mask(mask, rows, columns, ragged=ragged)
             self._memo[key] = mask, columns, made
         return self._memo[key][-1]
 
@@ -106,14 +108,14 @@ class Call:
         size = self._adapter.decoder_size(self._value_size)
         full = size.cost(prefill.full_lengths, sum(prefill.full_vision_counts), prefill.length)
         planned, rows = full, []
-        for number, (tokens, before) in enumerate(
-            zip(self._tokens, self._bytes_before, strict=True)
-        ):
+        for number, before in enumerate(self._bytes_before):
             if number in self._stage_before:
                 stage = prefill.planned[self._stage_before[number]]
                 planned = size.cost(stage.lengths, sum(stage.vision), max(stage.lengths))
             held = None if self._cache is None else _kv_bytes(self._cache, number) - before
-            rows.append(LayerRow(number, planned, full, tokens, held))
+            batch, width = self._shapes[number]
+            seen = size.cost([width] * batch, 0, width)
+            rows.append(LayerRow(number, planned, full, seen.tokens, seen.flops, held))
         self._rows = tuple(rows)
         self._cache = None
         self._memo.clear()

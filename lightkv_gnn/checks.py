@@ -28,12 +28,18 @@ def check_schedule(adapter: Adapter, config: LightKVConfig) -> None:
 
 
 def check_backend(adapter: Adapter, config: LightKVConfig) -> None:
-    """Raises UnsupportedInputError for attention or rotary positions that are not supported."""
+    """Raises UnsupportedInputError for attention, placement or positions not supported."""
     decoder = adapter.decoder.config
     if decoder._attn_implementation not in BACKENDS:
         raise UnsupportedInputError(
             f"attention implementation {decoder._attn_implementation!r} is not supported: load the "
             f"model with attn_implementation one of {BACKENDS}"
+        )
+    devices = {weight.device for weight in adapter.decoder.layers.parameters()}
+    if len(devices) > 1:
+        raise UnsupportedInputError(
+            f"the decoder's layers are spread over {sorted(map(str, devices))}: a compressed "
+            "prefill needs them on one device"
         )
     rope = (getattr(decoder, "rope_parameters", None) or {}).get("rope_type", "default")
     if config.positions == "reindex" and rope in ("dynamic", "longrope"):

@@ -25,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     options = _parser().parse_args(arguments)
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     try:
         options.run(options)
     except (ValueError, TypeError, OSError, ImportError) as error:
@@ -79,6 +80,8 @@ def _demo(options: argparse.Namespace) -> None:
     report(f"{answered.ledger}\n")
     files = demo.save_pictures(answered, options.out)
     report("wrote " + ", ".join(map(str, files)))
+    if find_spec("matplotlib") is None:
+        report("the merges are drawn with matplotlib: pip install 'lightkv-gnn[draw]'")
     table = {}
     if not own:
         report(f"\naccuracy on {options.questions} fresh questions:")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -57,7 +58,8 @@ class TokenCompressor:
 
     Args:
         message: A callable ``(x_i, x_j, weight)``, or a ``MessagePassing`` called as
-            ``conv((x, x_survivor), edge_index, edge_weight)``.
+            ``conv((x, x_survivor), edge_index, edge_weight=weight)``, in float32 at least; one row
+            per survivor; its own aggregation counts then.
         matcher: See :data:`lightkv_graphs.Matcher`.
         scatter: Backend of the reductions.
     """
@@ -72,6 +74,12 @@ class TokenCompressor:
         self.matcher = matcher
         self.scatter = backend(scatter)
         if isinstance(message, MessagePassing):
+            if "edge_weight" not in inspect.signature(message.forward).parameters:
+                raise TypeError(
+                    f"{type(message).__name__} takes no edge_weight: expected a MessagePassing to "
+                    "be called as conv((x, x_survivor), edge_index, edge_weight=weight), such as "
+                    "SimpleConv or GraphConv; wrap yours, or pass a callable (x_i, x_j, weight)"
+                )
             self.conv = message
         else:
             self.conv = MergeConv(message, self.scatter)
@@ -132,7 +140,7 @@ class TokenCompressor:
         edge_index, weight = message_edges(graph)
         wide = x.to(_accumulator(x))
         own = wide[kept]
-        out = self.conv((wide, own), edge_index, weight.to(wide.dtype))
+        out = self.conv((wide, own), edge_index, edge_weight=weight.to(wide.dtype))
         if out.shape != own.shape:
             raise ValueError(
                 f"the messages summed to shape {list(out.shape)}: expected [survivor, channel] = "

@@ -55,6 +55,8 @@ class LightKVConfig:
         layers = [stage.layer for stage in self.stages]
         if sorted(set(layers)) != layers:
             raise ValueError(f"stages run after layers {layers}: expected each once, ascending")
+        if not isinstance(self.rotary, bool):
+            raise TypeError(f"rotary is {self.rotary!r}: expected True or False")
         if not callable(self.guidance) and self.guidance not in GUIDANCE:
             raise ValueError(
                 f"guidance is {self.guidance!r}: expected one of {GUIDANCE} or a callable"
@@ -117,7 +119,13 @@ class LightKVConfig:
                 f"unknown here: {unknown}"
             )
         fields = dict(values)
-        fields["stages"] = [Stage(**stage) for stage in values["stages"]]
+        try:
+            fields["stages"] = [Stage(**stage) for stage in values["stages"]]
+        except TypeError as error:
+            raise ValueError(
+                f"stages is {values['stages']!r}: expected a list of objects with layer, windows "
+                "and ratio"
+            ) from error
         for name, table in (("message", MESSAGES), ("matcher", MATCHERS)):
             if name in fields:
                 fields[name] = _object_of(fields[name], table, name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lightkv_gnn.adapters import adapter_for
 from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.ledger import Ledger
 from lightkv_gnn.messages import destination_only, mean
+from lightkv_gnn.pictures import seen_picture
 from lightkv_gnn.schedule import halving, layer_average
 from lightkv_gnn.session import attach
 from lightkv_graphs import MergeTrace, draw_stages, random_matching
@@ -78,7 +80,8 @@ def schedules(model: Any, retention: float) -> dict[str, LightKVConfig]:
     """The demo's schedules.
 
     "default" is the usual one; "early" compresses right after layer 0 and keeps as much, averaged
-    over the layers; "steep" halves after each of the first three layers and keeps far less.
+    over the layers, as far as one stage can, which merges half away at most; "steep" halves after
+    each of the first three layers and keeps far less.
     """
     default = LightKVConfig.for_model(model, retention)
     adapter = adapter_for(model)
@@ -133,7 +136,7 @@ def ask_all(
         short = [generate(model, processor, picture, prompt) for prompt in questions]
     rows = zip(questions.items(), full, short, strict=True)
     answers = tuple(Answer(*question, before, after) for question, before, after in rows)
-    return Answered(answers, seen(processor, picture), handle.ledger, handle.trace)
+    return Answered(answers, seen_picture(processor, picture), handle.ledger, handle.trace)
 
 
 def generate(model: Any, processor: Any, picture: Image.Image, prompt: str) -> str:
@@ -153,16 +156,6 @@ def as_chat(processor: Any, prompt: str) -> str:
         messages = [{"role": "user", "content": content}]
         return str(processor.apply_chat_template(messages, add_generation_prompt=True))
     return f"USER: <image>\n{prompt} ASSISTANT:"
-
-
-def seen(processor: Any, picture: Image.Image) -> Image.Image:
-    """The picture as the model sees it: resized and cropped."""
-    processing = processor.image_processor
-    pixels = torch.as_tensor(processing(picture, return_tensors="pt")["pixel_values"][0]).float()
-    mean_std = (torch.tensor(processing.image_mean), torch.tensor(processing.image_std))
-    middle, spread = (values.view(3, 1, 1) for values in mean_std)
-    rgb = ((pixels * spread + middle).clamp(0, 1) * 255).round().byte()
-    return Image.fromarray(rgb.permute(1, 2, 0).numpy())
 
 
 def scores(
@@ -213,20 +206,11 @@ def attached(model: Any, config: LightKVConfig | None) -> Iterator[None]:
 
 
 def save_pictures(answered: Answered, folder: Path) -> list[Path]:
-    """Writes the picture, and its merges stage by stage; returns the files.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError(
-            "drawing needs matplotlib: install it with `pip install 'lightkv-gnn[draw]'`"
-        ) from error
-    matplotlib.use("Agg")
+    """Writes what the model saw and, with matplotlib, its merges stage by stage."""
     folder.mkdir(parents=True, exist_ok=True)
-    picture, merges = folder / "picture.png", folder / "merges.png"
-    answered.picture.resize((512, 512), Image.Resampling.NEAREST).save(picture)
-    draw_stages(answered.trace, answered.picture).savefig(merges, dpi=120)
-    return [picture, merges]
+    files = [folder / "picture.png"]
+    answered.picture.resize((512, 512), Image.Resampling.NEAREST).save(files[0])
+    if find_spec("matplotlib"):
+        files.append(folder / "merges.png")
+        draw_stages(answered.trace, answered.picture).savefig(files[1], dpi=120)
+    return files

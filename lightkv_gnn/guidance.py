@@ -102,7 +102,8 @@ def prompt_guidance(block: GuidanceBlock, kind: GuidanceName | GuidanceFunction)
         kind: A name, or a callable that returns weights.
 
     Raises:
-        ValueError: An unknown name, or a callable returned another shape than `[batch, vision]`.
+        ValueError: An unknown name, or a callable returned another shape than `[batch, vision]`
+            or weights that are negative or not finite.
     """
     batch, vision = block.vision_mask.shape
     if callable(kind):
@@ -111,6 +112,12 @@ def prompt_guidance(block: GuidanceBlock, kind: GuidanceName | GuidanceFunction)
             raise ValueError(
                 f"the guidance callable returned shape {list(weight.shape)}: expected "
                 f"[batch, vision] = [{batch}, {vision}]"
+            )
+        real = weight[block.vision_mask]
+        if not bool((real.isfinite() & (real >= 0)).all()):
+            raise ValueError(
+                "the guidance callable returned weights that are negative or not finite: expected "
+                "numbers of 0 or more, which are normalised afterwards"
             )
         return Guidance(weight.float().log(), None)
     if kind not in GUIDANCE:
@@ -163,7 +170,7 @@ def share_of_text(
     """Logarithm of the share of each text token's units that each vision token gets.
 
     Args:
-        logits: `[batch, head, vision, text]`.
+        logits: `[batch, head, vision, text]`; a NaN gets no share.
         vision_mask: True for real vision tokens, `[batch, vision]`; all if not given.
         total: Logarithm of the sum a unit is divided by, `[batch, head, 1, text]`; that over the
             vision tokens if not given.
@@ -171,6 +178,7 @@ def share_of_text(
     Returns:
         `[batch, vision, text]`, summed over heads.
     """
+    logits = logits.masked_fill(logits.isnan(), _least(logits))
     if vision_mask is not None:
         logits = logits.masked_fill(~vision_mask[:, None, :, None], _least(logits))
     if total is None:

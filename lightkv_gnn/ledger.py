@@ -16,7 +16,8 @@ class LayerCost:
         vision_tokens: Vision tokens among them.
         kv_bytes: Bytes of its keys and values after the prefill, padding included.
         flops: Floating-point operations: ``2 * parameters * tokens + 4 * tokens^2 * channels``
-            per sample, two for a multiplication and an addition.
+            per sample, two for a multiplication and an addition; attention to a cache from before
+            the call is not counted.
     """
 
     tokens: int
@@ -67,7 +68,8 @@ class LayerRow:
         layer: Decoder layer, 0-based.
         planned: From the plan, made before the layer ran.
         full: Without compression.
-        observed_tokens: Tokens the layer was given, padding included, times the batch.
+        observed_tokens: Tokens the layer was given, of the whole batch, padding included.
+        observed_flops: Operations on them, padding included.
         observed_kv_bytes: Size of its cached keys and values; None without a cache.
     """
 
@@ -75,6 +77,7 @@ class LayerRow:
     planned: LayerCost
     full: LayerCost
     observed_tokens: int
+    observed_flops: int
     observed_kv_bytes: int | None
 
 
@@ -107,6 +110,7 @@ class Ledger:
             "kv_ratio": self._share("kv_bytes"),
             "flops": self._sum("planned", "flops"),
             "flops_full": self._sum("full", "flops"),
+            "flops_observed": sum(row.observed_flops for row in self.rows),
             "flops_ratio": self._share("flops"),
             "compressor_seconds": self.compressor_seconds,
         }
@@ -123,24 +127,7 @@ class Ledger:
         return self._sum("planned", field) / full if full else 1.0
 
     def __str__(self) -> str:
-        head = ("layer", "tokens", "vision", "KV KiB", "observed", "of full", "MFLOP", "of full")
-        lines = [_line(head)]
-        for row in self.rows:
-            seen = row.observed_kv_bytes
-            lines.append(
-                _line(
-                    (
-                        row.layer,
-                        row.planned.tokens,
-                        row.planned.vision_tokens,
-                        f"{row.planned.kv_bytes / 1024:.1f}",
-                        "-" if seen is None else f"{seen / 1024:.1f}",
-                        f"{row.planned.kv_bytes / row.full.kv_bytes:.0%}",
-                        f"{row.planned.flops / 1e6:.1f}",
-                        f"{row.planned.flops / row.full.flops:.0%}",
-                    )
-                )
-            )
+        lines = [_line(_HEAD), *(_line(_cells(row)) for row in self.rows)]
         totals = self.totals()
         lines.append(
             f"vision tokens held {self.retention:.1%} (layer average), KV bytes "
@@ -150,5 +137,35 @@ class Ledger:
         return "\n".join(lines)
 
 
+_HEAD = (
+    "layer",
+    "vision",
+    "tokens",
+    "seen",
+    "KV KiB",
+    "seen",
+    "of full",
+    "MFLOP",
+    "seen",
+    "of full",
+)
+
+
+def _cells(row: LayerRow) -> tuple[object, ...]:
+    planned, full, seen = row.planned, row.full, row.observed_kv_bytes
+    return (
+        row.layer,
+        planned.vision_tokens,
+        planned.tokens,
+        row.observed_tokens,
+        f"{planned.kv_bytes / 1024:.1f}",
+        "-" if seen is None else f"{seen / 1024:.1f}",
+        f"{planned.kv_bytes / full.kv_bytes:.0%}",
+        f"{planned.flops / 1e6:.1f}",
+        f"{row.observed_flops / 1e6:.1f}",
+        f"{planned.flops / full.flops:.0%}",
+    )
+
+
 def _line(cells: Sequence[object]) -> str:
-    return " ".join(f"{cell!s:>9}" for cell in cells)
+    return " ".join(f"{cell!s:>7}" for cell in cells)

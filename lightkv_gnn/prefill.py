@@ -66,9 +66,9 @@ class Prefill:
     def start(self, device: torch.device) -> None:
         """Puts the call's bookkeeping on the device of the hidden states."""
         self.layout = self.first_layout = self.layout.to(device)
-        self.is_vision = self._host_vision.to(device)
-        self.is_text = (self._host_real & ~self._host_vision).to(device)
-        self.real = self._host_real.to(device)
+        self.is_vision = self._host_vision.to(device, non_blocking=True)
+        self.all_real = self.real = self._host_real.to(device, non_blocking=True)
+        self.is_text = self.real & ~self.is_vision
         self.token = torch.arange(self.length, device=device).expand(self.batch, -1)
         self.row_of = self.token
         self.vision_rows = _true_rows(self.is_vision, sum(self.vision_counts))
@@ -101,7 +101,8 @@ class Prefill:
 
     def compress(self, number: int, hidden_states: Tensor) -> Tensor:
         """Runs stage ``number`` on `[batch, token, channel]`; returns fewer tokens."""
-        with self.stopwatch.running(hidden_states.device):
+        device = hidden_states.device
+        with self.stopwatch.running(device), torch.autocast(device.type, enabled=False):
             return self._compress(self.planned[number], hidden_states)
 
     def _compress(self, planned: PlannedStage, hidden_states: Tensor) -> Tensor:
@@ -168,7 +169,7 @@ class Prefill:
         assert self.source is not None
         stays = torch.zeros_like(self.row_of[:, :1]).repeat(1, self.length + 1)
         stays.scatter_(1, self.source.masked_fill(self.source < 0, self.length), 1)
-        gone = self._host_real.to(stays.device) & (stays[:, :-1] == 0)
+        gone = self.all_real & (stays[:, :-1] == 0)
         before = gone.long().cumsum(1)
         self.merged_before = before.gather(1, self.source.clamp(min=0))
         self.merged = before[:, -1:]

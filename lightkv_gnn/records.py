@@ -45,8 +45,10 @@ class StageRecord(NamedTuple):
         sample, rank = mask.nonzero(as_tuple=True)
         owner = self.graph["vision"].sample
         place = torch.cat([torch.arange(count) for count in self.vision_counts]).to(owner.device)
-        shares = by_text.exp()[owner[:, None], place[:, None], rank[None, :]]
-        return add_text(self.graph, sample, position[sample, rank], shares)
+        vision, text = (owner[:, None] == sample[None, :]).nonzero(as_tuple=True)
+        share = by_text[owner[vision], place[vision], rank[text]].exp()
+        edge_index = torch.stack([text, vision])
+        return add_text(self.graph, sample, position[sample, rank], edge_index, share)
 
 
 class Stopwatch:

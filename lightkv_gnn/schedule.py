@@ -41,6 +41,8 @@ class Stage:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool):
                 raise TypeError(f"Stage.{name} is {value!r}: expected an integer")
+        if not isinstance(self.ratio, (int, float)) or isinstance(self.ratio, bool):
+            raise TypeError(f"Stage.ratio is {self.ratio!r}: expected a number")
         if self.layer < 0:
             raise ValueError(f"Stage.layer is {self.layer}: decoder layers are counted from 0")
         if self.windows < 1:

@@ -21,7 +21,7 @@ from reference import (
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException
-from torch_geometric.nn import GraphConv, MessagePassing, SimpleConv
+from torch_geometric.nn import GraphConv, MessagePassing, SAGEConv, SimpleConv
 
 from lightkv_gnn.compressor import MATCHERS, Compressed, TokenCompressor
 from lightkv_gnn.messages import MESSAGES, WeightedMean, guided_mean
@@ -696,5 +696,10 @@ def test_wrong_shapes_are_named() -> None:
 def test_the_plan_must_be_of_the_layout() -> None:
     layout, other = make_layout([[(4, 4)]]), make_layout([[(4, 4)], [(4, 4)]])
     plan = plan_stage(other.occupancy, 2, 0.5)
-    with pytest.raises(ValueError, match="the plan is for 2 images, the layout has 1"):
+    with pytest.raises(ValueError, match="the plan was made from another layout"):
         TokenCompressor()(features(layout)[0], layout, plan)
+
+
+def test_a_convolution_without_edge_weights_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"SAGEConv takes no edge_weight: .* such as SimpleConv"):
+        TokenCompressor(SAGEConv(4, 4))

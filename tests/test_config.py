@@ -77,8 +77,10 @@ def test_a_convolution_of_ones_own_has_no_name() -> None:
         ({"stages": [], "guidance": "both"}, ValueError, "'both'.*vision_to_text"),
         ({"stages": [], "positions": "shift"}, ValueError, "'shift'.*preserve"),
         ({"stages": [], "scatter": "triton"}, ValueError, "'triton'.*torch_scatter"),
-        ({"stages": [{"layer": 1}]}, TypeError, "windows"),
-        ({"stages": [{"layer": 1, "windows": 1, "keep": 1}]}, TypeError, "keep"),
+        ({"stages": [{"layer": 1}]}, ValueError, "with layer, windows"),
+        ({"stages": [{"layer": 1, "windows": 1, "keep": 1}]}, ValueError, "'keep': 1"),
+        ({"stages": 3}, ValueError, "stages is 3: expected a list"),
+        ({"stages": [], "rotary": "false"}, TypeError, "rotary is 'false'"),
         ({"stages": [{"layer": 1, "windows": 1, "ratio": 0.6}]}, ValueError, "0 to 0.5"),
     ],
 )
@@ -97,6 +99,7 @@ def test_files_with_mistakes(values: dict[str, Any], error: type[Exception], mes
         ((1, 2, float("nan")), ValueError, "ratio is nan"),
         ((1.0, 2), TypeError, "layer is 1.0.*an integer"),
         ((1, "2"), TypeError, "windows is '2'.*an integer"),
+        ((1, 2, "0.5"), TypeError, "ratio is '0.5'.*a number"),
         ((True, 2), TypeError, "layer is True"),
     ],
 )

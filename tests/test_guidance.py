@@ -236,6 +236,26 @@ def test_a_callable_of_the_wrong_shape() -> None:
         prompt_guidance(block_of(), lambda block: torch.ones(3))
 
 
+@pytest.mark.parametrize("bad", [-1.0, torch.nan, torch.inf])
+def test_a_callable_of_impossible_weights(bad: float) -> None:
+    weight = torch.ones(3, 5)
+    weight[0, 0] = bad
+    with pytest.raises(ValueError, match="negative or not finite"):
+        prompt_guidance(block_of(), lambda block: weight)
+
+
+def test_a_nan_among_the_queries_gets_no_share() -> None:
+    block = block_of()
+    expected = prompt_guidance(block, "vision_to_text").weight.exp()
+    token = int(block.vision[0, 1])
+    query = block.query.clone()
+    query[0, :, token] = torch.nan
+    found = prompt_guidance(replace(block, query=query), "vision_to_text").weight.exp()
+    assert found[0, 1] == 0
+    assert found[0, 0] > expected[0, 0]
+    torch.testing.assert_close(found[1:], expected[1:])
+
+
 def test_a_misspelled_kind() -> None:
     with pytest.raises(ValueError, match="guidance is 'text_to_vison': expected one of"):
         prompt_guidance(block_of(), "text_to_vison")  # type: ignore[arg-type]

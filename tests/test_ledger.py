@@ -93,7 +93,7 @@ def test_without_a_cache_nothing_is_observed() -> None:
         model(**batch(*PROMPTS), use_cache=False)
     check_ledger(handle.ledger, None)
     assert handle.ledger.totals()["kv_bytes_observed"] is None
-    assert all(line.split()[4] == "-" for line in str(handle.ledger).splitlines()[1:-1])
+    assert all(line.split()[5] == "-" for line in str(handle.ledger).splitlines()[1:-1])
 
 
 def test_plain_values(billed: tuple[lk.Ledger, torch.nn.Module, Any]) -> None:
@@ -108,12 +108,12 @@ def test_plain_values(billed: tuple[lk.Ledger, torch.nn.Module, Any]) -> None:
 def test_printed_as_one_row_per_layer(billed: tuple[lk.Ledger, torch.nn.Module, Any]) -> None:
     ledger = billed[0]
     head, *rows, last = str(ledger).splitlines()
-    assert head.split()[:3] == ["layer", "tokens", "vision"]
+    assert head.split()[:3] == ["layer", "vision", "tokens"]
     assert [int(row.split()[0]) for row in rows] == list(range(LAYERS))
-    assert [int(row.split()[1]) for row in rows] == [row.planned.tokens for row in ledger.rows]
-    assert [int(row.split()[2]) for row in rows] == [
-        row.planned.vision_tokens for row in ledger.rows
-    ]
+    columns = list(zip(*(map(int, row.split()[1:4]) for row in rows), strict=True))
+    assert list(columns[0]) == [row.planned.vision_tokens for row in ledger.rows]
+    assert list(columns[1]) == [row.planned.tokens for row in ledger.rows]
+    assert list(columns[2]) == [row.observed_tokens for row in ledger.rows]
     assert len({len(line) for line in (head, *rows)}) == 1
     assert f"{ledger.retention:.1%}" in last
     assert f"{ledger.totals()['kv_ratio']:.1%}" in last

@@ -83,15 +83,17 @@ def message_edges(graph: HeteroData) -> tuple[Tensor, Tensor]:
     return torch.stack([edge_index[0][order], target[order]]), weight[order]
 
 
-def add_text(graph: HeteroData, sample: Tensor, position: Tensor, guidance: Tensor) -> HeteroData:
+def add_text(
+    graph: HeteroData, sample: Tensor, position: Tensor, edge_index: Tensor, weight: Tensor
+) -> HeteroData:
     """A copy of ``graph`` with the prompt's tokens and their guidance edges.
 
     Args:
         graph: From :func:`merge_graph`.
         sample: Sample of each text token, `[text]`.
         position: Position of each text token in its prompt, `[text]`.
-        guidance: Share of guidance from each text token to each vision token of its sample,
-            `[vision, text]`; entries of other samples are not read.
+        edge_index: From text token, to vision token, `[2, edge]`.
+        weight: Share of the text token's guidance, `[edge]`.
 
     Returns:
         A graph with node type ``text`` (``sample``, ``position``) and edges ``guides`` with their
@@ -101,9 +103,8 @@ def add_text(graph: HeteroData, sample: Tensor, position: Tensor, guidance: Tens
     graph["text"].num_nodes = sample.shape[0]
     graph["text"].sample = sample
     graph["text"].position = position
-    vision, text = (graph["vision"].sample[:, None] == sample[None, :]).nonzero(as_tuple=True)
-    graph[GUIDES].edge_index = torch.stack([text, vision])
-    graph[GUIDES].weight = guidance[vision, text]
+    graph[GUIDES].edge_index = edge_index
+    graph[GUIDES].weight = weight
     return graph
 
 

@@ -38,13 +38,13 @@ def draw_merges(
     Raises:
         ValueError: The trace has no such image.
     """
-    import matplotlib.pyplot as plt
     import numpy as np
+    from matplotlib.figure import Figure
 
     if not 0 <= image < len(trace.layout.grids):
         raise ValueError(f"image {image}: the trace has images 0..{len(trace.layout.grids) - 1}")
     stage = stage if len(trace) else None
-    ax = plt.subplots(figsize=(4, 4), layout="constrained")[1] if ax is None else ax
+    ax = Figure(figsize=(4, 4), layout="constrained").subplots() if ax is None else ax
     rows, cols = trace.layout.grids[image]
     pixels = torch.from_numpy(
         np.asarray(picture.convert("RGB").resize((cols * CELL, rows * CELL))).copy()
@@ -64,12 +64,11 @@ def draw_merges(
 
 def draw_stages(trace: MergeTrace, picture: Image, *, image: int = 0) -> Figure:
     """The picture before the first stage and after each one, side by side."""
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     panels: list[int | None] = [None, *range(len(trace))]
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(3.2 * len(panels), 3.5), layout="constrained", squeeze=False
-    )
+    figure = Figure(figsize=(3.2 * len(panels), 3.5), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)
     for stage, ax in zip(panels, axes[0], strict=True):
         draw_merges(trace, picture, stage=stage, image=image, ax=ax)
     return figure

@@ -55,7 +55,7 @@ class TokenLayout:
 
     def to(self, device: torch.device | str) -> TokenLayout:
         """The same layout with its per-token tensors on ``device``."""
-        moved = {name: getattr(self, name).to(device) for name in _PER_TOKEN}
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in _PER_TOKEN}
         return replace(self, **moved)
 
     @classmethod

@@ -21,6 +21,7 @@ class StagePlan:
         ratio: Fraction of the tokens that is merged away.
         merges: Tokens merged away in each image.
         largest: An upper bound on the mergeable tokens in one window.
+        before: Occupancy of each image before the stage; a plan fits the layout it came from.
         occupancy: Of each image after the stage.
         cut: How a side is cut into pieces.
         count: How many tokens a window of n tokens gives up.
@@ -30,6 +31,7 @@ class StagePlan:
     ratio: float
     merges: tuple[int, ...]
     largest: int
+    before: tuple[Occupancy, ...]
     occupancy: tuple[Occupancy, ...]
     cut: Cut = field(default=balanced_cut)
     count: MergeCount = field(default=exact_count)
@@ -86,7 +88,7 @@ def plan_stage(
             after.append(image.merged(per_window, gone, cut))
             largest = max(largest, int(per_window.max()))
         merges.append(total)
-    return StagePlan(windows, ratio, tuple(merges), largest, tuple(after), cut, count)
+    return StagePlan(windows, ratio, tuple(merges), largest, occupancy, tuple(after), cut, count)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,10 +148,10 @@ def window_partition(layout: TokenLayout, plan: StagePlan) -> WindowPartition:
 
     Runs on the layout's device, with shapes that depend on the plan alone.
     """
-    if len(layout.counts) != len(plan.merges):
+    if plan.before is not layout.occupancy:
         raise ValueError(
-            f"the plan is for {len(plan.merges)} images, the layout has {len(layout.counts)}: "
-            "plan the stage from layout.occupancy"
+            f"the plan was made from another layout than {layout}: plan this stage from its own "
+            "layout.occupancy, plan_stage(layout.occupancy, windows, ratio)"
         )
     windows = plan.windows
     size = to_device(layout.grids, layout.image.device).reshape(-1, 2)

@@ -5,15 +5,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from transformers import PreTrainedModel
 
 from lightkv_gnn.adapters.base import Adapter, register_adapter
 from lightkv_gnn.errors import ImageTokensError, UnsupportedModelError
 from lightkv_graphs import Grid, TokenLayout
 
+TEXT_MODELS = ("llama", "mistral", "qwen2")
+"""Text models whose rotary positions and attention are known to be as the session takes them."""
+
 
 @register_adapter("llava")
 class LlavaAdapter(Adapter):
-    """``LlavaForConditionalGeneration`` with a CLIP-like tower, on any text model."""
+    """``LlavaForConditionalGeneration`` with a CLIP-like tower.
+
+    Raises:
+        UnsupportedModelError: The text model is none of :data:`TEXT_MODELS`.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
+        text = model.config.text_config.model_type
+        if text not in TEXT_MODELS:
+            raise UnsupportedModelError(
+                f"LLaVA on a {text!r} text model is not supported: expected one of {TEXT_MODELS}"
+            )
 
     @property
     def grid(self) -> Grid:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, load_model, save_file, save_model
 from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
@@ -106,22 +107,30 @@ class Trainer:
         return pack_row(shared, branches)
 
     def save(self, folder: Path) -> None:
-        """Write everything a resumed run needs."""
-        folder.mkdir(parents=True, exist_ok=True)
-        save_model(self.model, str(folder / "model.safetensors"))
-        torch.save(self.optimiser.state_dict(), folder / "optimiser.pt")
+        """Write everything a resumed run needs; an interruption leaves the last one whole."""
+        new = folder.with_name(folder.name + ".new")
+        new.mkdir(parents=True, exist_ok=True)
+        save_model(self.model, str(new / "model.safetensors"))
+        moments = self.optimiser.state_dict()["state"]
+        tensors = {f"{n}.{name}": x for n, part in moments.items() for name, x in part.items()}
+        save_file(tensors, new / "optimiser.safetensors")
         state = {"progress": asdict(self.progress), "rng": self.rng.bit_generator.state}
-        (folder / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
+        (new / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        new.rename(folder)
 
     def resume(self, folder: Path) -> None:
         """Continue from a folder written by :meth:`save`."""
         if not (folder / "state.json").is_file():
             raise ValueError(f"expected a checkpoint in {folder}, found no state.json there")
         load_model(self.model, str(folder / "model.safetensors"))
-        path = folder / "optimiser.pt"
-        self.optimiser.load_state_dict(
-            torch.load(path, map_location=self.device, weights_only=True)
-        )
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        for key, tensor in load_file(folder / "optimiser.safetensors").items():
+            number, name = key.split(".", 1)
+            moments.setdefault(int(number), {})[name] = tensor
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         self.progress = Progress(**state["progress"])
         self.rng.bit_generator.state = state["rng"]

@@ -92,7 +92,9 @@ def test_text_guides_the_vision_tokens_of_its_sample() -> None:
     layout, *_, graph = built([[(2, 3)], [(2, 2), (1, 3)]])
     sample, position = torch.tensor([0, 0, 1]), torch.tensor([0, 7, 2])
     guidance = torch.arange(3.0 * len(layout)).reshape(len(layout), 3)
-    with_text = add_text(graph, sample, position, guidance)
+    vision, text = (layout.sample[:, None] == sample).nonzero(as_tuple=True)
+    edge_index = torch.stack([text, vision])
+    with_text = add_text(graph, sample, position, edge_index, guidance[vision, text])
     edges = {
         (text, vision): float(guidance[vision, text])
         for text in range(3)
@@ -143,7 +145,10 @@ def test_part_of(choice: dict[str, int], chosen: object) -> None:
 
 def test_part_of_keeps_the_text_of_its_sample() -> None:
     layout, *_, graph = built([[(2, 2)], [(3, 3)]])
-    graph = add_text(graph, torch.tensor([0, 1, 1]), torch.arange(3), torch.rand(len(layout), 3))
+    sample = torch.tensor([0, 1, 1])
+    vision, text = (layout.sample[:, None] == sample).nonzero(as_tuple=True)
+    edge_index = torch.stack([text, vision])
+    graph = add_text(graph, sample, torch.arange(3), edge_index, torch.rand(len(vision)))
     part = part_of(graph, image=1)
     assert part["text"].position.tolist() == [1, 2]
     assert part[GUIDES].edge_index.shape[1] == 2 * part["vision"].num_nodes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -235,6 +236,7 @@ def test_where_sizes_are_unknown_the_cheapest_edges_of_the_image_make_up_the_tot
         **{name: getattr(layout, name)[keep] for name in names}, grids=layout.grids
     )
     blurred = tuple(occupancy.blurred(0) for occupancy in thinned.occupancy)
+    thinned = replace(thinned, occupancy=blurred)
     partition = window_partition(thinned, plan_stage(blurred, 2, ratio))
     sources, destinations = bipartition(partition.slots())
     destinations = destinations[:, :1].expand_as(sources)

@@ -177,7 +177,8 @@ def test_ratio_out_of_range(ratio: float) -> None:
         plan_stage((), 1, ratio)
 
 
-def test_a_plan_of_other_images() -> None:
-    plan = plan_stage(make_layout([[(4, 4)]]).occupancy, 2, 0.5)
-    with pytest.raises(ValueError, match=r"plan is for 1 images, the layout has 2: plan .* layout"):
+@pytest.mark.parametrize("other", [[[(4, 4)]], [[(8, 8), (8, 8)]], [[(4, 4), (4, 5)]]])
+def test_a_plan_of_another_layout(other: list[list[tuple[int, int]]]) -> None:
+    plan = plan_stage(make_layout(other).occupancy, 2, 0.5)
+    with pytest.raises(ValueError, match=r"made from another layout .* layout.occupancy"):
         window_partition(make_layout([[(4, 4), (4, 4)]]), plan)

@@ -64,7 +64,7 @@ def test_generate_equals_each_alone(name: str, attention: str, positions: str) -
     prompts, model = BATCHES[name], tiny_llava(attention=attention)
     inputs = batch(*prompts)
     options = {
-        "max_new_tokens": 8,
+        "max_new_tokens": 6,
         "do_sample": False,
         "output_logits": True,
         "return_dict_in_generate": True,
@@ -74,7 +74,7 @@ def test_generate_equals_each_alone(name: str, attention: str, positions: str) -
         assert all(row.observed_kv_bytes == row.planned.kv_bytes for row in handle.ledger.rows)
         for number, (_, single) in enumerate(alone(inputs, *prompts)):
             own = model.generate(**single, **options)
-            assert torch.equal(out.sequences[number, -8:], own.sequences[0, -8:])
+            assert torch.equal(out.sequences[number, -6:], own.sequences[0, -6:])
             near(torch.stack(out.logits)[:, number], torch.cat(own.logits))
 
 

@@ -39,6 +39,14 @@ def as_pixtral(model: Any) -> None:
     model.config.vision_config.model_type = "pixtral"
 
 
+def on_gemma(model: Any) -> None:
+    model.config.text_config.model_type = "gemma3_text"
+
+
+def spread(model: Any) -> None:
+    model.model.language_model.layers[3].to("meta")
+
+
 def without_attention(model: Any) -> None:
     del model.model.language_model.layers[3].self_attn
 
@@ -81,6 +89,13 @@ ATTACHING: dict[str, tuple[Any, Change, type[Exception], str]] = {
         "'dynamic' rotary positions.*preserve",
     ),
     "a tower without a square grid": (CONFIG, as_pixtral, lk.UnsupportedModelError, "pixtral"),
+    "another text model": (CONFIG, on_gemma, TypeError, r"gemma3_text.*'llama', 'mistral'"),
+    "layers on several devices": (
+        CONFIG,
+        spread,
+        lk.UnsupportedInputError,
+        r"spread over \['cpu', 'meta'\]",
+    ),
     "an attention that is not there": (CONFIG, without_attention, AttributeError, "self_attn"),
 }
 
@@ -234,11 +249,10 @@ CALLING: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
 }
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("case", CALLING)
-def test_calls_are_refused(case: str, attention: str) -> None:
+def test_calls_are_refused(case: str) -> None:
     run, error, message = CALLING[case]
-    model, inputs = tiny_llava(attention=attention), batch(*RAGGED)
+    model, inputs = tiny_llava(), batch(*RAGGED)
 
     def attached() -> None:
         with lk.attach(model, CONFIG):

@@ -107,16 +107,21 @@ def test_a_sliding_window_serves_up_to_its_length(attention: str, positions: str
 @torch.no_grad()
 def test_no_mask_stays_no_mask(positions: str) -> None:
     """Plain causal attention is what the quick kernels are for."""
-    model, seen = tiny_llava(), []
+    model, seen, ids = tiny_llava(), [], []
     for layer in model.model.language_model.layers:
         layer.self_attn.register_forward_pre_hook(
-            lambda module, args, kwargs: seen.append(kwargs["attention_mask"]), with_kwargs=True
+            lambda module, args, kwargs: (
+                seen.append(kwargs["attention_mask"]) or ids.append(kwargs["position_ids"])
+            ),
+            with_kwargs=True,
         )
     equal = batch(prompt(4, "image", 6), prompt(2, "image", 8, seed=1))
     with lk.attach(model, CONFIG[positions]):
         cache = model(**equal).past_key_values
         model(input_ids=torch.tensor([[5], [6]]), past_key_values=cache)
         assert seen == [None] * 12
+        # Packed-sequence kernels would take gaps in the ids of a prefill for borders.
+        assert [x is None for x in ids] == [False] + [True] * 5 + [False] * 6
         seen.clear()
         model(**batch(prompt(2, "image", "image", 6), prompt(40, seed=2)))
     assert [mask is None for mask in seen] == [True] + [False] * 5
