@@ -39,14 +39,6 @@ def as_pixtral(model: Any) -> None:
     model.config.vision_config.model_type = "pixtral"
 
 
-def on_gemma(model: Any) -> None:
-    model.config.text_config.model_type = "gemma3_text"
-
-
-def spread(model: Any) -> None:
-    model.model.language_model.layers[3].to("meta")
-
-
 def without_attention(model: Any) -> None:
     del model.model.language_model.layers[3].self_attn
 
@@ -89,13 +81,6 @@ ATTACHING: dict[str, tuple[Any, Change, type[Exception], str]] = {
         "'dynamic' rotary positions.*preserve",
     ),
     "a tower without a square grid": (CONFIG, as_pixtral, lk.UnsupportedModelError, "pixtral"),
-    "another text model": (CONFIG, on_gemma, TypeError, r"gemma3_text.*'llama', 'mistral'"),
-    "layers on several devices": (
-        CONFIG,
-        spread,
-        lk.UnsupportedInputError,
-        r"spread over \['cpu', 'meta'\]",
-    ),
     "an attention that is not there": (CONFIG, without_attention, AttributeError, "self_attn"),
 }
 

@@ -169,25 +169,6 @@ def test_half_precision_comes_back_as_it_went_in(dtype: torch.dtype, attention: 
 
 
 @torch.no_grad()
-def test_stages_are_exact_under_autocast() -> None:
-    """Autocast would match and merge in bfloat16; the layers' own rounding stays."""
-    model, inputs, dtypes = tiny_llava(), batch(*RAGGED), set()
-
-    def matcher(x: torch.Tensor, partition: lk.graphs.WindowPartition) -> lk.graphs.Matching:
-        dtypes.add((x @ x.T).dtype)
-        return lk.graphs.cosine_matching(x, partition)
-
-    with lk.attach(model, lk.LightKVConfig(STAGES, matcher=matcher)) as handle:
-        exact = model(**inputs).logits
-        with torch.autocast("cpu", torch.bfloat16):
-            found = model(**inputs)
-        check_ledger(handle.ledger, found.past_key_values)
-    assert dtypes == {torch.float32}
-    real = inputs["attention_mask"].bool()
-    near(found.logits[real][:4].float(), exact[real][:4], 0.2)
-
-
-@torch.no_grad()
 def test_double_precision_is_kept() -> None:
     """Batch 1: with padding, transformers' own eager attention gives NaN in float64."""
     model, inputs = tiny_llava(), batch(RAGGED[1])
