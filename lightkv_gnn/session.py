@@ -40,6 +40,7 @@ def attach(model: PreTrainedModel, config: LightKVConfig) -> Handle:
         config: What to do.
 
     Raises:
+        TypeError: ``config`` or ``model`` is something else.
         UnsupportedModelError: No adapter for this family, or not for this variant of it.
         ScheduleError: Layers or windows that the model does not have.
         UnsupportedInputError: An attention backend or a kind of rotary positions that is not
@@ -50,6 +51,11 @@ def attach(model: PreTrainedModel, config: LightKVConfig) -> Handle:
     if not isinstance(config, LightKVConfig):
         raise TypeError(f"config is {config!r}: expected a LightKVConfig")
     adapter = adapter_for(model)
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(
+            f"model is a {type(model).__name__} around a model, whose calls pass by the hooks: "
+            "expected the transformers model inside it, such as get_base_model() of a PEFT model"
+        )
     if adapter.base in _attached:
         raise RuntimeError("this model is attached already: leave that context, or remove() it")
     check_schedule(adapter, config)

@@ -64,3 +64,18 @@ def test_two_images_of_one_call_share_a_graph() -> None:
     share = graph["text", "guides", "vision"].weight
     heads = torch.zeros(16).index_add_(0, text, share)
     near(heads, torch.full((16,), 4.0))
+
+
+def test_a_wrapper_around_a_model_is_refused() -> None:
+    """What it generates would pass by the hooks, uncompressed."""
+
+    class Wrapper(torch.nn.Module):
+        def __init__(self, inner: torch.nn.Module) -> None:
+            super().__init__()
+            self.base_model, self.config = inner, inner.config
+
+        def get_decoder(self) -> torch.nn.Module:
+            return self.base_model.get_decoder()
+
+    with pytest.raises(TypeError, match=r"Wrapper around a model, .* get_base_model\(\)"):
+        lk.attach(Wrapper(tiny_llava()), lk.LightKVConfig(STAGES))
