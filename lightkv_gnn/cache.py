@@ -109,6 +109,10 @@ class CompressedMixin:
         """Logical index of the first ``entries`` entries, announced ones included."""
         if self._pending is not None:
             return self._with(self._pending).to(device)
+        return self._committed(entries, batch, device)
+
+    def _committed(self, entries: int, batch: int, device: torch.device) -> Tensor:
+        """Logical index of the first ``entries`` entries, as far as they are committed."""
         if self.logical is None:
             known = torch.empty(batch, 0, dtype=torch.int64, device=device)
         else:
@@ -119,9 +123,7 @@ class CompressedMixin:
     def _with(self, new: Expected) -> Tensor:
         """Logical index of all entries once ``new`` is committed."""
         source = new.source
-        self._pending = None
-        before = self.index_of(self.entries(), source.shape[0], source.device)
-        self._pending = new
+        before = self._committed(self.entries(), source.shape[0], source.device)
         return torch.cat([before, torch.where(source < 0, -1, source + self.get_seq_length())], 1)
 
     def update(

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lightkv_gnn import tiny
 from lightkv_gnn.adapters import adapter_for
@@ -69,8 +70,6 @@ def load_model(folder: str | None) -> tuple[Any, Any]:
         raise FileNotFoundError(
             f"{folder} is no folder: give one that save_pretrained wrote, with model and processor"
         )
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
     dtype = torch.float32 if device == "cpu" else "auto"
     model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
     return model.to(device).eval(), AutoProcessor.from_pretrained(folder)

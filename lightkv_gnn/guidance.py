@@ -7,7 +7,7 @@ sequence-by-sequence matrix is never formed.  All weights are handled as logarit
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -61,6 +61,13 @@ class GuidanceBlock:
     def text_key(self) -> Tensor:
         """`[batch, key-value head, text, channel]`."""
         return _rows(self.key, self.text)
+
+    def of_last_text(self) -> GuidanceBlock:
+        """The block with each sample's last text token as its only one."""
+        if self.text.shape[1] == 0:
+            return self
+        last = (self.text_mask.sum(1, keepdim=True) - 1).clamp(min=0)
+        return replace(self, text=self.text.gather(1, last), text_mask=self.text_mask[:, :1])
 
 
 def _rows(states: Tensor, index: Tensor) -> Tensor:
@@ -124,14 +131,13 @@ def prompt_guidance(block: GuidanceBlock, kind: GuidanceName | GuidanceFunction)
         raise ValueError(f"guidance is {kind!r}: expected one of {GUIDANCE} or a callable")
     if kind == "none" or block.text_mask.shape[1] == 0:
         return Guidance(block.query.new_zeros(batch, vision, dtype=torch.float32), None)
+    if kind == "last_token":
+        block = block.of_last_text()
     text_mask = block.text_mask
     if kind == "vision_to_text":
         query, key = block.vision_query, block.text_key
     else:
         query, key = block.text_query, block.vision_key
-    if kind == "last_token":
-        last = (text_mask.sum(1) - 1).clamp(min=0)
-        query, text_mask = _rows(query, last[:, None]), text_mask[:, :1]
     width = max(1, CHUNK // max(1, batch * query.shape[1] * vision))
     parts = []
     for start in range(0, text_mask.shape[1], width):

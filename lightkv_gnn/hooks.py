@@ -53,6 +53,7 @@ class Hooks:
     def install(self) -> list[torch.utils.hooks.RemovableHandle]:
         """Registers them; returns what removes them."""
         base, decoder = self._adapter.base, self._adapter.decoder
+        self._signature = inspect.signature(base.forward)
         hooks = [
             base.register_forward_pre_hook(self._open, with_kwargs=True),
             base.register_forward_hook(self._close, always_call=True),
@@ -75,7 +76,7 @@ class Hooks:
     def _open(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the model: plans the prefill, if the call is one with images."""
         self._running.call = None
-        given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+        given = self._signature.bind_partial(*args, **kwargs).arguments
         given = {**given, **given.get("kwargs", {})}
         vision = self._vision_mask(given)
         if vision is None or vision.shape[1] == 1:

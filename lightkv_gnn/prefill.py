@@ -93,11 +93,10 @@ class Prefill:
         vision, vision_mask = _listed(self.is_vision, self.vision_counts)
         text, text_mask = _listed(self.is_text, self.text_counts)
         block = GuidanceBlock(query, key, vision, text, vision_mask, text_mask, scaling)
-        guidance = prompt_guidance(block, self.config.guidance)
         if self.config.guidance == "last_token":
-            last = (text_mask.sum(1, keepdim=True) - 1).clamp(min=0)
-            text, text_mask = text.gather(1, last), text_mask[:, :1]
-        return Heard(guidance, self.token.gather(1, text), text_mask)
+            block = block.of_last_text()
+        guidance = prompt_guidance(block, self.config.guidance)
+        return Heard(guidance, self.token.gather(1, block.text), block.text_mask)
 
     def compress(self, number: int, hidden_states: Tensor) -> Tensor:
         """Runs stage ``number`` on `[batch, token, channel]`; returns fewer tokens."""

@@ -79,3 +79,14 @@ def test_a_wrapper_around_a_model_is_refused() -> None:
 
     with pytest.raises(TypeError, match=r"Wrapper around a model, .* get_base_model\(\)"):
         lk.attach(Wrapper(tiny_llava()), lk.LightKVConfig(STAGES))
+
+
+@pytest.mark.parametrize("guidance", ["vision_to_text", "text_to_vision", "last_token"])
+@torch.no_grad()
+def test_a_prompt_of_nothing_but_an_image(guidance: str) -> None:
+    """No text guides: as if there were no guidance."""
+    model, inputs = tiny_llava(), batch(prompt("image"))
+    with lk.attach(model, lk.LightKVConfig(STAGES, guidance=guidance)):
+        found = model(**inputs).logits
+    with lk.attach(model, lk.LightKVConfig(STAGES, guidance="none")):
+        near(found, model(**inputs).logits)
