@@ -1,4 +1,4 @@
-"""What a model's call tells before it runs: is it a prefill with pictures, and is it a legal one?"""
+"""What a call tells before it runs: whether it is a prefill with pictures, and a legal one."""
 
 from __future__ import annotations
 
@@ -104,8 +104,8 @@ def _placeholder_masks(
 
     Without pictures, a placeholder among the token ids is a token like any other.
     """
-    ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
-    tokens = embeds if ids is None else ids
+    ids = given.get("input_ids")
+    tokens = given.get("inputs_embeds") if ids is None else ids
     if tokens is None or tokens.shape[1] == 1:
         return {}
     if not kinds:
@@ -119,12 +119,12 @@ def _placeholder_masks(
     masks = {}
     for kind in kinds:
         placeholder = adapter.placeholders[kind]
-        if ids is not None:
-            mask = ids == placeholder
-        else:
+        if ids is None:
             embedding = adapter.model.get_input_embeddings()
-            mask = (embeds == embedding(torch.tensor(placeholder, device=embeds.device))).all(-1)
-        masks[kind] = mask.cpu()
+            own = embedding(torch.tensor(placeholder, device=tokens.device))
+            masks[kind] = tokens.eq(own).all(-1).cpu()
+        else:
+            masks[kind] = tokens.eq(placeholder).cpu()
     return {kind: mask for kind, mask in masks.items() if bool(mask.any())}
 
 
