@@ -8,7 +8,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from lightkv_gnn.adapters import Adapter, Encoded
@@ -76,10 +75,10 @@ class Hooks:
             hooks.append(Watched(base, kind, name, self._seen))
         return hooks
 
-    def listen(self, query: Tensor, key: Tensor, scaling: float) -> None:
+    def listen(self, query: Tensor, key: Tensor, scaling: float, softcap: float | None) -> None:
         """Hears the attention of the layers that stages run after."""
         if self._call is not None:
-            self._call.prefill.listen(query, key, scaling)
+            self._call.prefill.listen(query, key, scaling, softcap)
 
     @property
     def _opening(self) -> Opening | None:
