@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,41 +20,55 @@ _RECORD = "lightkv_encoded"
 
 
 class Watched:
-    """An encoder of a model, replaced on the instance by one that makes records.
+    """The encoders of a model, replaced on the instance by ones that make records.
 
     Args:
         base: The module that encodes.
-        kind: Of its pictures, "image" or "video".
-        name: Of the method.
+        encoders: Name of the method of each kind of pictures.
         seen: Is handed every record.
     """
 
     def __init__(
-        self, base: nn.Module, kind: str, name: str, seen: Callable[[Encoded], None]
+        self, base: nn.Module, encoders: Mapping[str, str], seen: Callable[[Encoded], None]
     ) -> None:
-        self._base, self._name = base, name
-        self._own = vars(base).get(name)
-        encode = getattr(base, name)
+        self._base, self._seen = base, seen
+        self._busy = threading.local()
+        self._replaced: dict[str, tuple[Any, Any]] = {}
+        for kind, name in encoders.items():
+            watched = self._watched(kind, getattr(base, name))
+            self._replaced[name] = watched, vars(base).get(name)
+            setattr(base, name, watched)
+
+    def _watched(self, kind: str, encode: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(encode)
 
         @functools.wraps(encode)
         def watched(*args: Any, **kwargs: Any) -> Any:
-            output = encode(*args, **kwargs)
+            if getattr(self._busy, "encoding", False):  # a video's frames, encoded as images
+                return encode(*args, **kwargs)
+            self._busy.encoding = True
+            try:
+                output = encode(*args, **kwargs)
+            finally:
+                self._busy.encoding = False
             arguments = signature.bind(*args, **kwargs).arguments
             record = Encoded(kind, _without_pixels(arguments), lengths_of(output))
             if hasattr(output, "pooler_output"):
                 setattr(output, _RECORD, record)
-            seen(record)
+            self._seen(record)
             return output
 
-        setattr(base, name, watched)
+        return watched
 
     def remove(self) -> None:
-        """Puts the encoder back as it was."""
-        if self._own is None:
-            delattr(self._base, self._name)
-        else:
-            setattr(self._base, self._name, self._own)
+        """Puts the encoders back as they were; what others have put in their place stays."""
+        for name, (watched, own) in self._replaced.items():
+            if vars(self._base).get(name) is not watched:
+                continue
+            if own is None:
+                delattr(self._base, name)
+            else:
+                setattr(self._base, name, own)
 
 
 def record_of(output: Any) -> Encoded | None:

@@ -71,8 +71,7 @@ class Hooks:
         for number, layer in enumerate(decoder.layers):
             hook = partial(self._before_layer, number)
             hooks.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
-        for kind, name in adapter.encoders.items():
-            hooks.append(Watched(base, kind, name, self._seen))
+        hooks.append(Watched(base, adapter.encoders, self._seen))
         return hooks
 
     def listen(self, query: Tensor, key: Tensor, scaling: float, softcap: float | None) -> None:

@@ -63,6 +63,12 @@ class VisionTokens:
         return torch.stack([*self.masks.values()]).any(0) & self.real
 
 
+def whole_patches(pixels: Tensor, patch: int) -> Tensor:
+    """Pixels that patches lie on: `[..., height, width]` without a rest at the bottom and right."""
+    height, width = (size // patch * patch for size in pixels.shape[-2:])
+    return pixels[..., :height, :width]
+
+
 def tiles_of_samples(
     tokens: VisionTokens, tiles: Mapping[str, Sequence[Sequence[Tile]]]
 ) -> list[list[Tile]]:
@@ -119,8 +125,11 @@ def _repeats(mask: Tensor, encoded: Encoded) -> int:
 def _once_per_repeat(
     encoded: Encoded, tiles: Sequence[Sequence[Tile]], mask: Tensor, repeat: int
 ) -> Iterator[Picture]:
-    """The pictures as the repeated samples take them, one after the other."""
-    pictures = iter(zip(encoded.lengths, tiles, strict=True))
+    """The pictures as the repeated samples take them, one after the other.
+
+    Some models' encoders return an empty entry for a sample without pictures.
+    """
+    pictures = iter([pair for pair in zip(encoded.lengths, tiles, strict=True) if pair[0]])
     for needed in mask.sum(1).tolist()[::repeat]:
         own: list[Picture] = []
         while needed > 0 and (picture := next(pictures, None)):
