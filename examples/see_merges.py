@@ -37,4 +37,5 @@ print("similarity of the merged pairs:", [round(s, 3) for s in merges.similarity
 lineage = trace.to_networkx()
 print(f"as networkx: {lineage}, a forest: {networkx.is_forest(lineage)}")
 
-lk.graphs.draw_stages(trace, picture).savefig(sys.argv[1] if len(sys.argv) > 1 else "merges.png")
+seen = lk.seen_tiles(model, processor, inputs)
+lk.graphs.draw_stages(trace, seen).savefig(sys.argv[1] if len(sys.argv) > 1 else "merges.png")

@@ -15,7 +15,7 @@ from lightkv_gnn.errors import (
 )
 from lightkv_gnn.ledger import LayerCost, LayerRow, Ledger
 from lightkv_gnn.messages import MergeConv, destination_only, guided_mean, mass_mean, mean
-from lightkv_gnn.pictures import seen_picture
+from lightkv_gnn.pictures import seen_tiles
 from lightkv_gnn.schedule import Stage
 from lightkv_gnn.session import Handle, attach
 
@@ -52,5 +52,5 @@ __all__ = [
     "messages",
     "official",
     "register_adapter",
-    "seen_picture",
+    "seen_tiles",
 ]

@@ -79,7 +79,10 @@ def _demo(options: argparse.Namespace) -> None:
     report(_answers(answered.answers))
     report(f"{answered.ledger}\n")
     files = demo.save_pictures(answered, options.out)
-    report("wrote " + ", ".join(map(str, files)))
+    if files:
+        report("wrote " + ", ".join(map(str, files)))
+    else:
+        report("nothing is drawn: the model's adapter does not tell which pixels its tiles cover")
     if find_spec("matplotlib") is None:
         report("the merges are drawn with matplotlib: pip install 'lightkv-gnn[draw]'")
     table = {}

@@ -87,9 +87,8 @@ class LightKVConfig:
             UnsupportedModelError: The model has no adapter.
         """
         adapter = adapter_for(model)
-        return cls(
-            find_stages(adapter.layers, retention, adapter.grid, adapter.legal_layers), **options
-        )
+        stages = find_stages(adapter.layers, retention, adapter.grid, adapter.legal_layers)
+        return cls(stages, **options)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a file.

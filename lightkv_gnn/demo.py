@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,9 +16,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from lightkv_gnn import tiny
 from lightkv_gnn.adapters import adapter_for
 from lightkv_gnn.config import LightKVConfig
+from lightkv_gnn.errors import UnsupportedModelError
 from lightkv_gnn.ledger import Ledger
 from lightkv_gnn.messages import destination_only, mean
-from lightkv_gnn.pictures import seen_picture
+from lightkv_gnn.pictures import seen_tiles
 from lightkv_gnn.schedule import halving, layer_average
 from lightkv_gnn.session import attach
 from lightkv_graphs import MergeTrace, draw_stages, random_matching
@@ -40,10 +41,13 @@ class Answer:
 
 @dataclass(frozen=True, eq=False)
 class Answered:
-    """What asking about one picture gave."""
+    """What asking about one picture gave.
+
+    ``tiles`` is what the model saw of it; nothing if its adapter does not tell.
+    """
 
     answers: tuple[Answer, ...]
-    picture: Image.Image
+    tiles: tuple[Image.Image, ...]
     ledger: Ledger
     trace: MergeTrace
 
@@ -78,15 +82,16 @@ def load_model(folder: str | None) -> tuple[Any, Any]:
 def schedules(model: Any, retention: float) -> dict[str, LightKVConfig]:
     """The demo's schedules.
 
-    "default" is the usual one; "early" compresses right after layer 0 and keeps as much, averaged
-    over the layers, as far as one stage can, which merges half away at most; "steep" halves after
-    each of the first three layers and keeps far less.
+    "default" is the usual one; "early" compresses right after the first layer that may (0 in most
+    families) and keeps as much, averaged over the layers, as far as one stage can, which merges
+    half away at most; "steep" halves after each of the first three that may and keeps far less.
     """
     default = LightKVConfig.for_model(model, retention)
     adapter = adapter_for(model)
     kept = layer_average(default.stages, adapter.layers)
-    ratio = min(0.5, round((1 - kept) * adapter.layers / (adapter.layers - 1), 2))
-    steep = halving(range(3), adapter.grid)
+    steep = halving(adapter.legal_layers[:3], adapter.grid)
+    lighter = adapter.layers - 1 - steep[0].layer
+    ratio = min(0.5, round((1 - kept) * adapter.layers / lighter, 2))
     return {
         "default": default,
         "early": replace(default, stages=[replace(steep[0], ratio=ratio)]),
@@ -135,26 +140,43 @@ def ask_all(
         short = [generate(model, processor, picture, prompt) for prompt in questions]
     rows = zip(questions.items(), full, short, strict=True)
     answers = tuple(Answer(*question, before, after) for question, before, after in rows)
-    return Answered(answers, seen_picture(processor, picture), handle.ledger, handle.trace)
+    tiles: list[Image.Image] = []
+    with suppress(UnsupportedModelError):
+        inputs = as_inputs(model, processor, picture, next(reversed(questions)))
+        tiles = seen_tiles(model, processor, inputs)
+    return Answered(answers, tuple(tiles), handle.ledger, handle.trace)
 
 
 def generate(model: Any, processor: Any, picture: Image.Image, prompt: str) -> str:
     """The model's greedy answer."""
-    inputs = processor(images=picture, text=as_chat(processor, prompt), return_tensors="pt")
-    inputs = inputs.to(model.device, model.dtype)
+    inputs = as_inputs(model, processor, picture, prompt)
     with torch.no_grad():
         tokens = model.generate(**inputs, do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
     new = tokens[:, inputs["input_ids"].shape[1] :]
     return str(processor.batch_decode(new, skip_special_tokens=True)[0]).strip()
 
 
+def as_inputs(model: Any, processor: Any, picture: Image.Image, prompt: str) -> Any:
+    """What the model takes, on its device, and what is floating in its dtype."""
+    text = as_chat(processor, prompt)
+    begin = processor.tokenizer.bos_token
+    again = {"add_special_tokens": False} if begin and text.startswith(begin) else {}
+    inputs = processor(images=picture, text=text, return_tensors="pt", **again)
+    return inputs.to(model.device, model.dtype)
+
+
 def as_chat(processor: Any, prompt: str) -> str:
-    """The prompt in the model's chat format, or in LLaVA-1.5's if it has none."""
+    """The prompt in the model's chat format; in LLaVA-1.5's or PaliGemma's if it has none."""
     if getattr(processor, "chat_template", None):
         content = [{"type": "image"}, {"type": "text", "text": prompt}]
         messages = [{"role": "user", "content": content}]
         return str(processor.apply_chat_template(messages, add_generation_prompt=True))
-    return f"USER: <image>\n{prompt} ASSISTANT:"
+    image = getattr(processor, "boi_token", None) or getattr(processor, "image_token", "<image>")
+    if image == "<|image_pad|>":
+        image = f"<|vision_start|>{image}<|vision_end|>"
+    if type(processor).__name__.startswith("PaliGemma"):
+        return f"{image}{prompt}"
+    return f"USER: {image}\n{prompt} ASSISTANT:"
 
 
 def scores(
@@ -205,11 +227,19 @@ def attached(model: Any, config: LightKVConfig | None) -> Iterator[None]:
 
 
 def save_pictures(answered: Answered, folder: Path) -> list[Path]:
-    """Writes what the model saw and, with matplotlib, its merges stage by stage."""
+    """Writes what the model saw, tile by tile, and with matplotlib its merges stage by stage.
+
+    Nothing if the model's adapter does not tell what it saw.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / "picture.png"]
-    answered.picture.resize((512, 512), Image.Resampling.NEAREST).save(files[0])
-    if find_spec("matplotlib"):
+    several = len(answered.tiles) > 1
+    files = []
+    for number, tile in enumerate(answered.tiles):
+        files.append(folder / (f"picture-{number}.png" if several else "picture.png"))
+        times = max(1, 512 // max(tile.size))
+        larger = (times * tile.width, times * tile.height)
+        tile.resize(larger, Image.Resampling.NEAREST).save(files[-1])
+    if answered.tiles and find_spec("matplotlib"):
         files.append(folder / "merges.png")
-        draw_stages(answered.trace, answered.picture).savefig(files[1], dpi=120)
+        draw_stages(answered.trace, answered.tiles).savefig(files[-1], dpi=120)
     return files

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightkv_gnn.adapters import Adapter, Encoded, VisionTokens
 from lightkv_gnn.cache import check_cache
-from lightkv_gnn.encoders import record_of
+from lightkv_gnn.encoders import lengths_of, record_of
 from lightkv_gnn.errors import UnsupportedInputError
 from lightkv_gnn.masks import real_tokens
 
@@ -94,6 +94,15 @@ def _record(kind: str, output: Any) -> Encoded:
             "or a piece of them. If the prompt is being read in chunks (prefill_chunk_size), leave "
             "that out: it would be compressed before all of it is seen; otherwise pass pixel_values"
         )
+    # Encoders may return empty entries, and generate repeats a sample's pictures for its beams.
+    then, now = ([n for n in lengths if n] for lengths in (record.lengths, lengths_of(output)))
+    repeats = len(now) // max(len(then), 1)
+    same = now == then if repeats == 1 else sorted(now) == sorted(then * repeats)
+    if sum(now) == sum(then * repeats) and not same:
+        raise UnsupportedInputError(
+            f"mm_encoder_outputs holds {kind}s of {now} tokens, but they were encoded as {then}: "
+            "which of them is which is known only in the order of encoding; leave that as it is"
+        )
     return record
 
 
@@ -130,8 +139,10 @@ def _placeholder_masks(
 
 def _check_one_prompt_per_row(position_ids: Tensor | None, real: Tensor) -> None:
     """Raises UnsupportedInputError where text positions start anew within a row."""
-    if position_ids is None or position_ids.ndim != 2:
+    if position_ids is None:
         return
+    if position_ids.ndim == 3:  # of M-RoPE's coordinates the first one, time, never falls
+        position_ids = position_ids[0]
     position_ids = position_ids.cpu().expand(real.shape[0], -1)
     falls = position_ids[:, 1:] < position_ids[:, :-1]
     if bool((falls & real[:, 1:] & real[:, :-1]).any()):

@@ -2,22 +2,115 @@
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
+from torch import Tensor
+
+from lightkv_gnn.adapters import Adapter, Encoded, VisionTokens, adapter_for
+from lightkv_gnn.adapters.encoded import tiles_of_samples
+from lightkv_gnn.encoders import lengths_of
+from lightkv_gnn.errors import UnsupportedInputError
+from lightkv_gnn.opening import PIXELS, opened
+from lightkv_graphs import Tile
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
-def seen_picture(processor: Any, picture: Image.Image) -> Image.Image:
-    """The picture as the model sees it: resized and cropped, so that tokens lie where drawn.
+def seen_tiles(
+    model: PreTrainedModel, processor: Any, inputs: Mapping[str, Any]
+) -> list[Image.Image]:
+    """What the model sees of a call's pictures, so that tokens lie where they are drawn.
+
+    The pictures come from the processor's tensors, with its scaling, cropping, cutting and padding
+    done and its normalisation undone.  To learn which token belongs to which picture, the model's
+    encoders run once.
 
     Args:
-        processor: The model's processor.
-        picture: The original.
+        model: The model.
+        processor: Its processor, whose means and standard deviations are undone.
+        inputs: What the processor returned, as ``generate`` takes it.
+
+    Returns:
+        A picture for each image of the call's ``TokenLayout``, in its order: each is one tile or
+        frame, which the image's grid covers from edge to edge.
+
+    Raises:
+        ImageTokensError: Placeholders and pictures do not fit each other.
+        UnsupportedInputError: ``inputs`` has no pictures, or does not tell their sizes.
+        UnsupportedModelError: The model's adapter has no ``seen``, or it has no adapter.
     """
-    processing = processor.image_processor
-    pixels = torch.as_tensor(processing(picture, return_tensors="pt")["pixel_values"][0]).float()
-    mean_std = (torch.tensor(processing.image_mean), torch.tensor(processing.image_std))
-    middle, spread = (values.view(3, 1, 1) for values in mean_std)
-    rgb = ((pixels * spread + middle).clamp(0, 1) * 255).round().byte()
-    return Image.fromarray(rgb.permute(1, 2, 0).numpy())
+    adapter = adapter_for(model)
+    tokens = vision_tokens(adapter, inputs)
+    tiles: dict[str, list[list[Tile]]] = {}
+    pictures: dict[int, Image.Image] = {}
+    for kind, encoded in tokens.encoded.items():
+        seen = adapter.seen(encoded, inputs[PIXELS[kind]])
+        # Each tile is an object of its own, and so can be found again among those of its sample.
+        tiles[kind] = [[Tile(*tile) for tile in own] for own in adapter.tiles(encoded)]
+        for tile, pixels in zip(_flat(tiles[kind]), _flat(seen), strict=True):
+            pictures[id(tile)] = _as_picture(pixels, _processing(processor, kind))
+    return [pictures[id(tile)] for tile in _flat(tiles_of_samples(tokens, tiles))]
+
+
+def vision_tokens(adapter: Adapter, inputs: Mapping[str, Any]) -> VisionTokens:
+    """The placeholders of a call, and its pictures as the model's encoders take them.
+
+    Args:
+        adapter: Of the model.
+        inputs: What the processor returned.
+
+    Raises:
+        UnsupportedInputError: ``inputs`` has no pictures.
+    """
+    opening = opened(adapter, inputs)
+    if opening is None:
+        raise UnsupportedInputError(
+            f"there are no pictures in {sorted(inputs)}: pass everything that the processor returns"
+        )
+    for kind in opening.masks:
+        encode = getattr(adapter.base, adapter.encoders[kind])
+        known = inspect.signature(encode).parameters
+        arguments = {
+            name: _placed(value, adapter) for name, value in inputs.items() if name in known
+        }
+        with torch.no_grad():
+            opening.encoded[kind] = Encoded(kind, arguments, lengths_of(encode(**arguments)))
+    return opening.tokens()
+
+
+def _placed(value: Any, adapter: Adapter) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    model = adapter.model
+    return value.to(model.device, model.dtype if value.is_floating_point() else None)
+
+
+def _flat(nested: Sequence[Sequence[Any]]) -> chain[Any]:
+    return chain.from_iterable(nested)
+
+
+def _processing(processor: Any, kind: str) -> Any:
+    """The part of a processor, which may itself be that part, that treats such pictures."""
+    return getattr(processor, f"{kind}_processor", None) or getattr(
+        processor, "image_processor", processor
+    )
+
+
+def _as_picture(pixels: Tensor, processing: Any) -> Image.Image:
+    """Undoes a processor's normalisation of `[channel, height, width]`."""
+    pixels = pixels.detach().float().cpu()
+    if getattr(processing, "do_normalize", True):
+        spread, middle = (
+            torch.tensor(values).view(-1, 1, 1)
+            for values in (processing.image_std, processing.image_mean)
+        )
+        pixels = pixels * spread + middle
+    if getattr(processing, "do_rescale", True):
+        pixels = pixels * (1 / processing.rescale_factor)
+    return Image.fromarray(pixels.round().clamp(0, 255).byte().permute(1, 2, 0).numpy())

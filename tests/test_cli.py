@@ -1,11 +1,18 @@
-"""The command line, on the bundled model."""
+"""The command line, on the bundled model and on checkpoints of every family."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from families.inputs import PICTURES, batch
+from families.models import FAMILIES
+from families.models import tiny as build
+from families.processors import NEED_TORCHVISION, PARTS, save_checkpoint
+from PIL import Image
 
-from lightkv_gnn import demo, seen_picture, tiny
+from lightkv_gnn import Adapter, LightKVConfig, adapter_for, attach, demo, tiny
+from lightkv_gnn.adapters.llava import LlavaAdapter
 from lightkv_gnn.cli import main
 
 
@@ -108,14 +115,97 @@ def test_methods_hold_equally_many_tokens():
 
 
 def test_picture_is_what_the_model_sees(photo):
-    from PIL import Image
-
-    processor = tiny.build_processor()
+    model, processor = tiny.load()
     with Image.open(photo) as picture:
-        seen = seen_picture(processor, picture)
+        answered = demo.ask_all(
+            model, processor, picture, {"?": None}, LightKVConfig.for_model(model)
+        )
+        scaled = picture.resize((128, 128))
+    (seen,) = answered.tiles
     assert seen.size == (128, 128)
-    again = seen_picture(processor, seen)
-    assert np.abs(np.asarray(again).astype(int) - np.asarray(seen).astype(int)).max() <= 1
+    difference = np.asarray(scaled).astype(int) - np.asarray(seen)
+    assert np.abs(difference).mean() < 3
+
+
+@pytest.fixture
+def landscape(tmp_path):
+    file = tmp_path / "landscape.png"
+    noise = np.random.default_rng(0).integers(256, size=(6, 10, 3), dtype="u1")
+    Image.fromarray(noise).resize((100, 60)).save(file)
+    return file
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("template", [True, False])
+@pytest.mark.parametrize("family", PARTS)
+def test_demo_on_a_checkpoint_of_any_family(capsys, tmp_path, landscape, family, template):
+    if family in NEED_TORCHVISION:
+        pytest.importorskip("torchvision", reason="the family's processor needs it")
+    folder, out = tmp_path / family, tmp_path / "out"
+    saved = save_checkpoint(family, folder, **SHORT_PROMPTS.get(family, {}))
+    if not template:
+        (folder / "chat_template.jinja").unlink()
+    arguments = ["--image", landscape, "--prompt", "what is it?", "--out", out]
+    result = run_json(capsys, "demo", "--model", folder, *arguments)
+    assert result["model"] == type(saved).__name__
+    assert len(result["answers"]) == 1
+    assert result["ledger"]["kv_bytes_observed"] < result["ledger"]["kv_bytes_full"]
+    tiles = [file.name for file in out.iterdir() if file.name.startswith("picture")]
+    assert len(tiles) == TILES.get(family, 1)
+    assert [Path(file).name for file in result["files"]] == [*sorted(tiles), "merges.png"]
+
+
+SHORT_PROMPTS = {"gemma3": {"text": {"sliding_window": 512}}}
+"""Compressed prompts are shorter than windows."""
+
+TILES = {
+    "llava_next": 2,
+    "llava_next_video": 2,
+    "llava_onevision": 2,
+    "internvl": 3,
+    "idefics3": 7,
+    "smolvlm": 7,
+}
+"""Of a picture of 100 x 60 pixels."""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_schedules_are_legal(family):
+    model = build(family, **SHORT_PROMPTS.get(family, {}))
+    legal = set(adapter_for(model).legal_layers)
+    schedules = demo.schedules(model, 0.55)
+    inputs = batch(family, model, [2, PICTURES[family][0], 3])
+    for name, config in schedules.items():
+        layers = [stage.layer for stage in config.stages]
+        assert layers
+        assert set(layers) <= legal
+        with attach(model, config) as handle:
+            model(**inputs)
+        assert handle.ledger.retention < 1, name
+    assert schedules["early"].stages[0].layer == schedules["steep"].stages[0].layer == min(legal)
+    held = demo.retentions(model, 0.55)
+    assert held["early"] >= held["default"] - 0.01 or schedules["early"].stages[0].ratio < 0.5
+
+
+def test_without_seen_only_the_drawing_is_left_out(capsys, tmp_path, monkeypatch, photo):
+    monkeypatch.setattr(LlavaAdapter, "seen", Adapter.seen)
+    arguments = ["--image", str(photo), "--prompt", "what shape is the red object ?"]
+    assert main(["demo", *arguments, "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "compressed" in printed
+    assert "nothing is drawn: the model's adapter" in printed
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_prompt_that_begins_as_text_does_not_begin_twice():
+    model, processor = tiny.load()
+    picture = tiny.render(tiny.sample_scene(np.random.default_rng(0)))
+    once = demo.as_inputs(model, processor, picture, "list the objects .")["input_ids"]
+    processor.chat_template = "<s>" + processor.chat_template
+    again = demo.as_inputs(model, processor, picture, "list the objects .")["input_ids"]
+    begin = processor.tokenizer.bos_token_id
+    assert (again == begin).sum() == 1
+    assert once[once != begin].tolist() == again[again != begin].tolist()
 
 
 def test_prompts_follow_the_chat_template():
@@ -124,3 +214,26 @@ def test_prompts_follow_the_chat_template():
     assert demo.as_chat(processor, question) == tiny.format_prompt(question)
     processor.chat_template = None
     assert demo.as_chat(processor, question) == f"USER: <image>\n{question} ASSISTANT:"
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "prompt"),
+    [
+        ("LlavaProcessor", {"image_token": "<image>"}, "USER: <image>\nwhat? ASSISTANT:"),
+        ("PixtralProcessor", {"image_token": "[IMG]"}, "USER: [IMG]\nwhat? ASSISTANT:"),
+        (
+            "Qwen2VLProcessor",
+            {"image_token": "<|image_pad|>"},
+            "USER: <|vision_start|><|image_pad|><|vision_end|>\nwhat? ASSISTANT:",
+        ),
+        (
+            "Gemma3Processor",
+            {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>"},
+            "USER: <start_of_image>\nwhat? ASSISTANT:",
+        ),
+        ("PaliGemmaProcessor", {"image_token": "<image>"}, "<image>what?"),
+    ],
+)
+def test_without_a_template_the_prompt_names_the_image_token(name, tokens, prompt):
+    processor = type(name, (), tokens)()
+    assert demo.as_chat(processor, "what?") == prompt

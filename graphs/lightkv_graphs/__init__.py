@@ -1,7 +1,7 @@
 """Vision tokens of a batch as window graphs: layout, partition, matching, merge graph, lineage."""
 
 from lightkv_graphs.build import add_text, merge_graph, message_edges, part_of, survivors
-from lightkv_graphs.draw import draw_merges, draw_stages
+from lightkv_graphs.draw import draw_merges, draw_stages, draw_windows
 from lightkv_graphs.layout import Grid, Tile, TokenLayout
 from lightkv_graphs.matching import (
     Matcher,
@@ -40,6 +40,7 @@ __all__ = [
     "cosine_matching",
     "draw_merges",
     "draw_stages",
+    "draw_windows",
     "edge_cosine",
     "exact_count",
     "float32_count",

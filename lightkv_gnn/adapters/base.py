@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightkv_gnn.adapters.encoded import Encoded, VisionTokens, tiles_of_samples
@@ -122,6 +122,25 @@ class Adapter(ABC):
         Raises:
             UnsupportedInputError: The call does not tell the pictures' sizes.
         """
+
+    def seen(self, encoded: Encoded, pixels: Tensor) -> Sequence[Sequence[Tensor]]:
+        """What the model saw of each picture; only drawing needs it.
+
+        Args:
+            encoded: The pictures.
+            pixels: What they were encoded from, as the processor returned it.
+
+        Returns:
+            For each tile of :meth:`tiles` the pixels that its grid covers from edge to edge,
+            `[channel, height, width]`.
+
+        Raises:
+            UnsupportedModelError: The adapter does not tell.
+        """
+        raise UnsupportedModelError(
+            f"{type(self).__name__} does not tell which pixels its tiles cover: give it a method "
+            "seen(encoded, pixels), or draw over pictures of your own"
+        )
 
     def layout(self, tokens: VisionTokens) -> TokenLayout:
         """The layout of a call's vision tokens.

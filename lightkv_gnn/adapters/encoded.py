@@ -91,14 +91,10 @@ def tiles_of_samples(
     repeats = {kind: _repeats(mask, tokens.encoded[kind]) for kind, mask in tokens.masks.items()}
     batch = tokens.real.shape[0]
     waiting = {
-        kind: _once_per_repeat(tokens.encoded[kind], tiles[kind], tokens.masks[kind], repeat)
+        kind: _once_per_repeat(kind, tiles[kind], tokens.masks[kind], repeat)
         for kind, repeat in repeats.items()
     }
     return [_of_sample(sample, tokens, waiting) for sample in range(batch)]
-
-
-Picture = tuple[int, Sequence[Tile]]
-"""Tokens and tiles of a picture."""
 
 
 def _check_tiles(encoded: Encoded, tiles: Sequence[Sequence[Tile]]) -> None:
@@ -111,9 +107,11 @@ def _check_tiles(encoded: Encoded, tiles: Sequence[Sequence[Tile]]) -> None:
 
 
 def _repeats(mask: Tensor, encoded: Encoded) -> int:
-    placeholders, features = int(mask.sum()), sum(encoded.lengths)
+    of_sample = mask.sum(1)
+    placeholders, features = int(of_sample.sum()), sum(encoded.lengths)
     repeat, rest = divmod(placeholders, max(features, 1))
-    if repeat < 1 or rest or mask.shape[0] % repeat:
+    whole = repeat > 0 and not rest and len(of_sample) % repeat == 0
+    if not whole or bool(of_sample.view(-1, repeat).diff().any()):
         raise ImageTokensError(
             f"the prompts hold {placeholders} {encoded.kind} placeholders, but the {encoded.kind}s "
             f"were encoded to {features} tokens: a picture was cut off, as by truncation, or is "
@@ -123,25 +121,28 @@ def _repeats(mask: Tensor, encoded: Encoded) -> int:
 
 
 def _once_per_repeat(
-    encoded: Encoded, tiles: Sequence[Sequence[Tile]], mask: Tensor, repeat: int
-) -> Iterator[Picture]:
-    """The pictures as the repeated samples take them, one after the other.
-
-    Some models' encoders return an empty entry for a sample without pictures.
-    """
-    pictures = iter([pair for pair in zip(encoded.lengths, tiles, strict=True) if pair[0]])
-    for needed in mask.sum(1).tolist()[::repeat]:
-        own: list[Picture] = []
-        while needed > 0 and (picture := next(pictures, None)):
-            own.append(picture)
-            needed -= picture[0]
+    kind: str, tiles: Sequence[Sequence[Tile]], mask: Tensor, repeat: int
+) -> Iterator[Tile]:
+    """The tiles as the repeated samples take them, one after the other."""
+    pictures = iter(tiles)
+    for sample in range(0, mask.shape[0], repeat):
+        placeholders = int(mask[sample].sum())
+        own: list[Tile] = []
+        while sum(tile.tokens for tile in own) < placeholders:
+            own += next(pictures)
+        tokens = sum(tile.tokens for tile in own)
+        if tokens > placeholders:
+            raise ImageTokensError(
+                f"sample {sample} holds {placeholders} {kind} placeholders, but its {kind}s were "
+                f"encoded to {tokens} tokens: one was cut off, as by truncation; pass whole prompts"
+            )
         yield from own * repeat
 
 
 def _of_sample(
-    sample: int, tokens: VisionTokens, waiting: Mapping[str, Iterator[Picture]]
+    sample: int, tokens: VisionTokens, waiting: Mapping[str, Iterator[Tile]]
 ) -> list[Tile]:
-    """A sample's tiles; pictures whose placeholders are masked out as padding are left out."""
+    """A sample's tiles; those whose placeholders are masked out as padding are left out."""
     order = torch.stack([mask[sample] for mask in tokens.masks.values()]).int()
     places = order.any(0).nonzero()[:, 0]
     kind_of = order.argmax(0)[places].tolist()
@@ -151,16 +152,15 @@ def _of_sample(
     start = 0
     while start < len(kind_of):
         kind = kind_of[start]
-        length, tiles = next(waiting[kinds[kind]], (0, ()))
-        stop = start + length
-        whole = stop <= len(kind_of) and set(kind_of[start:stop]) == {kind}
-        if not whole or len(set(real[start:stop])) > 1:
+        tile = next(waiting[kinds[kind]])
+        stop = start + tile.tokens
+        if set(kind_of[start:stop]) != {kind} or len(set(real[start:stop])) > 1:
             raise ImageTokensError(
-                f"sample {sample} holds {kind_of[start:].count(kind)} {kinds[kind]} placeholders "
-                f"where {length} for its next {kinds[kind]} are expected: a picture was cut off, "
-                "as by truncation or padding; pass whole prompts, with a longer max_length"
+                f"sample {sample} holds {kinds[kind]} placeholders of which only some of a tile's "
+                f"{tile.tokens} follow each other without padding: a picture was cut off, as by "
+                "truncation or padding; pass whole prompts, with a longer max_length"
             )
         if real[start]:
-            found += tiles
+            found.append(tile)
         start = stop
     return found

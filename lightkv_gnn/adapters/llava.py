@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from lightkv_gnn.adapters.base import Adapter, register_adapter
-from lightkv_gnn.adapters.encoded import Encoded
+from lightkv_gnn.adapters.encoded import Encoded, whole_patches
 from lightkv_gnn.errors import UnsupportedModelError
 from lightkv_graphs import Grid, Tile
 
@@ -34,17 +36,21 @@ class LlavaAdapter(Adapter):
             )
         return size // patch, size // patch
 
-    @property
-    def class_tokens(self) -> int:
-        """Tokens without a place in the grid before each picture's patches (0 or 1)."""
-        full = self.model.config.vision_feature_select_strategy == "full"
-        return int(full and self.model.config.vision_config.model_type.startswith("clip"))
-
     def tiles(self, encoded: Encoded) -> Sequence[Sequence[Tile]]:
-        """One tile a picture."""
+        """One tile a picture, after a class token where the strategy is "full" and there is one."""
         if self.grid is not None:
-            return [[Tile(*self.grid, before=self.class_tokens)] for _ in encoded.lengths]
+            tile = Tile(*self.grid)
+            return [[tile._replace(before=int(n > tile.tokens))] for n in encoded.lengths]
         vision = self.model.config.vision_config
         cell = vision.patch_size * getattr(self.model.config, "spatial_merge_size", 1)
         sizes = encoded.sizes("image_sizes")
         return [[Tile(height // cell, width // cell)] for height, width in sizes]
+
+    def seen(self, encoded: Encoded, pixels: Tensor) -> Sequence[Sequence[Tensor]]:
+        """The scaled square, or with Pixtral the scaled picture without padding."""
+        patch = self.model.config.vision_config.patch_size
+        if self.grid is not None:
+            return [[whole_patches(picture, patch)] for picture in pixels]
+        cell = patch * getattr(self.model.config, "spatial_merge_size", 1)
+        pairs = zip(pixels, encoded.sizes("image_sizes"), strict=True)
+        return [[whole_patches(own[:, :height, :width], cell)] for own, (height, width) in pairs]

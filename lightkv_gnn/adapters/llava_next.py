@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
+from torch import Tensor
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from transformers.models.llava_next.modeling_llava_next import (
     get_anyres_image_grid_shape,
     unpad_image,
 )
 
 from lightkv_gnn.adapters.base import Adapter, register_adapter
-from lightkv_gnn.adapters.encoded import Encoded
+from lightkv_gnn.adapters.encoded import Encoded, whole_patches
 from lightkv_graphs import Grid, Tile
 
 
@@ -24,7 +27,7 @@ from lightkv_graphs import Grid, Tile
 class LlavaNextAdapter(Adapter):
     """LLaVA-NeXT (1.6)."""
 
-    text_models = ("llama", "mistral", "qwen2")
+    text_models: ClassVar[tuple[str, ...]] = ("llama", "mistral", "qwen2")
 
     @property
     def side(self) -> int:
@@ -44,9 +47,31 @@ class LlavaNextAdapter(Adapter):
         for size, length in zip(encoded.sizes("image_sizes"), encoded.lengths, strict=True):
             if length == whole.tokens + 1:
                 tiles.append([whole._replace(after=1)])
-            else:
-                tiles.append([whole, Tile(*self.shrunk(self.unpadded(size)), row_end=1)])
+                continue
+            rows, cols = self.shrunk(self.unpadded(size))
+            if rows * cols > 0:
+                tiles.append([whole, Tile(rows, cols, row_end=1)])
+            else:  # of a picture that is but a line, only newlines may be left
+                tiles.append([whole._replace(after=rows)])
         return tiles
+
+    def seen(self, encoded: Encoded, pixels: Tensor) -> Sequence[Sequence[Tensor]]:
+        """The scaled picture, and its tiles beside each other without what was padded."""
+        pixels = whole_patches(pixels, self.model.config.vision_config.patch_size)
+        every = zip(pixels, self.tiles(encoded), encoded.sizes("image_sizes"), strict=True)
+        return [
+            [own[0]] if len(tiles) == 1 else [own[0], self._put_together(own[1:], size)]
+            for own, tiles, size in every
+        ]
+
+    def _put_together(self, tiles: Tensor, size: Sequence[int]) -> Tensor:
+        """What tiles `[tile, channel, height, width]` show of a picture of (height, width)."""
+        config = self.model.config
+        edge, patch = config.vision_config.image_size, config.vision_config.patch_size
+        high, wide = get_anyres_image_grid_shape(tuple(size), config.image_grid_pinpoints, edge)
+        grid = tiles[: high * wide].unflatten(0, (high, wide)).permute(2, 0, 3, 1, 4)
+        patches = pixel_unshuffle(grid.flatten(3).flatten(1, 2), patch)
+        return pixel_shuffle(unpad_image(patches, tuple(size)), patch)
 
     def unpadded(self, size: Sequence[int]) -> Grid:
         """Rows and columns of the put-together tiles that show a picture of (height, width)."""
@@ -73,6 +98,13 @@ class LlavaNextVideoAdapter(LlavaNextAdapter):
         side = self.side // self.model.config.spatial_pool_stride
         return [[Tile(side, side)] * (length // side**2) for length in encoded.lengths]
 
+    def seen(self, encoded: Encoded, pixels: Tensor) -> Sequence[Sequence[Tensor]]:
+        """Tiles of pictures, or frames."""
+        if encoded.kind == "image":
+            return super().seen(encoded, pixels)
+        pooled = self.model.config.vision_config.patch_size * self.model.config.spatial_pool_stride
+        return [list(whole_patches(frames, pooled)) for frames in pixels]
+
 
 @register_adapter("llava_onevision")
 class LlavaOnevisionAdapter(LlavaNextAdapter):
@@ -88,6 +120,13 @@ class LlavaOnevisionAdapter(LlavaNextAdapter):
         frame = Tile(side, side)
         counts = [(length - 1) // frame.tokens for length in encoded.lengths]
         return [[frame] * (count - 1) + [frame._replace(after=1)] for count in counts]
+
+    def seen(self, encoded: Encoded, pixels: Tensor) -> Sequence[Sequence[Tensor]]:
+        """Tiles of pictures, or frames."""
+        if encoded.kind == "image":
+            return super().seen(encoded, pixels)
+        patch = self.model.config.vision_config.patch_size
+        return [list(whole_patches(frames, patch)) for frames in pixels]
 
     def shrunk(self, grid: Grid) -> Grid:
         """Scaled down to about as many tiles as ``vision_aspect_ratio`` allows."""

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
+from typing import ClassVar
+
+from torch import Tensor
 
 from lightkv_gnn.adapters.base import Adapter, register_adapter
 from lightkv_gnn.adapters.encoded import Encoded
@@ -13,13 +17,33 @@ from lightkv_graphs import Tile
 class QwenVLAdapter(Adapter):
     """Grids from ``image_grid_thw`` and ``video_grid_thw``; survivors keep their M-RoPE."""
 
-    text_models = ("qwen2_vl_text", "qwen2_5_vl_text")
+    text_models: ClassVar[tuple[str, ...]] = ("qwen2_vl_text", "qwen2_5_vl_text")
 
     def tiles(self, encoded: Encoded) -> Sequence[Sequence[Tile]]:
         """One tile per frame, where a picture is one frame."""
         merge = self.model.config.vision_config.spatial_merge_size
         grids = encoded.sizes(f"{encoded.kind}_grid_thw")
         return [[Tile(rows // merge, cols // merge)] * frames for frames, rows, cols in grids]
+
+    def seen(self, encoded: Encoded, pixels: Tensor) -> Sequence[Sequence[Tensor]]:
+        """The scaled picture, or of every few frames that share their tokens the first."""
+        vision = self.model.config.vision_config
+        merge, patch, together = (
+            vision.spatial_merge_size,
+            vision.patch_size,
+            vision.temporal_patch_size,
+        )
+        grids = encoded.sizes(f"{encoded.kind}_grid_thw")
+        seen = []
+        for own, (frames, rows, cols) in zip(
+            pixels.split([prod(grid) for grid in grids]), grids, strict=True
+        ):
+            cells = (frames, rows // merge, cols // merge, merge, merge)
+            patches = own.view(*cells, -1, together, patch, patch)[..., 0, :, :]
+            # channel, then row, row in the cell and in the patch, then the same of the column
+            pictures = patches.permute(0, 5, 1, 3, 6, 2, 4, 7)
+            seen.append(list(pictures.reshape(frames, -1, rows * patch, cols * patch)))
+        return seen
 
 
 @register_adapter("qwen3_vl")

@@ -6,8 +6,10 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from lightkv_gnn.adapters.base import Adapter, register_adapter
-from lightkv_gnn.adapters.encoded import Encoded
+from lightkv_gnn.adapters.encoded import Encoded, whole_patches
 from lightkv_graphs import Grid, Tile
 
 
@@ -28,6 +30,13 @@ class SquareAdapter(Adapter):
         """As many tiles as a picture has tokens for."""
         tile = Tile(*self.grid)
         return [[tile] * (length // tile.tokens) for length in encoded.lengths]
+
+    def seen(self, encoded: Encoded, pixels: Tensor) -> Sequence[Sequence[Tensor]]:
+        """The scaled squares."""
+        patch = self.model.config.vision_config.patch_size
+        squares = whole_patches(pixels, patch if isinstance(patch, int) else patch[0])
+        own = squares.split([len(tiles) for tiles in self.tiles(encoded)])
+        return [list(tiles) for tiles in own]
 
 
 @register_adapter("internvl")
@@ -62,6 +71,11 @@ class Idefics3Adapter(SquareAdapter):
     """Idefics3 and SmolVLM: tiles of a picture, then the whole; tags between them are text."""
 
     text_models = ("llama",)
+
+    def seen(self, encoded: Encoded, pixels: Tensor) -> Sequence[Sequence[Tensor]]:
+        """The scaled squares without those of zeros, which fill up a batch."""
+        squares = pixels.flatten(0, 1)
+        return super().seen(encoded, squares[(squares != 0).flatten(1).any(1)])
 
     @property
     def side(self) -> int:

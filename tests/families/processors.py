@@ -171,7 +171,8 @@ PARTS: dict[str, Parts] = {
         template=PREFIX_TEMPLATE,
     ),
 }
-# These processors insist on torchvision, SmolVLM's also on num2words, even for images alone.
+# For images alone, too; older versions of transformers want it for others as well, and SmolVLM's
+# processor wants num2words.
 NEED_TORCHVISION = ("llava_pixtral", *(family for family, parts in PARTS.items() if parts.video))
 
 

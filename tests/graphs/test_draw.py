@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,14 @@ from PIL import Image
 from reference import features, make_layout
 
 from lightkv_gnn.compressor import TokenCompressor
-from lightkv_graphs import MergeTrace, StageTrace, draw_merges, draw_stages, plan_stage
+from lightkv_graphs import (
+    MergeTrace,
+    StageTrace,
+    draw_merges,
+    draw_stages,
+    draw_windows,
+    plan_stage,
+)
 from lightkv_graphs.draw import CELL
 
 plt = pytest.importorskip("matplotlib.pyplot", reason="matplotlib is not installed")
@@ -108,7 +116,7 @@ def test_windows_of_a_later_stage_follow_its_survivors() -> None:
 
 
 def test_another_image_of_the_batch() -> None:
-    ax = draw_merges(traced(), picture(), image=1)
+    ax = draw_merges(traced(), picture().crop((0, 0, 3 * CELL, 3 * CELL)), image=1)
     assert shown(ax).shape == (3 * CELL, 3 * CELL, 3)
     assert ax.get_title().endswith("after layer 1 (1x1 windows)")
 
@@ -128,12 +136,87 @@ def test_draws_into_given_axes() -> None:
     assert plt.get_fignums() == [figure.number]
 
 
+def test_a_large_picture_is_not_shrunk() -> None:
+    large = picture().resize((12 * CELL, 8 * CELL), Image.Resampling.NEAREST)
+    before = draw_merges(traced(), large, stage=None)
+    assert torch.equal(shown(before), torch.from_numpy(np.array(large)))
+    ax, usual = draw_merges(traced(), large, stage=0), draw_merges(traced(), picture(), stage=0)
+    assert torch.equal(shown(ax)[::2, ::2], shown(usual))
+    assert segments(ax, 0) == segments(usual, 0)
+    assert ax.images[0].get_extent() == usual.images[0].get_extent()
+    assert usual.images[0].get_extent() == [-0.5, 6 * CELL - 0.5, 4 * CELL - 0.5, -0.5]
+
+
+@pytest.mark.parametrize("size", [(30, 90), (300, 100)])
+def test_pictures_keep_their_shape(size: tuple[int, int]) -> None:
+    figure = draw_stages(traced(), Image.new("RGB", size))
+    figure.draw_without_rendering()
+    for ax in figure.axes:
+        box = ax.get_window_extent()
+        assert box.height / box.width == pytest.approx(size[1] / size[0], rel=0.02)
+
+
 def test_one_panel_per_stage() -> None:
     trace = traced()
     figure = draw_stages(trace, picture())
     assert isinstance(figure, plt.Figure)
     assert [ax.get_title().split()[0] for ax in figure.axes] == ["24", "12", "6"]
     figure.canvas.draw()
+
+
+def both() -> list[Image.Image]:
+    return [picture(), picture().crop((0, 0, 3 * CELL, 3 * CELL))]
+
+
+def test_one_row_per_image() -> None:
+    figure = draw_stages(traced(), both())
+    assert [ax.get_title().split()[0] for ax in figure.axes] == ["24", "12", "6", "9", "5", "3"]
+    assert [ax.get_ylabel() for ax in figure.axes[::3]] == ["image 0", "image 1"]
+    assert torch.equal(shown(figure.axes[3]), torch.from_numpy(np.array(both()[1])))
+    assert not figure.get_supxlabel()
+
+
+def test_chosen_images() -> None:
+    figure = draw_stages(traced(), both(), images=[1])
+    assert [ax.get_title().split()[0] for ax in figure.axes] == ["9", "5", "3"]
+    alone = draw_stages(traced(), both()[1], images=[1])
+    assert torch.equal(shown(alone.axes[1]), shown(figure.axes[1]))
+
+
+def test_images_left_out_are_counted() -> None:
+    figure = draw_stages(traced(), both(), most=1)
+    assert len(figure.axes) == 3
+    assert figure.get_supxlabel() == "and 1 more"
+
+
+@pytest.mark.parametrize(
+    ("pictures", "options", "message"),
+    [
+        ([picture()], {}, "1 pictures for a trace of 2 images"),
+        ([picture()] * 2, {"images": [2]}, r"image 2: there are images 0\.\.1"),
+        (picture(), {"images": [0, 1]}, r"one picture for images \[0, 1\]"),
+    ],
+)
+def test_pictures_must_fit_the_images(pictures: Any, options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        draw_stages(traced(), pictures, **options)
+
+
+def test_windows_over_a_picture() -> None:
+    layout = make_layout([[(4, 6)], [(3, 3)]], newlines=1)
+    ax = draw_windows(layout, 2, picture())
+    assert torch.equal(shown(ax), torch.from_numpy(np.array(picture())))
+    window = torch.arange(4)[:, None] // 2 * 2 + torch.arange(6)[None, :] // 3
+    assert segments(ax, 0) == borders(torch.arange(24).view(4, 6))
+    assert segments(ax, 1) == borders(window)
+    assert ax.get_title() == "4x6 vision tokens, 2x2 windows"
+    _, given = plt.subplots()
+    assert draw_windows(layout, 3, both()[1], image=1, ax=given) is given
+    assert segments(given, 1) == borders(torch.arange(9).view(3, 3))
+    with pytest.raises(ValueError, match="image 2"):
+        draw_windows(layout, 2, picture(), image=2)
+    with pytest.raises(ValueError, match="windows is 0"):
+        draw_windows(layout, 0, picture())
 
 
 def test_a_trace_without_stages_is_one_panel() -> None:
@@ -150,5 +233,5 @@ def test_the_last_stage_of_none_is_the_picture() -> None:
 
 @pytest.mark.parametrize("image", [-1, 2])
 def test_no_such_image(image: int) -> None:
-    with pytest.raises(ValueError, match=rf"image {image}: the trace has images 0\.\.1"):
+    with pytest.raises(ValueError, match=rf"image {image}: there are images 0\.\.1"):
         draw_merges(traced(), picture(), image=image)

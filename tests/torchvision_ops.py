@@ -1,0 +1,27 @@
+"""Lets torchvision be imported where its compiled operators do not fit the installed torch.
+
+A plugin for pytest, ``-p torchvision_ops``.  Processors need torchvision's Python code alone, but
+importing it looks for every operator: here each is given a name, and no kernel to run.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+_LIBRARY = torch.library.Library("torchvision", "DEF")
+
+
+def _operators() -> set[str]:
+    spec = find_spec("torchvision")
+    if spec is None or spec.origin is None:
+        raise ImportError("torchvision is not installed")
+    source = Path(spec.origin).with_name("_meta_registrations.py").read_text(encoding="utf-8")
+    return set(re.findall(r'(?:torchvision::|register_meta\(")(\w+)', source))
+
+
+for _name in sorted(_operators()):
+    _LIBRARY.define(f"{_name}(Tensor x) -> Tensor")
