@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from lightkv_gnn.adapters import Adapter
-from lightkv_gnn.cache import CompressedMixin, check_cache
+from lightkv_gnn.cache import check_cache, mask_widths
+from lightkv_gnn.cache_layer import CompressedMixin
 from lightkv_gnn.call import Call
 from lightkv_gnn.compressor import TokenCompressor
 from lightkv_gnn.config import LightKVConfig
@@ -90,7 +91,8 @@ class Hooks:
                 check_cache(cache, number)
             past = int(cache.get_seq_length())
         batch, length = vision.shape
-        real = real_tokens(given.get("attention_mask"), batch, length, past)
+        widths = mask_widths(cache, length)
+        real = real_tokens(given.get("attention_mask"), batch, length, past, widths)
         vision &= real
         layout = self._adapter.layout(vision.sum(1).tolist())
         prefill = Prefill(self._config, self._compressor, layout, vision, real, past)
@@ -136,7 +138,10 @@ class Hooks:
         if cache is None or number >= len(cache.layers):
             return None
         layer = cache.layers[number]
-        if not isinstance(layer, CompressedMixin) or not layer.compressed:
+        if not isinstance(layer, CompressedMixin):
+            return None
+        layer.admit()
+        if not layer.compressed:
             return None
         return args, self._continued(layer, hidden_states, kwargs)
 
@@ -146,11 +151,10 @@ class Hooks:
         """Arguments of a layer in which nothing is merged now, but something was before."""
         kwargs = dict(kwargs)
         batch, queries = hidden_states.shape[:2]
-        layer.admit(queries)
         mask = kwargs.get("attention_mask")
         if mask is not None or layer.ragged:
-            columns = layer.index_of(layer.entries() + queries, batch, hidden_states.device)
-            kwargs["attention_mask"] = compressed_mask(mask, None, columns, ragged=layer.ragged)
+            columns, hidden = layer.columns(queries, batch, hidden_states.device)
+            kwargs["attention_mask"] = compressed_mask(mask, None, columns, ragged=hidden)
         if layer.merged is not None:
             kwargs["position_embeddings"] = closed_up(
                 self._adapter.decoder.rotary_emb,
