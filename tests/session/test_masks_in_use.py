@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from layer_loop import LayerLoop
-from models import batch, cache_lengths, check_ledger, near, prompt, tiny_llava
+from models import batch, cache_lengths, near, prompt, tiny_llava
 
 import lightkv_gnn as lk
 

@@ -9,7 +9,17 @@ from typing import Any
 import pytest
 import torch
 from layer_loop import Layer, LayerLoop
-from models import alone, batch, cache_lengths, check_ledger, greedy, near, prompt, tiny_llava
+from models import (
+    IMAGE_TOKEN,
+    alone,
+    batch,
+    cache_lengths,
+    check_ledger,
+    greedy,
+    near,
+    prompt,
+    tiny_llava,
+)
 from transformers import DynamicCache, StaticCache
 
 import lightkv_gnn as lk
@@ -21,12 +31,15 @@ RAGGED = [prompt(4, "image", 6), prompt(2, "image", 3, "image", 4, seed=1), prom
 ALTERNATING = ["full_attention", "sliding_attention"] * 3
 STEPS = 12
 
+# A placeholder in the answer would be taken for one more image token in an uncached step.
+NO_PLACEHOLDER: dict[str, Any] = {"suppress_tokens": [IMAGE_TOKEN]}
+
 attentions = pytest.mark.parametrize("attention", ["eager", "sdpa"])
 policies = pytest.mark.parametrize("positions", ["preserve", "reindex"])
 ways = pytest.mark.parametrize(
     ("attention", "positions"), [("eager", "reindex"), ("sdpa", "preserve")]
 )
-windows = pytest.mark.parametrize("window", [5, 14, 25, 26, 32, 4096])
+windows = pytest.mark.parametrize("window", [5, 26, 32])
 kinds = pytest.mark.parametrize("kind", ["dynamic", "static"])
 
 
@@ -157,7 +170,7 @@ TURNS = {
 
 @kinds
 @ways
-@pytest.mark.parametrize("window", [9, 22, 60])
+@pytest.mark.parametrize("window", [9, 40])
 @pytest.mark.parametrize("turns", TURNS)
 @torch.no_grad()
 def test_later_turns_equal_the_loop(
@@ -167,7 +180,7 @@ def test_later_turns_equal_the_loop(
     loop, cache = WindowLoop(model, window, positions), cache_for(kind, model, 90)
     with lk.attach(model, configured(positions)) as handle:
         for number, parts in enumerate([PROMPT, *TURNS[turns]]):
-            inputs = batch(prompt(*parts, seed=number), seed=number)
+            inputs = batch(prompt(*parts, seed=number + 5), seed=number)
             ids, images = inputs["input_ids"], inputs.get("pixel_values")
             before = loop.kept
             logits = model(input_ids=ids, pixel_values=images, past_key_values=cache).logits[0]
@@ -212,15 +225,15 @@ def test_a_ragged_batch_equals_each_alone(
 
 @kinds
 @ways
-@pytest.mark.parametrize("window", [7, 20, 44])
+@pytest.mark.parametrize("window", [7, 44])
 def test_cached_equals_uncached(window: int, attention: str, positions: str, kind: str) -> None:
     model, inputs = mistral(attention, window), batch(*RAGGED)
     with lk.attach(model, configured(positions, guidance="none")):
-        cached = greedy(model, inputs, STEPS, cache_implementation=kind)
-        assert torch.equal(cached, greedy(model, inputs, STEPS, use_cache=False))
+        cached = greedy(model, inputs, STEPS, cache_implementation=kind, **NO_PLACEHOLDER)
+        assert torch.equal(cached, greedy(model, inputs, STEPS, use_cache=False, **NO_PLACEHOLDER))
 
 
-@pytest.mark.parametrize("window", [9, 22, 28])
+@pytest.mark.parametrize("window", [9, 28])
 @ways
 def test_prompt_lookup_equals_greedy(attention: str, positions: str, window: int) -> None:
     """Candidates that were wrong are dropped, within the window and past it."""
