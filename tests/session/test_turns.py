@@ -6,6 +6,7 @@ import copy
 import pickle
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 from layer_loop import LayerLoop
 from models import alone, batch, cache_lengths, check_ledger, greedy, near, prompt, tiny_llava
-from transformers import DynamicCache
+from transformers import DynamicCache, QuantizedCache, StaticCache, cache_utils
 
 import lightkv_gnn as lk
 from lightkv_gnn.cache import CompressedLayer, CompressedSlidingLayer
@@ -312,38 +313,62 @@ def test_only_the_first_layer_and_those_after_a_stage_change_their_class(text: s
 
 
 FRESH = """
-import pickle, sys
+import sys
 sys.path[:0] = {path!r}
 import torch
-with open({file!r}, "rb") as file:
-    cache, step, config = pickle.load(file)
+cases, config = torch.load({file!r}, weights_only=False)
 from models import tiny_llava
 import lightkv_gnn as lk
-model = tiny_llava(attention="eager")
-with torch.no_grad(), lk.attach(model, lk.LightKVConfig.from_json(config)):
-    logits = model(**step, past_key_values=cache).logits
+logits = []
+with torch.no_grad():
+    for text, options, cache, step in cases:
+        model = tiny_llava(text, "eager", text_options=options)
+        with lk.attach(model, lk.LightKVConfig.from_json(config)):
+            logits.append(model(**step, past_key_values=cache).logits)
 torch.save(logits, {out!r})
 """
+
+
+def caches() -> Iterator[tuple[str, dict[str, Any], Any]]:
+    """Every kind, with the text model that it serves and the model's options."""
+    for text, options in (("llama", {}), ("mistral", {"sliding_window": 14})):
+        config = tiny_llava(text, text_options=options).config.text_config
+        yield text, options, DynamicCache(config=config)
+        yield text, options, StaticCache(config=config, max_cache_len=64)
+    if hasattr(cache_utils, "Fp8QuantizedLayer"):
+        config = tiny_llava().config.text_config
+        yield "llama", {}, QuantizedCache("fp8", config)
 
 
 @pytest.mark.slow
 @torch.no_grad()
 def test_a_cache_goes_to_another_process(tmp_path: Path) -> None:
-    made = Session("eager", "reindex")
+    inputs, config = batch(*RAGGED), lk.LightKVConfig(STAGES, positions="reindex")
     new = torch.ones(3, 2, dtype=torch.int64)
-    step = {"input_ids": 8 * new, "attention_mask": torch.cat([made.mask, new], 1)}
+    step = {"input_ids": 8 * new, "attention_mask": torch.cat([inputs["attention_mask"], new], 1)}
     step["position_ids"] = (step["attention_mask"].cumsum(1) - 1)[:, -2:]
-    with lk.attach(made.model, made.config) as handle:
-        cache = made.prefill()
-        check_ledger(handle.ledger, cache)
-        sent = pickle.dumps((cache, step, made.config.to_json()))
-        expected = made.model(**step, past_key_values=cache).logits
-        here = pickle.loads(sent)[0]
-        assert torch.equal(made.model(**step, past_key_values=here).logits, expected)
-    file, out = tmp_path / "cache.pkl", tmp_path / "logits.pt"
-    file.write_bytes(sent)
+    cases, expected = [], []
+    for text, options, cache in caches():
+        model = tiny_llava(text, "eager", text_options=options)
+        with lk.attach(model, config):
+            model(**inputs, past_key_values=cache)
+            cases.append((text, options, copy.deepcopy(cache), step))
+            expected.append(model(**step, past_key_values=cache).logits)
+    file, out = tmp_path / "cache.pt", tmp_path / "logits.pt"
+    torch.save((cases, config.to_json()), file)
     root = Path(__file__).parents[2]
     paths = [str(root), str(root / "graphs"), str(root / "tests")]
     code = FRESH.format(path=paths, file=str(file), out=str(out))
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
-    near(torch.load(out), expected, 1e-6)
+    for found, logits in zip(torch.load(out), expected, strict=True):
+        near(found, logits, 1e-6)
+
+
+@torch.no_grad()
+def test_a_pickled_cache_goes_on() -> None:
+    made = Session("eager", "reindex")
+    with lk.attach(made.model, made.config) as handle:
+        cache = made.prefill()
+        check_ledger(handle.ledger, cache)
+        loaded = pickle.loads(pickle.dumps(cache))
+        assert torch.equal(made.step(loaded), made.step(cache))
