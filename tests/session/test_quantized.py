@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from layer_loop import LayerLoop
-from models import IMAGE_TOKEN, batch, greedy, near, prompt, tiny_llava
+from models import IMAGE_TOKEN, RESETS, batch, greedy, near, prompt, tiny_llava
 from transformers import Cache, DynamicCache, QuantizedCache, cache_utils
 from transformers.cache_utils import QuantizedLayer
 
@@ -227,6 +227,7 @@ def test_what_transformers_would_do_to_a_part_only_is_refused(backend: str) -> N
             assert torch.equal(held(layer, "keys"), keys)
 
 
+@pytest.mark.skipif(not RESETS, reason="reset writes zeros")
 @backends
 @torch.no_grad()
 def test_a_reset_cache_is_like_new(backend: str) -> None:
