@@ -227,7 +227,7 @@ CALLING: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
             **batch(*RAGGED), max_new_tokens=2, cache_implementation="offloaded_static"
         ),
         lk.UnsupportedInputError,
-        "StaticCache moves its layers to the CPU.*cache_implementation='static'",
+        "StaticCache moves its layers to the CPU.*expected a cache.*cache_implementation='static'",
     ),
     "a prefill in pieces": (
         lambda model: model.generate(**batch(*RAGGED), max_new_tokens=2, prefill_chunk_size=12),

@@ -138,6 +138,20 @@ def test_alternating_layers_equal_the_loop(
         assert all(row.observed_kv_bytes == row.planned.kv_bytes for row in handle.ledger.rows)
 
 
+@kinds
+@pytest.mark.parametrize("window", [9, 26, 32])
+@torch.no_grad()
+def test_masks_are_sized_as_if_nothing_were_merged(window: int, kind: str) -> None:
+    model, inputs = mistral("sdpa", window), batch(prompt(*PROMPT))
+    cache, plain = cache_for(kind, model), cache_for(kind, model)
+    model(**inputs, past_key_values=plain)
+    with lk.attach(model, configured("preserve")):
+        model(**inputs, past_key_values=cache)
+    for queries in (1, 3, 8):
+        expected = plain.get_mask_sizes(queries, 0)
+        assert [cache.get_mask_sizes(queries, n) for n in range(6)] == [expected] * 6
+
+
 @ways
 @torch.no_grad()
 def test_layers_that_keep_all_tokens_of_a_windowed_model(attention: str, positions: str) -> None:
