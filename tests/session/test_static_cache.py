@@ -299,6 +299,8 @@ def test_decoding_reads_nothing_back(attention: str, positions: str) -> None:
             least = torch.finfo(torch.float32).min
             mask = torch.zeros(mask.shape).masked_fill(~mask, least)
         with NothingReadBack():
+            assert isinstance(cache.get_seq_length(), torch.Tensor)
+            assert isinstance(cache.layers[2].get_seq_length(), torch.Tensor)
             found = model(**call, attention_mask=mask, past_key_values=cache).logits
         call["attention_mask"] = torch.cat([real, torch.ones(3, 1, dtype=torch.bool)], 1)
         near(found, model(**call, past_key_values=expected).logits)
