@@ -4,7 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import lightkv_graphs as graphs
 from lightkv_gnn import guidance, messages, official
-from lightkv_gnn.adapters import Adapter, adapter_for, register_adapter
+from lightkv_gnn.adapters import Adapter, Encoded, VisionTokens, adapter_for, register_adapter
 from lightkv_gnn.compressor import Compressed, TokenCompressor
 from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.errors import (
@@ -27,6 +27,7 @@ except PackageNotFoundError:  # a bare checkout on the path
 __all__ = [
     "Adapter",
     "Compressed",
+    "Encoded",
     "Handle",
     "ImageTokensError",
     "LayerCost",
@@ -39,6 +40,7 @@ __all__ = [
     "TokenCompressor",
     "UnsupportedInputError",
     "UnsupportedModelError",
+    "VisionTokens",
     "adapter_for",
     "attach",
     "destination_only",

@@ -66,7 +66,7 @@ class Call:
             columns, ragged = self._columns(compressed_layer(cache, number), columns)
         kwargs["attention_mask"] = self._mask(kwargs.get("attention_mask"), columns, ragged)
         earlier = None if cache is None else cache.layers[number].merged
-        tables = self._tables(kwargs, hidden_states, earlier)
+        tables = self._tables(number, kwargs, hidden_states, earlier)
         kwargs["position_embeddings"] = prefill.tables = tables
         # Flash attention takes gaps in the ids for borders between packed sequences.
         kwargs["position_ids"] = None
@@ -99,7 +99,7 @@ class Call:
         return self._memo[key][-1]
 
     def _tables(
-        self, kwargs: dict[str, Any], hidden_states: Tensor, earlier: Tensor | None
+        self, number: int, kwargs: dict[str, Any], hidden_states: Tensor, earlier: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Rotary tables of a compressed layer; made once for all layers that share them."""
         given, source = kwargs["position_embeddings"], self.prefill.source
@@ -112,7 +112,7 @@ class Call:
             else:
                 merged = merged if earlier is None else merged + earlier
                 positions = positions_of(kwargs["position_ids"], source)
-                made = closed_up(self._adapter.decoder.rotary_emb, hidden_states, positions, merged)
+                made = closed_up(self._adapter.rotary(number), hidden_states, positions, merged)
             self._memo[key] = given, source, made
         tables: tuple[Tensor, Tensor] = self._memo[key][-1]
         return tables

@@ -15,8 +15,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-Listener = Callable[[Tensor, Tensor, float], None]
-"""``listener(query, key, scaling)`` with `[batch, head, token, channel]` states."""
+Listener = Callable[[Tensor, Tensor, float, "float | None"], None]
+"""``listener(query, key, scaling, softcap)`` with `[batch, head, token, channel]` states."""
 
 _ATTRIBUTE = "_lightkv_listener"
 _lock = threading.Lock()
@@ -66,7 +66,8 @@ def _listening(function: Callable[..., Any] | None) -> Callable[..., Any]:
         listener = module.__dict__.get(_ATTRIBUTE)
         if listener is not None:
             scaling = kwargs.get("scaling")
-            listener(query, key, query.shape[-1] ** -0.5 if scaling is None else scaling)
+            scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+            listener(query, key, scaling, kwargs.get("softcap"))
         attention = function or _eager_attention(module)
         return attention(module, query, key, *args, **kwargs)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from lightkv_gnn.adapters import Adapter
 from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.errors import ScheduleError, UnsupportedInputError
@@ -12,13 +15,12 @@ BACKENDS = ("eager", "sdpa")
 
 def check_schedule(adapter: Adapter, config: LightKVConfig) -> None:
     """Raises ScheduleError for layers and windows that the model does not have."""
-    layers, grid = adapter.layers, adapter.grid
+    legal, grid = adapter.legal_layers, adapter.grid
     for stage in config.stages:
-        if stage.layer > layers - 2:
+        if stage.layer not in legal:
             raise ScheduleError(
-                f"{stage} runs after layer {stage.layer}, but the decoder has layers "
-                f"0..{layers - 1} and a stage needs one after it: use a layer from 0 to "
-                f"{layers - 2}"
+                f"{stage} runs after layer {stage.layer}, but in this model, with decoder layers "
+                f"0..{adapter.layers - 1}, a stage may run after {_listed(legal)}"
             )
         if grid is not None and stage.windows > min(grid):
             raise ScheduleError(
@@ -41,9 +43,28 @@ def check_backend(adapter: Adapter, config: LightKVConfig) -> None:
             f"the decoder's layers are spread over {sorted(map(str, devices))}: a compressed "
             "prefill needs them on one device"
         )
-    rope = (getattr(decoder, "rope_parameters", None) or {}).get("rope_type", "default")
-    if config.positions == "reindex" and rope in ("dynamic", "longrope"):
+    if config.positions == "preserve":
+        return
+    if not adapter.positions_close_up:
         raise UnsupportedInputError(
-            f'positions="reindex" does not work with {rope!r} rotary positions, whose tables '
-            'depend on the longest one: use positions="preserve"'
+            'positions="reindex" has no meaning with M-RoPE, where the text after a picture counts '
+            'from its rows and columns, not its tokens: use positions="preserve"'
         )
+    growing = {"dynamic", "longrope"} & _rope_types(getattr(decoder, "rope_parameters", None) or {})
+    if growing:
+        raise UnsupportedInputError(
+            f'positions="reindex" does not work with {growing.pop()!r} rotary positions, whose '
+            'tables depend on the longest one: use positions="preserve"'
+        )
+
+
+def _rope_types(parameters: dict[str, Any]) -> set[str]:
+    """Kinds of rotary positions, of all kinds of layers where they differ."""
+    nested = [value for value in parameters.values() if isinstance(value, dict)]
+    return {each.get("rope_type", "default") for each in nested or [parameters]}
+
+
+def _listed(layers: Sequence[int]) -> str:
+    if isinstance(layers, range):
+        return f"layers {layers[0]} to {layers[-1]}" if layers else "none"
+    return f"layers {', '.join(map(str, layers))}"

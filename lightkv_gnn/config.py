@@ -87,7 +87,9 @@ class LightKVConfig:
             UnsupportedModelError: The model has no adapter.
         """
         adapter = adapter_for(model)
-        return cls(find_stages(adapter.layers, retention, adapter.grid), **options)
+        return cls(
+            find_stages(adapter.layers, retention, adapter.grid, adapter.legal_layers), **options
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a file.

@@ -32,6 +32,8 @@ class GuidanceBlock:
         vision_mask: True for real entries of ``vision``.
         text_mask: True for real entries of ``text``.
         scaling: Factor of the logits.
+        softcap: Bound that the logits approach, ``softcap * tanh(logits / softcap)``, as in
+            Gemma 2; None for none.
     """
 
     query: Tensor
@@ -41,6 +43,7 @@ class GuidanceBlock:
     vision_mask: Tensor
     text_mask: Tensor
     scaling: float
+    softcap: float | None = None
 
     @property
     def vision_query(self) -> Tensor:
@@ -143,21 +146,25 @@ def prompt_guidance(block: GuidanceBlock, kind: GuidanceName | GuidanceFunction)
     for start in range(0, text_mask.shape[1], width):
         chunk = slice(start, start + width)
         if kind == "vision_to_text":
-            logits = attention_logits(query, key[:, :, chunk], block.scaling)
+            logits = attention_logits(query, key[:, :, chunk], block.scaling, block.softcap)
         else:
-            logits = attention_logits(query[:, :, chunk], key, block.scaling).transpose(2, 3)
+            logits = attention_logits(query[:, :, chunk], key, block.scaling, block.softcap)
+            logits = logits.transpose(2, 3)
         parts.append(share_of_text(logits, block.vision_mask))
     by_text = torch.cat(parts, dim=2)
     return Guidance(total_share(by_text, text_mask), by_text)
 
 
-def attention_logits(query: Tensor, key: Tensor, scaling: float) -> Tensor:
+def attention_logits(
+    query: Tensor, key: Tensor, scaling: float, softcap: float | None = None
+) -> Tensor:
     """Scaled logits in float32 (float64 stays), keys shared among groups of query heads.
 
     Args:
         query: `[batch, head, query, channel]`.
         key: `[batch, key-value head, key, channel]`.
         scaling: Factor.
+        softcap: Bound that the logits approach; None for none.
 
     Returns:
         `[batch, head, query, key]`.
@@ -167,6 +174,8 @@ def attention_logits(query: Tensor, key: Tensor, scaling: float) -> Tensor:
     group = heads // key.shape[1]
     grouped = query.to(wide).reshape(batch, key.shape[1], group * queries, channels)
     logits = grouped @ key.to(wide).transpose(2, 3) * scaling
+    if softcap is not None:
+        logits = softcap * (logits / softcap).tanh()
     return logits.reshape(batch, heads, queries, key.shape[2])
 
 

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import inspect
 import threading
-import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
-from lightkv_gnn.adapters import Adapter
-from lightkv_gnn.cache import check_cache, mask_widths
+from lightkv_gnn.adapters import Adapter, Encoded
 from lightkv_gnn.cache_layer import CompressedMixin
 from lightkv_gnn.call import Call
 from lightkv_gnn.compressor import TokenCompressor
 from lightkv_gnn.config import LightKVConfig
-from lightkv_gnn.masks import compressed_mask, real_tokens
+from lightkv_gnn.encoders import Watched
+from lightkv_gnn.masks import compressed_mask
+from lightkv_gnn.opening import Opening, opened
 from lightkv_gnn.positions import closed_up
 from lightkv_gnn.prefill import Prefill
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class Removable(Protocol):
+    """Something that was put on a model."""
+
+    def remove(self) -> None:
+        """Takes it away."""
 
 
 class Hooks:
@@ -51,75 +57,58 @@ class Hooks:
         self._finished = finished
         self._running = threading.local()
 
-    def install(self) -> list[torch.utils.hooks.RemovableHandle]:
+    def install(self) -> list[Removable]:
         """Registers them; returns what removes them."""
-        base, decoder = self._adapter.base, self._adapter.decoder
+        adapter = self._adapter
+        base, decoder = adapter.base, adapter.decoder
         self._signature = inspect.signature(base.forward)
-        hooks = [
+        hooks: list[Removable] = [
             base.register_forward_pre_hook(self._open, with_kwargs=True),
             base.register_forward_hook(self._close, always_call=True),
+            decoder.register_forward_pre_hook(self._plan),
             decoder.register_forward_hook(self._restore),
         ]
         for number, layer in enumerate(decoder.layers):
             hook = partial(self._before_layer, number)
             hooks.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+        hooks.append(Watched(base, adapter.encoders, self._seen))
         return hooks
 
-    def listen(self, query: Tensor, key: Tensor, scaling: float) -> None:
+    def listen(self, query: Tensor, key: Tensor, scaling: float, softcap: float | None) -> None:
         """Hears the attention of the layers that stages run after."""
         if self._call is not None:
-            self._call.prefill.listen(query, key, scaling)
+            self._call.prefill.listen(query, key, scaling, softcap)
+
+    @property
+    def _opening(self) -> Opening | None:
+        return getattr(self._running, "opening", None)
 
     @property
     def _call(self) -> Call | None:
         return getattr(self._running, "call", None)
 
     def _open(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before the model: plans the prefill, if the call is one with images."""
+        """Before the model: finds out whether the call is a prefill with pictures."""
         self._running.call = None
         given = self._signature.bind_partial(*args, **kwargs).arguments
-        given = {**given, **given.get("kwargs", {})}
-        vision = self._vision_mask(given)
-        if vision is None or vision.shape[1] == 1:
-            return
-        vision = vision.cpu()
-        if not bool(vision.any()):
-            return
-        cache, past = given.get("past_key_values"), 0
-        if cache is not None:
-            for number in range(self._adapter.layers):
-                check_cache(cache, number)
-            past = int(cache.get_seq_length())
-        batch, length = vision.shape
-        widths = mask_widths(cache, length)
-        real = real_tokens(given.get("attention_mask"), batch, length, past, widths)
-        vision &= real
-        layout = self._adapter.layout(vision.sum(1).tolist())
-        prefill = Prefill(self._config, self._compressor, layout, vision, real, past)
-        self._running.call = Call(self._adapter, prefill)
+        self._running.opening = opened(self._adapter, {**given, **given.get("kwargs", {})})
 
-    def _vision_mask(self, given: dict[str, Any]) -> Tensor | None:
-        """Where vision tokens lie, `[batch, token]`; None where there can be none.
+    def _seen(self, encoded: Encoded) -> None:
+        """After an encoder: the call that is being opened is about these pictures."""
+        if self._opening is not None:
+            self._opening.encoded[encoded.kind] = encoded
 
-        Without pictures, a placeholder among the token ids is a token like any other.
-        """
-        encoded = (given.get("mm_encoder_outputs") or {}).values()
-        pictures = given.get("pixel_values") is not None or any(x is not None for x in encoded)
-        if given.get("input_ids") is not None:
-            return self._adapter.vision_mask(given["input_ids"]) if pictures else None
-        embeds = given.get("inputs_embeds")
-        if embeds is None or embeds.shape[1] == 1:
-            return None
-        if not pictures:
-            warnings.warn(
-                "lightkv_gnn: inputs_embeds without pixel_values do not tell where the vision "
-                "tokens are, so this prefill is not compressed; pass input_ids",
-                stacklevel=2,
-            )
-            return None
-        embedding = self._adapter.model.get_input_embeddings()
-        own = embedding(torch.tensor(self._adapter.placeholder, device=embeds.device))
-        return (embeds == own).all(-1)
+    def _plan(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Before the decoder, when every picture is encoded: plans the prefill."""
+        opening, self._running.opening = self._opening, None
+        if opening is None:
+            return
+        tokens = opening.tokens()
+        layout = self._adapter.layout(tokens)
+        if len(layout):
+            vision, real, past = tokens.mask, tokens.real, opening.past
+            prefill = Prefill(self._config, self._compressor, layout, vision, real, past)
+            self._running.call = Call(self._adapter, prefill)
 
     def _before_layer(
         self, number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -143,10 +132,10 @@ class Hooks:
         layer.admit()
         if not layer.compressed:
             return None
-        return args, self._continued(layer, hidden_states, kwargs)
+        return args, self._continued(number, layer, hidden_states, kwargs)
 
     def _continued(
-        self, layer: CompressedMixin, hidden_states: Tensor, kwargs: dict[str, Any]
+        self, number: int, layer: CompressedMixin, hidden_states: Tensor, kwargs: dict[str, Any]
     ) -> dict[str, Any]:
         """Arguments of a layer in which nothing is merged now, but something was before."""
         kwargs = dict(kwargs)
@@ -157,7 +146,7 @@ class Hooks:
             kwargs["attention_mask"] = compressed_mask(mask, None, columns, ragged=hidden)
         if layer.merged is not None:
             kwargs["position_embeddings"] = closed_up(
-                self._adapter.decoder.rotary_emb,
+                self._adapter.rotary(number),
                 hidden_states,
                 kwargs["position_ids"],
                 layer.merged.to(hidden_states.device),
@@ -177,6 +166,7 @@ class Hooks:
     def _close(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """After the model, after an exception too (then without an output)."""
         call, self._running.call = self._call, None
+        self._running.opening = None
         if call is not None and output is not None:
             call.end()
             self._finished(call)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def rotary_rows(tables: tuple[Tensor, Tensor], source: Tensor) -> tuple[Tensor, Tensor]:
@@ -28,12 +29,12 @@ def _rows(table: Tensor, source: Tensor) -> Tensor:
 
 
 def closed_up(
-    rotary: nn.Module, hidden_states: Tensor, position_ids: Tensor, merged_before: Tensor
+    rotary: Callable[..., Any], hidden_states: Tensor, position_ids: Tensor, merged_before: Tensor
 ) -> Any:
     """Tables for positions from which the tokens merged away before each one are subtracted.
 
     Args:
-        rotary: The decoder's rotary embedding.
+        rotary: Makes the layer's tables.
         hidden_states: Gives dtype and device.
         position_ids: Original positions, `[batch or 1, token]`.
         merged_before: `[batch, token or 1]`.

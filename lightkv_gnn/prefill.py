@@ -59,7 +59,7 @@ class Prefill:
         self.merged: Tensor | None = None
         self.tables: tuple[Tensor, Tensor] | None = None
         self.first_key: int | None = None
-        self._said: tuple[Tensor, Tensor, float] | None = None
+        self._said: tuple[Tensor, Tensor, float, float | None] | None = None
         self.records: list[StageRecord] = []
         self._traced: list[StageTrace] = []
         self.stopwatch = Stopwatch()
@@ -74,7 +74,7 @@ class Prefill:
         self.row_of = self.token
         self.vision_rows = _true_rows(self.is_vision, sum(self.vision_counts))
 
-    def listen(self, query: Tensor, key: Tensor, scaling: float) -> None:
+    def listen(self, query: Tensor, key: Tensor, scaling: float, softcap: float | None) -> None:
         """Takes queries and keys of a layer that a stage runs after.
 
         They are used after the layer: activation checkpointing runs the layer again in the
@@ -82,20 +82,20 @@ class Prefill:
         """
         entries = self.is_vision.shape[1]
         first = key.shape[2] - entries if self.first_key is None else self.first_key
-        self._said = query, key[:, :, first : first + entries], scaling
+        self._said = query, key[:, :, first : first + entries], scaling, softcap
 
     def _heard(self) -> Heard | None:
         """Guidance from the layer that ran last; None if its attention was not heard."""
         said, self._said = self._said, None
         if said is None or self.config.guidance == "none":
             return None
-        query, key, scaling = said
+        query, key, scaling, softcap = said
         if not self.config.rotary:
             assert self.tables is not None
             query, key = (unrotated(states, *self.tables) for states in (query, key))
         vision, vision_mask = _listed(self.is_vision, self.vision_counts)
         text, text_mask = _listed(self.is_text, self.text_counts)
-        block = GuidanceBlock(query, key, vision, text, vision_mask, text_mask, scaling)
+        block = GuidanceBlock(query, key, vision, text, vision_mask, text_mask, scaling, softcap)
         if self.config.guidance == "last_token":
             block = block.of_last_text()
         guidance = prompt_guidance(block, self.config.guidance)

@@ -67,7 +67,9 @@ def layer_average(stages: Sequence[Stage], layers: int) -> float:
     return (held + kept * (layers - done)) / layers
 
 
-def find_stages(layers: int, retention: float, grid: Grid | None = None) -> tuple[Stage, ...]:
+def find_stages(
+    layers: int, retention: float, grid: Grid | None = None, legal: Sequence[int] | None = None
+) -> tuple[Stage, ...]:
     """Halving stages whose layer average is close to ``retention``.
 
     Three stages if they come close, evenly spaced before unevenly, else two, one, or none.
@@ -76,15 +78,18 @@ def find_stages(layers: int, retention: float, grid: Grid | None = None) -> tupl
         layers: Decoder layers.
         retention: Vision tokens to keep, averaged over layers; fraction.
         grid: The images' grid where it is always the same; limits the windows.
+        legal: Layers that a stage may run after; all but the last if not given.
 
     Raises:
         ScheduleError: ``retention`` is not in (0, 1], or out of reach for this depth.
     """
     if not 0 < retention <= 1:
         raise ScheduleError(f"retention is {retention}: expected a fraction above 0, at most 1")
-    if layers in PUBLISHED and abs(retention - 0.55) < CLOSE:
-        return halving(PUBLISHED[layers], grid)
-    candidates = [halving(chosen, grid) for chosen in _layer_choices(layers)]
+    legal = range(layers - 1) if legal is None else legal
+    published = PUBLISHED.get(layers, ())
+    if published and abs(retention - 0.55) < CLOSE and set(published) <= set(legal):
+        return halving(published, grid)
+    candidates = [halving(chosen, grid) for chosen in _layer_choices(layers, legal)]
     best = min(candidates, key=lambda stages: _badness(stages, layers, retention))
     reached = layer_average(best, layers)
     if abs(reached - retention) > 0.05:
@@ -95,17 +100,14 @@ def find_stages(layers: int, retention: float, grid: Grid | None = None) -> tupl
     return best
 
 
-def _layer_choices(layers: int) -> Iterator[tuple[int, ...]]:
-    useful = range(layers - 1)
+def _layer_choices(layers: int, legal: Sequence[int]) -> Iterator[tuple[int, ...]]:
     yield ()
     for number in (1, 2):
-        yield from combinations(useful, number)
-    if layers <= 16:
-        yield from combinations(useful, 3)
-    else:
-        for first in useful:
-            for gap in range(1, (layers - 2 - first) // 2 + 1):
-                yield (first, first + gap, first + 2 * gap)
+        yield from combinations(legal, number)
+    for chosen in combinations(legal, 3):
+        first, second, third = chosen
+        if len(legal) <= 16 or second - first == third - second:
+            yield chosen
 
 
 def _badness(stages: tuple[Stage, ...], layers: int, retention: float) -> tuple[float, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import weakref
 from types import TracebackType
 
-import torch
 from torch import nn
 from torch_geometric.data import HeteroData
 from transformers import PreTrainedModel
@@ -16,7 +15,7 @@ from lightkv_gnn.call import Call
 from lightkv_gnn.checks import check_backend, check_schedule
 from lightkv_gnn.compressor import TokenCompressor
 from lightkv_gnn.config import LightKVConfig
-from lightkv_gnn.hooks import Hooks
+from lightkv_gnn.hooks import Hooks, Removable
 from lightkv_gnn.ledger import Ledger
 from lightkv_graphs import MergeTrace, part_of
 
@@ -78,7 +77,7 @@ class Handle:
         self._last_call: Call | None = None
         self._hooks = self._install()
 
-    def _install(self) -> list[torch.utils.hooks.RemovableHandle]:
+    def _install(self) -> list[Removable]:
         config, adapter = self.config, self._adapter
         after = [stage.layer for stage in config.stages if stage.ratio > 0]
         self._heard = [adapter.attention(layer) for layer in after if config.guidance != "none"]

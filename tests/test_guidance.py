@@ -297,3 +297,21 @@ def test_unrotated_undoes_the_rotary_embedding(rotary: int, attention_scaling: f
     )
     torch.testing.assert_close(unrotated(rotated, cos, sin), states)
     assert not torch.allclose(rotated, states)
+
+
+@pytest.mark.parametrize("kind", ["vision_to_text", "text_to_vision"])
+def test_capped_logits_are_capped_one_by_one(kind: str) -> None:
+    """As Gemma 2 caps them; the block's own logits, capped by hand, give the same weights."""
+    block = block_of()
+    capped = prompt_guidance(replace(block, softcap=0.5), kind)
+    query, key = block.vision_query, block.text_key
+    if kind == "text_to_vision":
+        query, key = block.text_query, block.vision_key
+    logits = attention_logits(query, key, SCALING)
+    by_hand = 0.5 * torch.tanh(logits / 0.5)
+    if kind == "text_to_vision":
+        by_hand = by_hand.transpose(2, 3)
+    expected = total_share(share_of_text(by_hand, block.vision_mask), block.text_mask)
+    torch.testing.assert_close(capped.weight, expected)
+    plain = prompt_guidance(block, kind).weight
+    assert not torch.allclose(capped.weight, plain)

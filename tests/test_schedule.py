@@ -116,3 +116,25 @@ def test_out_of_reach() -> None:
     with pytest.raises(ScheduleError, match=r"32 layers keeps 5%.*the nearest keeps \d+%"):
         find_stages(32, 0.05)
     assert find_stages(1, 1.0) == ()
+
+
+@pytest.mark.parametrize("layers", [26, 34, 48, 62])
+@pytest.mark.parametrize("retention", [0.45, 0.55, 0.7])
+def test_stages_run_after_legal_layers_only(layers: int, retention: float) -> None:
+    """Every sixth layer, as where sliding windows alternate with full attention."""
+    legal = range(5, layers - 1, 6)
+    stages = find_stages(layers, retention, legal=legal)
+    assert {stage.layer for stage in stages} <= set(legal)
+    assert abs(float(counted(stages, layers)) - retention) <= 0.05
+
+
+def test_a_published_schedule_must_be_legal_too() -> None:
+    assert [stage.layer for stage in find_stages(32, 0.55)] == list(PUBLISHED[32])
+    legal = range(12, 31)
+    assert min(stage.layer for stage in find_stages(32, 0.55, legal=legal)) >= 12
+
+
+def test_no_layer_is_legal() -> None:
+    assert find_stages(8, 1.0, legal=()) == ()
+    with pytest.raises(ScheduleError, match="nearest keeps 100%"):
+        find_stages(8, 0.55, legal=())

@@ -2,7 +2,7 @@
 
 from lightkv_graphs.build import add_text, merge_graph, message_edges, part_of, survivors
 from lightkv_graphs.draw import draw_merges, draw_stages
-from lightkv_graphs.layout import Grid, TokenLayout
+from lightkv_graphs.layout import Grid, Tile, TokenLayout
 from lightkv_graphs.matching import (
     Matcher,
     Matching,
@@ -31,6 +31,7 @@ __all__ = [
     "Occupancy",
     "StagePlan",
     "StageTrace",
+    "Tile",
     "TokenLayout",
     "WindowPartition",
     "add_text",

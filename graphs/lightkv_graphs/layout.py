@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lightkv_graphs.occupancy import Occupancy, cell_occupancy
 
@@ -15,11 +18,34 @@ Grid = tuple[int, int]
 """Rows and columns of an image's token grid."""
 
 
+class Tile(NamedTuple):
+    """Vision tokens that follow each other: a grid, and tokens without a place around it.
+
+    Attributes:
+        rows: Rows of the grid, from the top.
+        cols: Columns of the grid, from the left.
+        before: Tokens before the grid, such as a class token.
+        row_end: Tokens at the end of every row, such as a newline.
+        after: Tokens after the grid.
+    """
+
+    rows: int
+    cols: int
+    before: int = 0
+    row_end: int = 0
+    after: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """All of them."""
+        return self.before + self.rows * (self.cols + self.row_end) + self.after
+
+
 @dataclass(frozen=True, eq=False)
 class TokenLayout:
     """The vision tokens of a batch, image by image, each image in raster order.
 
-    Build one with :meth:`from_grids` or :meth:`from_tokens`, which validate; the constructor is
+    Build one with :meth:`from_tiles` or :meth:`from_tokens`, which validate; the constructor is
     for stages, which derive a layout from a valid one.
 
     Attributes:
@@ -65,21 +91,35 @@ class TokenLayout:
         Raises:
             ValueError: A grid has no rows or no columns.
         """
-        flat = [(s, grid) for s, images in enumerate(grids) for grid in images]
-        for number, (_, (rows, cols)) in enumerate(flat):
-            if rows < 1 or cols < 1:
+        return cls.from_tiles([[Tile(*grid) for grid in images] for images in grids])
+
+    @classmethod
+    def from_tiles(cls, tiles: Sequence[Sequence[Tile]]) -> TokenLayout:
+        """Tiles in the order of the sequence: ``tiles[sample]`` lists that sample's.
+
+        Every tile is an image of its own, which no merge crosses; its tokens without a place are
+        protected.
+
+        Raises:
+            ValueError: A tile has no rows or no columns, or a negative number of tokens.
+        """
+        flat = [(s, Tile(*tile)) for s, own in enumerate(tiles) for tile in own]
+        for number, (_, tile) in enumerate(flat):
+            if min(tile.rows, tile.cols) < 1 or min(tile) < 0:
                 raise ValueError(
-                    f"image {number} has a grid of {rows}x{cols}: expected 1x1 or more"
+                    f"image {number} has a grid of {tile.rows}x{tile.cols} tokens with "
+                    f"{tile[2:]} around it: expected 1x1 or more, and 0 or more around it"
                 )
-        cells = [torch.cartesian_prod(torch.arange(r), torch.arange(c)) for _, (r, c) in flat]
-        sizes = torch.tensor([rows * cols for _, (rows, cols) in flat], dtype=torch.int64)
-        place = torch.cat(cells) if cells else torch.zeros(0, 2, dtype=torch.int64)
+        sizes = torch.tensor([tile.tokens for _, tile in flat], dtype=torch.int64)
+        none = torch.zeros(0, 2, dtype=torch.int64)
+        place = torch.cat([none, *(_places(tile) for _, tile in flat)])
         return cls.from_tokens(
             sample=torch.tensor([s for s, _ in flat], dtype=torch.int64).repeat_interleave(sizes),
             image=torch.arange(len(flat)).repeat_interleave(sizes),
             row=place[:, 0],
             col=place[:, 1],
-            grids=[grid for _, grid in flat],
+            grids=[(tile.rows, tile.cols) for _, tile in flat],
+            protected=place[:, 0] < 0,
         )
 
     @classmethod
@@ -138,6 +178,14 @@ class TokenLayout:
             counts=tuple(stop - start for start, stop in pairwise(starts)),
             occupancy=tuple(occupancy),
         )
+
+
+@lru_cache(maxsize=64)
+def _places(tile: Tile) -> Tensor:
+    """Row and column of each token of a tile, `[token, 2]`; -1 without a place."""
+    cells = torch.cartesian_prod(torch.arange(tile.rows), torch.arange(tile.cols))
+    cells = pad(cells.view(tile.rows, tile.cols, 2), (0, 0, 0, tile.row_end), value=-1)
+    return pad(cells.view(-1, 2), (0, 0, tile.before, tile.after), value=-1)
 
 
 _PER_TOKEN = ("sample", "image", "row", "col", "mass", "protected")

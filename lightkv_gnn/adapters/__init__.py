@@ -1,6 +1,17 @@
-"""Model families that can be compressed; one file each."""
+"""Model families that can be compressed: importing this registers them."""
 
-from lightkv_gnn.adapters import llava
+from lightkv_gnn.adapters import llava, llava_next, qwen_vl, square
 from lightkv_gnn.adapters.base import Adapter, adapter_for, register_adapter
+from lightkv_gnn.adapters.encoded import Encoded, VisionTokens
 
-__all__ = ["Adapter", "adapter_for", "llava", "register_adapter"]
+__all__ = [
+    "Adapter",
+    "Encoded",
+    "VisionTokens",
+    "adapter_for",
+    "llava",
+    "llava_next",
+    "qwen_vl",
+    "register_adapter",
+    "square",
+]

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
+from lightkv_gnn.adapters.encoded import Encoded, VisionTokens, tiles_of_samples
 from lightkv_gnn.errors import UnsupportedModelError
 from lightkv_gnn.ledger import DecoderSize
-from lightkv_graphs import Grid, TokenLayout
+from lightkv_graphs import Grid, Tile, TokenLayout
+
+KINDS = ("image", "video")
+"""Kinds of pictures; transformers' names of their encoders and placeholders are made of them."""
 
 
 class Adapter(ABC):
@@ -19,16 +25,26 @@ class Adapter(ABC):
 
     Args:
         model: The model, as loaded by transformers.
+
+    Raises:
+        UnsupportedModelError: The text model is none of ``text_models``.
     """
 
-    model_type: ClassVar[str] = ""
+    text_models: ClassVar[tuple[str, ...]] = ()
+    """Text models known to work with the session; any if empty."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
+        text = model.config.get_text_config().model_type
+        if self.text_models and text not in self.text_models:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} on a {text!r} text model is not supported: expected one "
+                f"of {self.text_models}"
+            )
 
     @property
     def base(self) -> Any:
-        """The module that receives ``input_ids`` and image features."""
+        """The module that receives ``input_ids`` and encodes pictures."""
         return self.model.base_model
 
     @property
@@ -41,10 +57,34 @@ class Adapter(ABC):
         """Number of decoder layers."""
         return len(self.decoder.layers)
 
+    @property
+    def legal_layers(self) -> Sequence[int]:
+        """Layers that a stage may run after: all but the last.
+
+        Where full and sliding-window attention alternate, only layers of full attention, since
+        the prompt may lie outside a window.
+        """
+        kinds = getattr(self.decoder.config, "layer_types", None) or []
+        full = [n for n, kind in enumerate(kinds[:-1]) if kind == "full_attention"]
+        return full or range(self.layers - 1)
+
     def attention(self, layer: int) -> nn.Module:
         """The attention module of a decoder layer."""
         attention: nn.Module = self.decoder.layers[layer].self_attn
         return attention
+
+    def rotary(self, layer: int) -> Callable[..., Any]:
+        """Makes a decoder layer's rotary tables: ``rotary(hidden_states, position_ids=...)``."""
+        decoder = self.decoder
+        if "layer_type" in inspect.signature(decoder.rotary_emb.forward).parameters:
+            return partial(decoder.rotary_emb, layer_type=decoder.config.layer_types[layer])
+        rotary: Callable[..., Any] = decoder.rotary_emb
+        return rotary
+
+    @property
+    def positions_close_up(self) -> bool:
+        """Whether ``positions="reindex"`` has a meaning: positions count tokens, one by one."""
+        return "mrope_section" not in (getattr(self.decoder.config, "rope_parameters", None) or {})
 
     def decoder_size(self, bytes_per_value: int) -> DecoderSize:
         """What the costs of the decoder's layers depend on."""
@@ -59,47 +99,60 @@ class Adapter(ABC):
         )
 
     @property
-    def placeholder(self) -> int:
-        """Token id that stands for one vision token in ``input_ids``."""
-        return int(self.model.config.image_token_id)
+    def encoders(self) -> Mapping[str, str]:
+        """Of each kind of pictures, the method of :attr:`base` that encodes them."""
+        names = {kind: f"get_{kind}_features" for kind in KINDS}
+        return {kind: name for kind, name in names.items() if hasattr(self.base, name)}
 
-    def vision_mask(self, input_ids: Tensor) -> Tensor:
-        """True where a vision token lies, `[batch, token]`."""
-        return input_ids == self.placeholder
+    @property
+    def placeholders(self) -> Mapping[str, int]:
+        """Of each kind of pictures, the token id that stands for one vision token."""
+        ids = {kind: getattr(self.model.config, f"{kind}_token_id", None) for kind in self.encoders}
+        return {kind: int(token) for kind, token in ids.items() if token is not None}
 
     @property
     def grid(self) -> Grid | None:
-        """(rows, columns) of every image where that never changes, else None."""
+        """(rows, columns) of the tile that every picture has, where there is one, else None."""
         return None
 
     @abstractmethod
-    def layout(self, counts: Sequence[int]) -> TokenLayout:
-        """The layout of a batch whose samples hold ``counts`` vision tokens, in sequence order.
+    def tiles(self, encoded: Encoded) -> Sequence[Sequence[Tile]]:
+        """The tiles of each picture, in the order of its tokens.
 
         Raises:
-            ImageTokensError: A sample's tokens do not make up whole images.
+            UnsupportedInputError: The call does not tell the pictures' sizes.
         """
+
+    def layout(self, tokens: VisionTokens) -> TokenLayout:
+        """The layout of a call's vision tokens.
+
+        Raises:
+            ImageTokensError: A sample's placeholders do not make up whole pictures.
+            UnsupportedInputError: The call does not tell the pictures' sizes.
+        """
+        tiles = {kind: self.tiles(encoded) for kind, encoded in tokens.encoded.items()}
+        return TokenLayout.from_tiles(tiles_of_samples(tokens, tiles))
 
 
 _ADAPTERS: dict[str, type[Adapter]] = {}
 _A = TypeVar("_A", bound=type[Adapter])
 
 
-def register_adapter(model_type: str) -> Callable[[_A], _A]:
-    """Class decorator: serves models whose ``config.model_type`` is ``model_type``.
+def register_adapter(*model_types: str) -> Callable[[_A], _A]:
+    """Class decorator: serves models whose ``config.model_type`` is one of ``model_types``.
 
     Raises:
-        ValueError: That family has an adapter already.
+        ValueError: A family has an adapter already.
     """
 
     def register(adapter: _A) -> _A:
-        if model_type in _ADAPTERS:
-            raise ValueError(
-                f"{model_type!r} is served by {_ADAPTERS[model_type].__name__} already: "
-                "subclass that, or register under another model type"
-            )
-        adapter.model_type = model_type
-        _ADAPTERS[model_type] = adapter
+        for model_type in model_types:
+            if model_type in _ADAPTERS:
+                raise ValueError(
+                    f"{model_type!r} is served by {_ADAPTERS[model_type].__name__} already: "
+                    "subclass that, or register under another model type"
+                )
+        _ADAPTERS.update(dict.fromkeys(model_types, adapter))
         return adapter
 
     return register
@@ -119,8 +172,6 @@ def adapter_for(model: PreTrainedModel) -> Adapter:
         f"for {sorted(_ADAPTERS)}. Register one:\n\n"
         f"    @lightkv_gnn.register_adapter({str(model_type)!r})\n"
         "    class MyAdapter(lightkv_gnn.Adapter):\n"
-        "        def layout(self, counts):\n"
-        "            return lightkv_gnn.graphs.TokenLayout.from_grids(\n"
-        "                [[(24, 24)] * (count // 576) for count in counts]\n"
-        "            )"
+        "        def tiles(self, encoded):  # of every picture: its grids of tokens, in order\n"
+        "            return [[lightkv_gnn.graphs.Tile(24, 24)] for _ in encoded.lengths]"
     )

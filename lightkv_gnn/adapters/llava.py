@@ -1,87 +1,50 @@
-"""LLaVA-1.5: every image is a square of patches."""
+"""LLaVA-1.5 and its like: a square of patches, or with a Pixtral tower the picture's own grid."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from transformers import PreTrainedModel
-
 from lightkv_gnn.adapters.base import Adapter, register_adapter
-from lightkv_gnn.errors import ImageTokensError, UnsupportedModelError
-from lightkv_graphs import Grid, TokenLayout
-
-TEXT_MODELS = ("llama", "mistral", "qwen2")
-"""Text models whose rotary positions and attention are known to be as the session takes them."""
+from lightkv_gnn.adapters.encoded import Encoded
+from lightkv_gnn.errors import UnsupportedModelError
+from lightkv_graphs import Grid, Tile
 
 
 @register_adapter("llava")
 class LlavaAdapter(Adapter):
-    """``LlavaForConditionalGeneration`` with a CLIP-like tower.
+    """``LlavaForConditionalGeneration``, with a tower like CLIP's or Pixtral's."""
 
-    Raises:
-        UnsupportedModelError: The text model is none of :data:`TEXT_MODELS`.
-    """
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__(model)
-        text = model.config.text_config.model_type
-        if text not in TEXT_MODELS:
-            raise UnsupportedModelError(
-                f"LLaVA on a {text!r} text model is not supported: expected one of {TEXT_MODELS}"
-            )
+    text_models = ("llama", "mistral", "qwen2", "qwen3")
 
     @property
-    def grid(self) -> Grid:
-        """Patches of the square that every image is scaled to.
+    def grid(self) -> Grid | None:
+        """Patches of the square that every picture is scaled to; None with Pixtral.
 
         Raises:
-            UnsupportedModelError: The tower's grid follows the image instead (Pixtral).
+            UnsupportedModelError: The tower does not tell its grid.
         """
         vision = self.model.config.vision_config
+        if vision.model_type == "pixtral":
+            return None
         size, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
-        if (
-            vision.model_type == "pixtral"
-            or not isinstance(size, int)
-            or not isinstance(patch, int)
-        ):
+        if not isinstance(size, int) or not isinstance(patch, int):
             raise UnsupportedModelError(
-                f"LLaVA with a {vision.model_type!r} vision tower has no fixed square grid: "
-                "supported are towers with an image_size and a patch_size, like CLIP and SigLIP"
+                f"LLaVA with a {vision.model_type!r} vision tower is not supported: expected one "
+                "with a square image_size and a patch_size, like CLIP and SigLIP, or Pixtral"
             )
         return size // patch, size // patch
 
     @property
     def class_tokens(self) -> int:
-        """Tokens without a place in the grid before each image's patches (0 or 1)."""
+        """Tokens without a place in the grid before each picture's patches (0 or 1)."""
         full = self.model.config.vision_feature_select_strategy == "full"
         return int(full and self.model.config.vision_config.model_type.startswith("clip"))
 
-    def layout(self, counts: Sequence[int]) -> TokenLayout:
-        """Whole images one after the other; see :meth:`Adapter.layout`."""
-        rows, cols = self.grid
-        extra = self.class_tokens
-        per_image = rows * cols + extra
-        for sample, count in enumerate(counts):
-            if count % per_image:
-                raise ImageTokensError(
-                    f"sample {sample} holds {count} image placeholders, but an image has "
-                    f"{per_image} ({rows}x{cols} patches"
-                    f"{' and a class token' if extra else ''}): an image was cut off, as by "
-                    "truncation; pass the whole prompt, with a longer max_length"
-                )
-        images = [count // per_image for count in counts]
-        if not extra:
-            return TokenLayout.from_grids([[(rows, cols)] * number for number in images])
-        total = sum(images)
-        cells = torch.cartesian_prod(torch.arange(rows), torch.arange(cols))
-        place = torch.cat([torch.full((extra, 2), -1), cells]).repeat(total, 1)
-        owner = torch.arange(len(counts)).repeat_interleave(torch.tensor(images))
-        return TokenLayout.from_tokens(
-            sample=owner.repeat_interleave(per_image),
-            image=torch.arange(total).repeat_interleave(per_image),
-            row=place[:, 0],
-            col=place[:, 1],
-            grids=[(rows, cols)] * total,
-            protected=place[:, 0] < 0,
-        )
+    def tiles(self, encoded: Encoded) -> Sequence[Sequence[Tile]]:
+        """One tile a picture."""
+        if self.grid is not None:
+            return [[Tile(*self.grid, before=self.class_tokens)] for _ in encoded.lengths]
+        vision = self.model.config.vision_config
+        cell = vision.patch_size * getattr(self.model.config, "spatial_merge_size", 1)
+        sizes = encoded.sizes("image_sizes")
+        return [[Tile(height // cell, width // cell)] for height, width in sizes]

@@ -1,0 +1,166 @@
+"""The pictures of a call: what a model encoded, and which vision tokens they became."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightkv_gnn.errors import ImageTokensError, UnsupportedInputError
+from lightkv_graphs import Tile
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """Pictures of one kind, as a model encoded them.
+
+    Attributes:
+        kind: "image" or "video".
+        arguments: What the model's encoder was called with, by name.
+        lengths: Vision tokens of each picture, in the order of the call.
+    """
+
+    kind: str
+    arguments: Mapping[str, Any]
+    lengths: tuple[int, ...]
+
+    def sizes(self, name: str) -> list[tuple[int, ...]]:
+        """An argument with one row per picture, such as ``image_sizes``, on the host.
+
+        Raises:
+            UnsupportedInputError: The encoder was called without it.
+        """
+        value = self.arguments.get(name)
+        if value is None:
+            raise UnsupportedInputError(
+                f"the {self.kind}s were encoded without {name}, so the shape of their token grids "
+                "is unknown: pass everything that the processor returns"
+            )
+        return [tuple(row) for row in torch.as_tensor(value).tolist()]
+
+
+@dataclass(frozen=True, eq=False)
+class VisionTokens:
+    """The placeholders of a call.
+
+    Attributes:
+        masks: Of each kind that the call has pictures of, where its placeholders lie,
+            `[batch, token]` bool, on the CPU.
+        real: Tokens that are not padding, `[batch, token]` bool, on the CPU.
+        encoded: The pictures, by kind.
+    """
+
+    masks: Mapping[str, Tensor]
+    real: Tensor
+    encoded: Mapping[str, Encoded]
+
+    @property
+    def mask(self) -> Tensor:
+        """Where vision tokens lie, `[batch, token]`."""
+        return torch.stack([*self.masks.values()]).any(0) & self.real
+
+
+def whole_patches(pixels: Tensor, patch: int) -> Tensor:
+    """Pixels that patches lie on: `[..., height, width]` without a rest at the bottom and right."""
+    height, width = (size // patch * patch for size in pixels.shape[-2:])
+    return pixels[..., :height, :width]
+
+
+def tiles_of_samples(
+    tokens: VisionTokens, tiles: Mapping[str, Sequence[Sequence[Tile]]]
+) -> list[list[Tile]]:
+    """Shares the pictures out over the samples, in the order of their placeholders.
+
+    ``generate`` may have repeated every sample, for beams; its pictures are repeated with it.
+
+    Args:
+        tokens: The placeholders.
+        tiles: Of each kind, the tiles of each of its pictures.
+
+    Returns:
+        The tiles of each sample.
+
+    Raises:
+        ImageTokensError: Placeholders and pictures do not fit each other.
+    """
+    for kind, encoded in tokens.encoded.items():
+        _check_tiles(encoded, tiles[kind])
+    repeats = {kind: _repeats(mask, tokens.encoded[kind]) for kind, mask in tokens.masks.items()}
+    batch = tokens.real.shape[0]
+    waiting = {
+        kind: _once_per_repeat(tokens.encoded[kind], tiles[kind], tokens.masks[kind], repeat)
+        for kind, repeat in repeats.items()
+    }
+    return [_of_sample(sample, tokens, waiting) for sample in range(batch)]
+
+
+Picture = tuple[int, Sequence[Tile]]
+"""Tokens and tiles of a picture."""
+
+
+def _check_tiles(encoded: Encoded, tiles: Sequence[Sequence[Tile]]) -> None:
+    made = [sum(tile.tokens for tile in own) for own in tiles]
+    if made != list(encoded.lengths):
+        raise ImageTokensError(
+            f"the adapter lays out {encoded.kind}s of {made} tokens, but the model encoded "
+            f"{list(encoded.lengths)}: the adapter's tiles() is not right for this model"
+        )
+
+
+def _repeats(mask: Tensor, encoded: Encoded) -> int:
+    placeholders, features = int(mask.sum()), sum(encoded.lengths)
+    repeat, rest = divmod(placeholders, max(features, 1))
+    if repeat < 1 or rest or mask.shape[0] % repeat:
+        raise ImageTokensError(
+            f"the prompts hold {placeholders} {encoded.kind} placeholders, but the {encoded.kind}s "
+            f"were encoded to {features} tokens: a picture was cut off, as by truncation, or is "
+            "one too many; pass whole prompts, with a longer max_length"
+        )
+    return repeat
+
+
+def _once_per_repeat(
+    encoded: Encoded, tiles: Sequence[Sequence[Tile]], mask: Tensor, repeat: int
+) -> Iterator[Picture]:
+    """The pictures as the repeated samples take them, one after the other.
+
+    Some models' encoders return an empty entry for a sample without pictures.
+    """
+    pictures = iter([pair for pair in zip(encoded.lengths, tiles, strict=True) if pair[0]])
+    for needed in mask.sum(1).tolist()[::repeat]:
+        own: list[Picture] = []
+        while needed > 0 and (picture := next(pictures, None)):
+            own.append(picture)
+            needed -= picture[0]
+        yield from own * repeat
+
+
+def _of_sample(
+    sample: int, tokens: VisionTokens, waiting: Mapping[str, Iterator[Picture]]
+) -> list[Tile]:
+    """A sample's tiles; pictures whose placeholders are masked out as padding are left out."""
+    order = torch.stack([mask[sample] for mask in tokens.masks.values()]).int()
+    places = order.any(0).nonzero()[:, 0]
+    kind_of = order.argmax(0)[places].tolist()
+    real = tokens.real[sample, places].tolist()
+    kinds = list(tokens.masks)
+    found: list[Tile] = []
+    start = 0
+    while start < len(kind_of):
+        kind = kind_of[start]
+        length, tiles = next(waiting[kinds[kind]], (0, ()))
+        stop = start + length
+        whole = stop <= len(kind_of) and set(kind_of[start:stop]) == {kind}
+        if not whole or len(set(real[start:stop])) > 1:
+            raise ImageTokensError(
+                f"sample {sample} holds {kind_of[start:].count(kind)} {kinds[kind]} placeholders "
+                f"where {length} for its next {kinds[kind]} are expected: a picture was cut off, "
+                "as by truncation or padding; pass whole prompts, with a longer max_length"
+            )
+        if real[start]:
+            found += tiles
+        start = stop
+    return found

@@ -1,0 +1,83 @@
+"""Families whose every tile is the same square of tokens."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+
+from lightkv_gnn.adapters.base import Adapter, register_adapter
+from lightkv_gnn.adapters.encoded import Encoded
+from lightkv_graphs import Grid, Tile
+
+
+class SquareAdapter(Adapter):
+    """Pictures are scaled, or cut into tiles that are scaled, to one square."""
+
+    @property
+    @abstractmethod
+    def side(self) -> int:
+        """Rows and columns of a tile."""
+
+    @property
+    def grid(self) -> Grid:
+        """(rows, columns) of every tile."""
+        return self.side, self.side
+
+    def tiles(self, encoded: Encoded) -> Sequence[Sequence[Tile]]:
+        """As many tiles as a picture has tokens for."""
+        tile = Tile(*self.grid)
+        return [[tile] * (length // tile.tokens) for length in encoded.lengths]
+
+
+@register_adapter("internvl")
+class InternVLAdapter(SquareAdapter):
+    """InternVL: tiles of a picture, and a thumbnail if there are several.
+
+    The model is not told how a picture's tiles lie beside each other.
+    """
+
+    text_models = ("llama", "qwen2", "qwen3")
+
+    @property
+    def side(self) -> int:
+        """Of the pixel-shuffled patches."""
+        return math.isqrt(self.model.config.image_seq_length)
+
+
+@register_adapter("gemma3")
+class Gemma3Adapter(SquareAdapter):
+    """Gemma 3: one square a picture; crops of pan and scan are pictures of their own."""
+
+    text_models = ("gemma3_text",)
+
+    @property
+    def side(self) -> int:
+        """Of the pooled patches."""
+        return math.isqrt(self.model.config.mm_tokens_per_image)
+
+
+@register_adapter("idefics3", "smolvlm")
+class Idefics3Adapter(SquareAdapter):
+    """Idefics3 and SmolVLM: tiles of a picture, then the whole; tags between them are text."""
+
+    text_models = ("llama",)
+
+    @property
+    def side(self) -> int:
+        """Of the pixel-shuffled patches."""
+        vision = self.model.config.vision_config
+        return int(vision.image_size // vision.patch_size // self.model.config.scale_factor)
+
+
+@register_adapter("paligemma")
+class PaliGemmaAdapter(SquareAdapter):
+    """PaliGemma: one square a picture, before the text."""
+
+    text_models = ("gemma", "gemma2")
+
+    @property
+    def side(self) -> int:
+        """Patches."""
+        vision = self.model.config.vision_config
+        return int(vision.image_size // vision.patch_size)

@@ -1,0 +1,92 @@
+"""Sees which pictures a model encodes, whether ``generate`` asks for it or the model's forward.
+
+``generate`` encodes pictures before the forward pass and drops what tells their sizes; a record of
+the encoder's arguments therefore travels with its output.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightkv_gnn.adapters import Encoded
+
+_RECORD = "lightkv_encoded"
+
+
+class Watched:
+    """The encoders of a model, replaced on the instance by ones that make records.
+
+    Args:
+        base: The module that encodes.
+        encoders: Name of the method of each kind of pictures.
+        seen: Is handed every record.
+    """
+
+    def __init__(
+        self, base: nn.Module, encoders: Mapping[str, str], seen: Callable[[Encoded], None]
+    ) -> None:
+        self._base, self._seen = base, seen
+        self._busy = threading.local()
+        self._replaced: dict[str, tuple[Any, Any]] = {}
+        for kind, name in encoders.items():
+            watched = self._watched(kind, getattr(base, name))
+            self._replaced[name] = watched, vars(base).get(name)
+            setattr(base, name, watched)
+
+    def _watched(self, kind: str, encode: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(encode)
+
+        @functools.wraps(encode)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            if getattr(self._busy, "encoding", False):  # a video's frames, encoded as images
+                return encode(*args, **kwargs)
+            self._busy.encoding = True
+            try:
+                output = encode(*args, **kwargs)
+            finally:
+                self._busy.encoding = False
+            arguments = signature.bind(*args, **kwargs).arguments
+            record = Encoded(kind, _without_pixels(arguments), lengths_of(output))
+            if hasattr(output, "pooler_output"):
+                setattr(output, _RECORD, record)
+            self._seen(record)
+            return output
+
+        return watched
+
+    def remove(self) -> None:
+        """Puts the encoders back as they were; what others have put in their place stays."""
+        for name, (watched, own) in self._replaced.items():
+            if vars(self._base).get(name) is not watched:
+                continue
+            if own is None:
+                delattr(self._base, name)
+            else:
+                setattr(self._base, name, own)
+
+
+def record_of(output: Any) -> Encoded | None:
+    """The record that travels with an encoder's output, if it was made while attached."""
+    record: Encoded | None = getattr(output, _RECORD, None)
+    return record
+
+
+def lengths_of(output: Any) -> tuple[int, ...]:
+    """Vision tokens of each picture in an encoder's output."""
+    pooled = output.pooler_output if hasattr(output, "pooler_output") else output[1]
+    return tuple(picture.shape[0] for picture in pooled)
+
+
+def _without_pixels(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments but for pictures, which a record must not keep alive."""
+    return {
+        name: value
+        for name, value in arguments.items()
+        if not (isinstance(value, Tensor) and value.is_floating_point())
+    }

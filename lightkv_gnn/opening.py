@@ -1,0 +1,142 @@
+"""What a call tells before it runs: whether it is a prefill with pictures, and a legal one."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightkv_gnn.adapters import Adapter, Encoded, VisionTokens
+from lightkv_gnn.cache import check_cache, mask_widths
+from lightkv_gnn.encoders import record_of
+from lightkv_gnn.errors import UnsupportedInputError
+from lightkv_gnn.masks import real_tokens
+
+PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+"""Arguments that pictures come in, by kind."""
+
+
+@dataclass(frozen=True, eq=False)
+class Opening:
+    """A prefill with pictures, before they are encoded.
+
+    Attributes:
+        masks: Of each kind that the call has pictures of, its placeholders, `[batch, token]` bool,
+            on the CPU.
+        real: Tokens that are not padding, `[batch, token]` bool, on the CPU.
+        past: Logical tokens in the cache before the call.
+        encoded: The pictures encoded so far, by kind.
+    """
+
+    masks: Mapping[str, Tensor]
+    real: Tensor
+    past: int
+    encoded: dict[str, Encoded]
+
+    def tokens(self) -> VisionTokens:
+        """What the adapter needs for a layout.
+
+        Raises:
+            UnsupportedInputError: The pictures passed by the model's encoders.
+        """
+        missing = sorted(set(self.masks) - set(self.encoded))
+        if missing:
+            raise UnsupportedInputError(
+                f"the {missing[0]}s of this call did not pass through the model's "
+                f"get_{missing[0]}_features, so the shape of their token grids is unknown: write "
+                "an adapter whose encoders and layout() fit this model"
+            )
+        return VisionTokens(self.masks, self.real, self.encoded)
+
+
+def opened(adapter: Adapter, given: Mapping[str, Any]) -> Opening | None:
+    """The call as a prefill with pictures, or None if it is something else.
+
+    Args:
+        adapter: Of the model.
+        given: The call's arguments, by name.
+
+    Raises:
+        UnsupportedInputError: Something in it is not supported.
+    """
+    outputs = {k: v for k, v in (given.get("mm_encoder_outputs") or {}).items() if v is not None}
+    kinds = [k for k in adapter.placeholders if k in outputs or given.get(PIXELS[k]) is not None]
+    masks = _placeholder_masks(adapter, given, kinds)
+    if not masks:
+        return None
+    if given.get("cu_seq_lens_q") is not None:
+        raise UnsupportedInputError(
+            "several prompts are packed into one row (cu_seq_lens_q), as by continuous batching "
+            "with a paged cache or a padding-free collator: compression needs one prompt per row; "
+            "pass a padded batch"
+        )
+    cache, past = given.get("past_key_values"), 0
+    if cache is not None:
+        for number in range(adapter.layers):
+            check_cache(cache, number)
+        past = int(cache.get_seq_length())
+    batch, length = next(iter(masks.values())).shape
+    widths = mask_widths(cache, length)
+    real = real_tokens(given.get("attention_mask"), batch, length, past, widths)
+    _check_one_prompt_per_row(given.get("position_ids"), real)
+    encoded = {kind: _record(kind, outputs[kind]) for kind in masks if kind in outputs}
+    return Opening(masks, real, past, encoded)
+
+
+def _record(kind: str, output: Any) -> Encoded:
+    record = record_of(output)
+    if record is None:
+        raise UnsupportedInputError(
+            f"mm_encoder_outputs holds {kind}s that this model did not encode inside the context, "
+            "or a piece of them. If the prompt is being read in chunks (prefill_chunk_size), leave "
+            "that out: it would be compressed before all of it is seen; otherwise pass pixel_values"
+        )
+    return record
+
+
+def _placeholder_masks(
+    adapter: Adapter, given: Mapping[str, Any], kinds: list[str]
+) -> dict[str, Tensor]:
+    """Placeholders of each kind that has any; only of kinds with pictures.
+
+    Without pictures, a placeholder among the token ids is a token like any other.
+    """
+    ids = given.get("input_ids")
+    tokens = given.get("inputs_embeds") if ids is None else ids
+    if tokens is None or tokens.shape[1] == 1:
+        return {}
+    if not kinds:
+        if ids is None:
+            warnings.warn(
+                "lightkv_gnn: inputs_embeds without pixel_values do not tell where the vision "
+                "tokens are, so this prefill is not compressed; pass input_ids",
+                stacklevel=2,
+            )
+        return {}
+    masks = {}
+    for kind in kinds:
+        placeholder = adapter.placeholders[kind]
+        if ids is None:
+            embedding = adapter.model.get_input_embeddings()
+            own = embedding(torch.tensor(placeholder, device=tokens.device))
+            masks[kind] = tokens.eq(own).all(-1).cpu()
+        else:
+            masks[kind] = tokens.eq(placeholder).cpu()
+    return {kind: mask for kind, mask in masks.items() if bool(mask.any())}
+
+
+def _check_one_prompt_per_row(position_ids: Tensor | None, real: Tensor) -> None:
+    """Raises UnsupportedInputError where text positions start anew within a row."""
+    if position_ids is None or position_ids.ndim != 2:
+        return
+    position_ids = position_ids.cpu().expand(real.shape[0], -1)
+    falls = position_ids[:, 1:] < position_ids[:, :-1]
+    if bool((falls & real[:, 1:] & real[:, :-1]).any()):
+        raise UnsupportedInputError(
+            "position_ids start anew within a row: several prompts are packed into it, but "
+            "compression needs one prompt per row; pass a padded batch"
+        )

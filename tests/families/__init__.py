@@ -1,0 +1,1 @@
+"""Tiny models of every family, their inputs and what is known of them independently."""

@@ -1,0 +1,178 @@
+"""A compressed prefill and decoding written out, for one unpadded sample of any family.
+
+Only the model's weights are used, through its embedding, norms, projections and MLPs, and the
+picture features it computes itself.  Attention, rotary positions, what sees what, caches and
+stages are loops of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from families.loop_families import (
+    TRAITS,
+    Inputs,
+    decoder_of,
+    features_of,
+    groups_of,
+    kinds_of,
+    paces_of,
+    places_of,
+    window_of,
+)
+from families.loop_layer import Layer, channels_of, scaling_of
+from families.loop_rotary import (
+    Position,
+    Rotary,
+    Tile,
+    axes_of,
+    grid_positions,
+    plain_positions,
+    theta_of,
+)
+from families.loop_stage import OwnGuidance, OwnMessage, Row, StageLoop
+
+Sees = Callable[[int, int], bool]
+"""``sees(i, j)``: whether token i of the sequence attends to token j, in original positions."""
+
+
+class FamilyLoop:
+    """Runs a model layer by layer on one prompt.
+
+    Args:
+        model: The model.
+        family: A key of :data:`families.loop_families.TRAITS`.
+        stages: ``(layer, windows, ratio)`` of each stage.
+        guidance: A name, or an :data:`families.loop_stage.OwnGuidance`.
+        rotary: Whether guidance sees rotated queries and keys.
+        message: A name, or an :data:`families.loop_stage.OwnMessage`.
+        positions: "preserve" or "reindex".
+        sees: Which tokens see which, instead of the past and those of their own group.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        family: str,
+        stages: Sequence[tuple[int, int, float]] = (),
+        *,
+        guidance: str | OwnGuidance = "vision_to_text",
+        rotary: bool = True,
+        message: str | OwnMessage = "guided_mean",
+        positions: str = "preserve",
+        sees: Sees | None = None,
+    ) -> None:
+        self.model, self.traits, self.stages = model, TRAITS[family], stages
+        self.rotary, self.positions = rotary, positions
+        self.sees = sees or self._sees
+        if positions == "reindex" and self.traits.rope != "plain":
+            raise ValueError("positions with three coordinates have no order to renumber")
+        decoder = decoder_of(model)
+        self.embed, self.norm = decoder.embed_tokens, decoder.norm
+        config = decoder.config
+        sections = config.rope_parameters.get("mrope_section", ())
+        axes = axes_of(self.traits.rope, channels_of(config) // 2, sections)
+        self.layers = []
+        for number, block in enumerate(decoder.layers):
+            rotary = Rotary(theta_of(config, number), axes)
+            self.layers.append(Layer(block, config, window_of(config, number), rotary))
+        self.stage = StageLoop(guidance, message, scaling_of(config))
+        self.groups: list[int] = []
+        """Group of each original token, see :func:`families.loop_families.groups_of`."""
+        self.next = self.traits.first
+        """Position of the token that comes next."""
+
+    @property
+    def lengths(self) -> list[int]:
+        """Entries that each layer of the model's cache would hold."""
+        return [layer.length for layer in self.layers]
+
+    @property
+    def margin(self) -> float:
+        """How far the closest decision of a matching was from being another one."""
+        return self.stage.margin
+
+    @torch.no_grad()
+    def run(self, inputs: Inputs, tiles: Sequence[Tile] = ()) -> Tensor:
+        """Appends a prompt to the sequence; returns the logits of each token.
+
+        Args:
+            inputs: The model's inputs for one sample without padding.
+            tiles: Tiles of its pictures, in the order of their tokens.
+
+        Returns:
+            `[token, vocabulary]`; a merged token has its survivor's.
+        """
+        seen, ids = len(self.groups), inputs["input_ids"][0]
+        kinds = kinds_of(self.model.config, inputs)
+        vision = torch.tensor([kind != "text" for kind in kinds])
+        rows = self._rows(inputs, kinds, tiles)
+        self.groups += groups_of(self.traits.sight, kinds, inputs)
+        # Placeholders may be beyond the vocabulary.
+        hidden = self.embed(ids.masked_fill(vision, 0))
+        deep: list[Tensor] = []
+        if vision.any():
+            features, deep = features_of(self.model, self.traits, inputs, kinds)
+            hidden[vision] = features.to(hidden.dtype)
+        for number, layer in enumerate(self.layers):
+            hidden, query, key = self._layer(layer, hidden, rows, seen)
+            if number < len(deep):
+                assert len(rows) == len(ids), "features join tokens that have been merged"
+                hidden[vision] += deep[number]
+            for at, windows, ratio in self.stages:
+                if at == number and vision.any():
+                    grids = [(tile.rows, tile.cols) for tile in tiles]
+                    merging = (grids, hidden, rows, query, key)
+                    hidden, rows = self.stage(windows, ratio, *merging)
+        logits = self.model.lm_head(self.norm(hidden))
+        owner = {member: number for number, row in enumerate(rows) for member in row.members}
+        return logits[[owner[member] for member in range(len(ids))]]
+
+    def run_text(self, ids: Sequence[int]) -> Tensor:
+        """Appends text to the sequence; returns the logits of each token."""
+        return self.run({"input_ids": torch.tensor([list(ids)])})
+
+    def greedy(self, first: Tensor, steps: int) -> tuple[list[int], Tensor]:
+        """Decodes after ``first``, the logits of the last token of the prompt.
+
+        Returns:
+            The tokens and the logits each was taken from, `[step, vocabulary]`.
+        """
+        tokens, logits = [], [first]
+        for _ in range(steps):
+            tokens.append(int(logits[-1].argmax()))
+            if len(tokens) < steps:
+                logits.append(self.run_text(tokens[-1:])[-1])
+        return tokens, torch.stack(logits)
+
+    def _rows(self, inputs: Inputs, kinds: Sequence[str], tiles: Sequence[Tile]) -> list[Row]:
+        """One row per token, and moves ``next`` on behind them."""
+        places = places_of(tiles)
+        assert len(places) == sum(kind != "text" for kind in kinds), "tiles and placeholders"
+        left = iter(places)
+        if self.traits.rope == "plain":
+            positions, self.next = plain_positions(len(kinds), self.next)
+        else:
+            paces = paces_of(self.model.config, inputs)
+            positions, self.next = grid_positions(kinds, tiles, self.next, paces)
+        return [
+            Row([number], position, kind != "text", None if kind == "text" else next(left))
+            for number, (kind, position) in enumerate(zip(kinds, positions, strict=True))
+        ]
+
+    def _layer(
+        self, layer: Layer, hidden: Tensor, rows: list[Row], seen: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One decoder layer; also returns queries and keys `[head, token, channel]`."""
+        turned: list[Position] = [row.position for row in rows]
+        if self.positions == "reindex":
+            turned, _ = plain_positions(len(rows), self.traits.first + len(layer.keys))
+        places = [seen + row.members[0] for row in rows]
+        hidden, plain, rotated = layer(hidden, places, turned, self.sees)
+        return (hidden, *(rotated if self.rotary else plain))
+
+    def _sees(self, i: int, j: int) -> bool:
+        return j <= i or self.groups[i] == self.groups[j] >= 0
