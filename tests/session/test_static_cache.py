@@ -153,15 +153,17 @@ def test_a_ragged_batch_equals_each_alone(attention: str, positions: str) -> Non
 @torch.no_grad()
 def test_equal_lengths_but_unequal_merges() -> None:
     """No mask comes from transformers, yet one is needed."""
-    model = tiny_llava()
-    inputs = batch(prompt(2, "image", "image", 6), prompt(40, seed=2))
+    model, prompts = tiny_llava(), [prompt(2, "image", "image", 6), prompt(40, seed=2)]
+    inputs, step = batch(*prompts), torch.tensor([[7], [8]])
     with lk.attach(model, configured()):
-        expected = model(**inputs)
         cache = static(model)
-        near(model(**inputs, past_key_values=cache).logits, expected.logits)
-        step = {"input_ids": torch.tensor([[7], [8]])}
-        dynamic = model(**step, past_key_values=expected.past_key_values).logits
-        near(model(**step, past_key_values=cache).logits, dynamic)
+        logits = model(**inputs, past_key_values=cache).logits
+        after = model(input_ids=step, past_key_values=cache).logits
+        for number, (_, single) in enumerate(alone(inputs, *prompts)):
+            own = model(**single)
+            near(logits[number], own.logits[0])
+            last = model(input_ids=step[number : number + 1], past_key_values=own.past_key_values)
+            near(after[number], last.logits[0])
 
 
 @pytest.mark.parametrize("text", ["llama", "qwen2"])  # one mask, and one for each kind of layer
