@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lightkv_gnn.adapters import Adapter
-from lightkv_gnn.cache import Expected, compressed_layer
+from lightkv_gnn.cache import compressed_layer
+from lightkv_gnn.cache_layer import CompressedMixin, Expected
+from lightkv_gnn.cache_sizes import first_new_key, room, stored_bytes
 from lightkv_gnn.ledger import LayerRow, Ledger
 from lightkv_gnn.masks import compressed_mask
 from lightkv_gnn.positions import closed_up, positions_of, rotary_rows
@@ -29,9 +30,10 @@ class Call:
         self._stage_before = {
             planned.stage.layer + 1: stage for stage, planned in enumerate(prefill.planned)
         }
-        self._memo: dict[tuple[str, int, int], tuple[Any, ...]] = {}
+        self._memo: dict[tuple[Any, ...], tuple[Any, ...]] = {}
         self._shapes: list[tuple[int, int]] = []
         self._bytes_before: list[int] = []
+        self._room: list[int | None] = []
         self._cache: Any = None
         self._value_size = 0
         self._rows: tuple[LayerRow, ...] = ()
@@ -47,7 +49,9 @@ class Call:
         if number in self._stage_before:
             hidden_states = prefill.compress(self._stage_before[number], hidden_states)
         self._shapes.append((hidden_states.shape[0], hidden_states.shape[1]))
-        self._bytes_before.append(_kv_bytes(cache, number))
+        self._bytes_before.append(stored_bytes(cache, number, prefill.past))
+        self._room.append(room(cache, number, prefill.past))
+        prefill.first_key = first_new_key(cache, number, prefill.past, hidden_states.shape[1])
         prefill.tables = kwargs.get("position_embeddings")
         return hidden_states
 
@@ -59,11 +63,7 @@ class Call:
         columns, ragged = prefill.source, prefill.ragged
         assert columns is not None
         if cache is not None:
-            layer = compressed_layer(cache, number)
-            layer.expect(Expected(columns, prefill.length, prefill.tail, ragged, prefill.merged))
-            if prefill.past:
-                columns = layer.index_of(0, prefill.batch, columns.device)
-                ragged = ragged or layer.ragged
+            columns, ragged = self._columns(compressed_layer(cache, number), columns)
         kwargs["attention_mask"] = self._mask(kwargs.get("attention_mask"), columns, ragged)
         earlier = None if cache is None else cache.layers[number].merged
         tables = self._tables(number, kwargs, hidden_states, earlier)
@@ -71,6 +71,21 @@ class Call:
         # Flash attention takes gaps in the ids for borders between packed sequences.
         kwargs["position_ids"] = None
         return kwargs
+
+    def _columns(self, layer: CompressedMixin, source: Tensor) -> tuple[Tensor, bool]:
+        """Announces a layer's entries; returns where its keys are in the mask it was given.
+
+        Made once for all layers of a kind that share them.
+        """
+        prefill = self.prefill
+        past, length, tail, ragged = prefill.past, prefill.length, prefill.tail, prefill.ragged
+        layer.expect(Expected(source, past, length, tail, ragged, prefill.merged))
+        key = ("columns", id(source), type(layer), layer.get_max_length())
+        if past or key not in self._memo:  # every layer has a past of its own
+            made = layer.columns(source.shape[1], prefill.batch, source.device)
+            self._memo[key] = source, *made
+        _, columns, hidden = self._memo[key]
+        return columns, hidden
 
     def _mask(self, mask: Tensor | None, columns: Tensor, ragged: bool) -> Tensor | None:
         """The mask of a compressed layer; made once for all layers that share it."""
@@ -106,16 +121,20 @@ class Call:
         """Reads off the cache what the layers hold, and lets go of everything but the books."""
         prefill = self.prefill
         size = self._adapter.decoder_size(self._value_size)
-        full = size.cost(prefill.full_lengths, sum(prefill.full_vision_counts), prefill.length)
-        planned, rows = full, []
-        for number, before in enumerate(self._bytes_before):
+        sizes = prefill.full_lengths, sum(prefill.full_vision_counts)
+        full = planned = sizes, prefill.length
+        seen, rows = prefill.past + prefill.length, []
+        for number, left in enumerate(self._room):
             if number in self._stage_before:
                 stage = prefill.planned[self._stage_before[number]]
-                planned = size.cost(stage.lengths, sum(stage.vision), max(stage.lengths))
-            held = None if self._cache is None else _kv_bytes(self._cache, number) - before
+                planned = (stage.lengths, sum(stage.vision)), max(stage.lengths)
+            held = None
+            if self._cache is not None:
+                held = stored_bytes(self._cache, number, seen) - self._bytes_before[number]
+            plan, whole = (size.cost(*x, _kept(longest, left)) for x, longest in (planned, full))
             batch, width = self._shapes[number]
-            seen = size.cost([width] * batch, 0, width)
-            rows.append(LayerRow(number, planned, full, seen.tokens, seen.flops, held))
+            given = size.cost([width] * batch, 0, width)
+            rows.append(LayerRow(number, plan, whole, given.tokens, given.flops, held))
         self._rows = tuple(rows)
         self._cache = None
         self._memo.clear()
@@ -127,9 +146,6 @@ class Call:
         return Ledger(self._rows, self.prefill.stopwatch.seconds())
 
 
-def _kv_bytes(cache: Any, number: int) -> int:
-    if cache is None or number >= len(cache.layers) or cache.layers[number].keys is None:
-        return 0
-    layer = cache.layers[number]
-    states: tuple[torch.Tensor, torch.Tensor] = (layer.keys, layer.values)
-    return sum(part.numel() * part.element_size() for part in states)
+def _kept(width: int, left: int | None) -> int:
+    """Entries kept of a call's, by a layer that forgets what it has no room left for."""
+    return width if left is None else min(width, left)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from lightkv_gnn.adapters import Adapter, Encoded
-from lightkv_gnn.cache import CompressedMixin
+from lightkv_gnn.cache_layer import CompressedMixin
 from lightkv_gnn.call import Call
 from lightkv_gnn.compressor import TokenCompressor
 from lightkv_gnn.config import LightKVConfig
@@ -127,7 +127,10 @@ class Hooks:
         if cache is None or number >= len(cache.layers):
             return None
         layer = cache.layers[number]
-        if not isinstance(layer, CompressedMixin) or not layer.compressed:
+        if not isinstance(layer, CompressedMixin):
+            return None
+        layer.admit()
+        if not layer.compressed:
             return None
         return args, self._continued(number, layer, hidden_states, kwargs)
 
@@ -137,11 +140,10 @@ class Hooks:
         """Arguments of a layer in which nothing is merged now, but something was before."""
         kwargs = dict(kwargs)
         batch, queries = hidden_states.shape[:2]
-        layer.admit(queries)
         mask = kwargs.get("attention_mask")
         if mask is not None or layer.ragged:
-            columns = layer.index_of(layer.entries() + queries, batch, hidden_states.device)
-            kwargs["attention_mask"] = compressed_mask(mask, None, columns, ragged=layer.ragged)
+            columns, hidden = layer.columns(queries, batch, hidden_states.device)
+            kwargs["attention_mask"] = compressed_mask(mask, None, columns, ragged=hidden)
         if layer.merged is not None:
             kwargs["position_embeddings"] = closed_up(
                 self._adapter.rotary(number),

@@ -14,7 +14,8 @@ class LayerCost:
     Attributes:
         tokens: Tokens it attends with, text and vision, summed over the batch, without padding.
         vision_tokens: Vision tokens among them.
-        kv_bytes: Bytes of its keys and values after the prefill, padding included.
+        kv_bytes: Bytes of its keys and values after the prefill, padding included; without those
+            that a sliding window has forgotten by then.
         flops: Floating-point operations: ``2 * parameters * tokens + 4 * tokens^2 * channels``
             per sample, two for a multiplication and an addition; attention to a cache from before
             the call is not counted.
@@ -70,7 +71,8 @@ class LayerRow:
         full: Without compression.
         observed_tokens: Tokens the layer was given, of the whole batch, padding included.
         observed_flops: Operations on them, padding included.
-        observed_kv_bytes: Size of its cached keys and values; None without a cache.
+        observed_kv_bytes: Size of its cached keys and values; None without a cache.  Of a static
+            cache, the slots written; of a quantized one, what is stored, less than planned.
     """
 
     layer: int

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -55,24 +58,33 @@ def _with_own_column(mask: Tensor, rows: Tensor) -> Tensor:
     return mask.masked_fill((rows < 0)[:, None, :, None] & own, seen)
 
 
-def real_tokens(mask: Tensor | None, batch: int, length: int, past: int) -> Tensor:
+def real_tokens(
+    mask: Any, batch: int, length: int, past: int, widths: Collection[int] = ()
+) -> Tensor:
     """Which tokens of a call are not padding, `[batch, token]`, from the user's mask.
 
     Args:
-        mask: 2-D `[batch, past + token]` or 4-D `[batch, 1 or head, token, past + token]`, or None.
+        mask: 2-D `[batch, past + token]` or 4-D `[batch, 1 or head, token, key]`, or None; or a
+            dictionary of them, as ``generate`` makes it for a static cache.
         batch: Samples.
         length: Tokens of the call.
         past: Tokens in the cache before it.
+        widths: Keys that a 4-D mask may have besides all tokens so far: those of a static cache,
+            or of a sliding window, which ends with the call.
 
     Raises:
         UnsupportedInputError: Another shape.
     """
+    if isinstance(mask, dict):  # the same padding in all of them; no mask where there is none
+        mask = next((one for one in mask.values() if one is not None), None)
     if mask is None:
         return torch.ones(batch, length, dtype=torch.bool)
     if mask.ndim == 2 and mask.shape == (batch, past + length):
         return mask[:, past:].bool().cpu()
-    if mask.ndim == 4 and mask.shape[2:] == (length, past + length):
-        own = mask[:, 0, :, past:].diagonal(dim1=1, dim2=2)
+    seen = past + length
+    if mask.ndim == 4 and mask.shape[2] == length and mask.shape[3] in (seen, *widths):
+        first = past if mask.shape[3] >= seen else mask.shape[3] - length
+        own = mask[:, 0, :, first : first + length].diagonal(dim1=1, dim2=2)
         return (own if mask.dtype == torch.bool else own >= 0).cpu().expand(batch, -1)
     raise UnsupportedInputError(
         f"attention_mask has shape {list(mask.shape)}: expected [{batch}, {past + length}], one "

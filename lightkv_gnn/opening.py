@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightkv_gnn.adapters import Adapter, Encoded, VisionTokens
-from lightkv_gnn.cache import check_cache
+from lightkv_gnn.cache import check_cache, mask_widths
 from lightkv_gnn.encoders import lengths_of, record_of
 from lightkv_gnn.errors import UnsupportedInputError
 from lightkv_gnn.masks import real_tokens
@@ -80,7 +80,8 @@ def opened(adapter: Adapter, given: Mapping[str, Any]) -> Opening | None:
             check_cache(cache, number)
         past = int(cache.get_seq_length())
     batch, length = next(iter(masks.values())).shape
-    real = real_tokens(given.get("attention_mask"), batch, length, past)
+    widths = mask_widths(cache, length)
+    real = real_tokens(given.get("attention_mask"), batch, length, past, widths)
     _check_one_prompt_per_row(given.get("position_ids"), real)
     encoded = {kind: _record(kind, outputs[kind]) for kind in masks if kind in outputs}
     return Opening(masks, real, past, encoded)

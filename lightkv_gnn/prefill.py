@@ -58,6 +58,7 @@ class Prefill:
         self.merged_before: Tensor | None = None
         self.merged: Tensor | None = None
         self.tables: tuple[Tensor, Tensor] | None = None
+        self.first_key: int | None = None
         self._said: tuple[Tensor, Tensor, float, float | None] | None = None
         self.records: list[StageRecord] = []
         self._traced: list[StageTrace] = []
@@ -79,7 +80,9 @@ class Prefill:
         They are used after the layer: activation checkpointing runs the layer again in the
         backward pass, where nothing listens, and counts what it does.
         """
-        self._said = query, key[:, :, -self.is_vision.shape[1] :], scaling, softcap
+        entries = self.is_vision.shape[1]
+        first = key.shape[2] - entries if self.first_key is None else self.first_key
+        self._said = query, key[:, :, first : first + entries], scaling, softcap
 
     def _heard(self) -> Heard | None:
         """Guidance from the layer that ran last; None if its attention was not heard."""

@@ -17,12 +17,16 @@ from transformers import (
     MistralConfig,
     Qwen2Config,
 )
+from transformers.cache_utils import DynamicLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lightkv_gnn import Ledger
 
 # Threads cost tiny models more than they give, thirty times more on a busy machine.
 torch.set_num_threads(1)
+
+RESETS = "reset" in vars(DynamicLayer)
+"""Whether resetting a dynamic cache empties it; older transformers only write zeros."""
 
 IMAGE_TOKEN = 120
 GRID = (4, 4)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from models import IMAGE_TOKEN, batch, left_untouched, near, prompt, tiny_llava
-from transformers import Cache, DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
+from transformers import Cache, DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.cache_utils import DynamicLayer
 
 import lightkv_gnn as lk
@@ -227,24 +227,27 @@ CALLING: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
         lk.ImageTokensError,
         r"hold 10 image placeholders, but the images were encoded to 16 tokens.*truncation",
     ),
-    "a static cache": (
-        lambda model: call(
-            model, past_key_values=StaticCache(config=model.config.text_config, max_cache_len=64)
-        ),
+    "mask wider than the call": (
+        lambda model: call(model, attention_mask=torch.ones(3, 1, 41, 42, dtype=torch.bool)),
         lk.UnsupportedInputError,
-        "StaticLayer.*dynamic caches",
+        r"shape \[3, 1, 41, 42\]: expected \[3, 41\].*or \[3, 1, 41, 41\]",
+    ),
+    "an offloaded cache": (
+        lambda model: call(model, past_key_values=DynamicCache(offloading=True)),
+        lk.UnsupportedInputError,
+        "DynamicCache moves its layers to the CPU.*expected a cache without offloading",
     ),
     "a cache that makes other layers": (
         lambda model: call(model, past_key_values=Cache(layer_class_to_replicate=OtherLayer)),
         lk.UnsupportedInputError,
         "OtherLayer.*dynamic caches",
     ),
-    "generate with a static cache": (
+    "generate with an offloaded cache": (
         lambda model: model.generate(
-            **batch(*RAGGED), max_new_tokens=2, cache_implementation="static"
+            **batch(*RAGGED), max_new_tokens=2, cache_implementation="offloaded_static"
         ),
         lk.UnsupportedInputError,
-        "leave out cache_implementation",
+        "StaticCache moves its layers to the CPU.*expected a cache.*cache_implementation='static'",
     ),
     "a prefill in pieces": (
         lambda model: model.generate(**batch(*RAGGED), max_new_tokens=2, prefill_chunk_size=12),
@@ -272,13 +275,12 @@ def test_calls_are_refused(case: str) -> None:
         assert torch.equal(model(**inputs).logits, expected)
 
 
-@pytest.mark.parametrize("kind", ["static", "dynamic"])
-def test_what_is_refused_is_refused_before_the_model_runs(kind: str) -> None:
+@pytest.mark.parametrize("wrong", ["cache", "mask"])
+def test_what_is_refused_is_refused_before_the_model_runs(wrong: str) -> None:
     model, inputs = tiny_llava(), batch(*RAGGED)
-    text_config, calls = model.config.text_config, []
-    if kind == "static":
-        cache: Any = StaticCache(config=text_config, max_cache_len=64)
-    else:
+    calls: list[int] = []
+    cache = Cache(layers=[DynamicLayer() for _ in range(5)] + [OtherLayer()])
+    if wrong == "mask":
         cache = DynamicCache()
         inputs["attention_mask"] = inputs["attention_mask"][:, 1:]
     for module in (model.model.vision_tower, model.model.language_model):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from layer_loop import LayerLoop
-from models import batch, cache_lengths, check_ledger, near, prompt, tiny_llava
+from models import batch, cache_lengths, near, prompt, tiny_llava
 
 import lightkv_gnn as lk
 
@@ -69,38 +69,6 @@ def test_padding_told_by_a_4d_mask(attention: str) -> None:
         out = model(**{**inputs, "attention_mask": wide[:, None]})
     near(out.logits[real], expected.logits[real])
     assert cache_lengths(out.past_key_values) == cache_lengths(expected.past_key_values)
-
-
-WINDOW = 14
-
-
-def windowed(attention: str, window: int = WINDOW) -> torch.nn.Module:
-    return tiny_llava("mistral", attention, text_options={"sliding_window": window})
-
-
-@policies
-@attentions
-@torch.no_grad()
-def test_a_sliding_window_counts_original_tokens(attention: str, positions: str) -> None:
-    model, made = windowed(attention), prompt(4, "image", 6)
-    inputs = batch(made)
-    loop = LayerLoop(model, SCHEDULE, positions=positions, sees=lambda i, j: i - WINDOW < j <= i)
-    expected = loop.run(made[0], inputs["pixel_values"])
-    with lk.attach(model, CONFIG[positions]) as handle:
-        near(model(**inputs, use_cache=False).logits[0], expected)
-        check_ledger(handle.ledger, None)
-
-
-@policies
-@attentions
-def test_a_sliding_window_serves_up_to_its_length(attention: str, positions: str) -> None:
-    inputs: dict[str, Any] = {**batch(prompt(4, "image", 6)), "do_sample": False}
-    unlimited, model = windowed(attention, 4096), windowed(attention, 32)
-    with lk.attach(unlimited, CONFIG[positions]), lk.attach(model, CONFIG[positions]):
-        expected = unlimited.generate(**inputs, max_new_tokens=7)
-        assert torch.equal(model.generate(**inputs, max_new_tokens=7), expected)
-        with pytest.raises(ValueError, match="grew past the sliding window of 32 tokens"):
-            model.generate(**inputs, max_new_tokens=9)
 
 
 @policies
