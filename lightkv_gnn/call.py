@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from lightkv_gnn.adapters import Adapter
+from lightkv_gnn.backends import mask_form
 from lightkv_gnn.cache import Expected, compressed_layer
+from lightkv_gnn.checks import check_flash_call, check_flash_window
 from lightkv_gnn.ledger import LayerRow, Ledger
-from lightkv_gnn.masks import compressed_mask
+from lightkv_gnn.masks import Mask, compressed_mask
 from lightkv_gnn.positions import closed_up, positions_of, rotary_rows
 from lightkv_gnn.prefill import Prefill
 
@@ -26,6 +28,7 @@ class Call:
     def __init__(self, adapter: Adapter, prefill: Prefill) -> None:
         self.prefill = prefill
         self._adapter = adapter
+        self._form = mask_form(adapter.decoder.config._attn_implementation) or "dense"
         self._stage_before = {
             planned.stage.layer + 1: stage for stage, planned in enumerate(prefill.planned)
         }
@@ -42,6 +45,8 @@ class Call:
         """Called before layer ``number``: runs the stage between it and the one before."""
         prefill = self.prefill
         if number == 0:
+            if self._form == "padding":
+                check_flash_call(kwargs)
             prefill.start(hidden_states.device)
             self._cache, self._value_size = cache, hidden_states.element_size()
         if number in self._stage_before:
@@ -58,6 +63,8 @@ class Call:
         kwargs, prefill = dict(kwargs), self.prefill
         columns, ragged = prefill.source, prefill.ragged
         assert columns is not None
+        if self._form == "padding":
+            check_flash_window(self._adapter, number, prefill.past + prefill.length)
         if cache is not None:
             layer = compressed_layer(cache, number)
             layer.expect(Expected(columns, prefill.length, prefill.tail, ragged, prefill.merged))
@@ -72,14 +79,15 @@ class Call:
         kwargs["position_ids"] = None
         return kwargs
 
-    def _mask(self, mask: Tensor | None, columns: Tensor, ragged: bool) -> Tensor | None:
+    def _mask(self, mask: Mask, columns: Tensor, ragged: bool) -> Mask:
         """The mask of a compressed layer; made once for all layers that share it."""
-        rows, past = self.prefill.source, self.prefill.past
-        if past:  # every layer has a past of its own
-            return compressed_mask(mask, rows, columns, ragged=ragged, past=past)
-        key = ("mask", id(mask), id(columns))
+        past, key = self.prefill.past, ("mask", id(mask), id(columns))
         if key not in self._memo:
-            made = compressed_mask(mask, rows, columns, ragged=ragged)
+            made = compressed_mask(
+                mask, self.prefill.source, columns, ragged=ragged, past=past, form=self._form
+            )
+            if past:  # every layer has a past of its own
+                return made
             self._memo[key] = mask, columns, made
         return self._memo[key][-1]
 

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from lightkv_gnn.adapters import Adapter
+from lightkv_gnn.backends import mask_form
 from lightkv_gnn.cache import CompressedMixin, check_cache
 from lightkv_gnn.call import Call
+from lightkv_gnn.checks import check_flash_window, check_same_backend
 from lightkv_gnn.compressor import TokenCompressor
 from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.masks import compressed_mask, real_tokens
@@ -54,6 +56,8 @@ class Hooks:
         """Registers them; returns what removes them."""
         base, decoder = self._adapter.base, self._adapter.decoder
         self._signature = inspect.signature(base.forward)
+        self._implementation = decoder.config._attn_implementation
+        self._form = mask_form(self._implementation) or "dense"
         hooks = [
             base.register_forward_pre_hook(self._open, with_kwargs=True),
             base.register_forward_hook(self._close, always_call=True),
@@ -127,6 +131,7 @@ class Hooks:
         cache = kwargs.get("past_key_values")
         call = self._call
         if call is not None:
+            check_same_backend(self._adapter, self._implementation)
             hidden_states = call.reach(number, hidden_states, cache, kwargs)
             if call.prefill.source is not None:
                 kwargs = call.fitted(number, hidden_states, cache, kwargs)
@@ -138,6 +143,10 @@ class Hooks:
         layer = cache.layers[number]
         if not isinstance(layer, CompressedMixin) or not layer.compressed:
             return None
+        check_same_backend(self._adapter, self._implementation)
+        if self._form == "padding":
+            length = layer.get_seq_length() + hidden_states.shape[1]
+            check_flash_window(self._adapter, number, length)
         return args, self._continued(layer, hidden_states, kwargs)
 
     def _continued(
@@ -150,7 +159,9 @@ class Hooks:
         mask = kwargs.get("attention_mask")
         if mask is not None or layer.ragged:
             columns = layer.index_of(layer.entries() + queries, batch, hidden_states.device)
-            kwargs["attention_mask"] = compressed_mask(mask, None, columns, ragged=layer.ragged)
+            kwargs["attention_mask"] = compressed_mask(
+                mask, None, columns, ragged=layer.ragged, form=self._form
+            )
         if layer.merged is not None:
             kwargs["position_embeddings"] = closed_up(
                 self._adapter.decoder.rotary_emb,
