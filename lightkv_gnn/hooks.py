@@ -17,6 +17,7 @@ from lightkv_gnn.backends import mask_form
 from lightkv_gnn.cache import CompressedMixin, check_cache
 from lightkv_gnn.call import Call
 from lightkv_gnn.checks import check_flash_window, check_same_backend
+from lightkv_gnn.compiling import OutsideGraphs
 from lightkv_gnn.compressor import TokenCompressor
 from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.masks import compressed_mask, real_tokens
@@ -51,6 +52,7 @@ class Hooks:
         self._compressor = compressor
         self._finished = finished
         self._running = threading.local()
+        self._outside = OutsideGraphs()
 
     def install(self) -> list[torch.utils.hooks.RemovableHandle]:
         """Registers them; returns what removes them."""
@@ -58,18 +60,29 @@ class Hooks:
         self._signature = inspect.signature(base.forward)
         self._implementation = decoder.config._attn_implementation
         self._form = mask_form(self._implementation) or "dense"
+        wrap = self._outside.wrap
+        opening, layering = wrap(self._open, _many_tokens), wrap(self._before_layer, self._busy)
+        closing, restoring = wrap(self._close, self._busy), wrap(self._restore, self._busy)
         hooks = [
-            base.register_forward_pre_hook(self._open, with_kwargs=True),
-            base.register_forward_hook(self._close, always_call=True),
-            decoder.register_forward_hook(self._restore),
+            base.register_forward_pre_hook(opening, with_kwargs=True),
+            base.register_forward_hook(closing, always_call=True),
+            decoder.register_forward_hook(restoring),
         ]
         for number, layer in enumerate(decoder.layers):
-            hook = partial(self._before_layer, number)
+            hook = partial(layering, number)
             hooks.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
         return hooks
 
-    def listen(self, query: Tensor, key: Tensor, scaling: float) -> None:
+    def _busy(self, *args: Any, **kwargs: Any) -> bool:
+        """Whether a prefill with images is running."""
+        return self._call is not None
+
+    @property
+    def listener(self) -> Callable[..., None]:
         """Hears the attention of the layers that stages run after."""
+        return self._outside.wrap(self._listen, self._busy)
+
+    def _listen(self, query: Tensor, key: Tensor, scaling: float) -> None:
         if self._call is not None:
             self._call.prefill.listen(query, key, scaling)
 
@@ -187,3 +200,9 @@ class Hooks:
         if call is not None and output is not None:
             call.end()
             self._finished(call)
+
+
+def _many_tokens(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call of the model is more than a step."""
+    given = [*args, kwargs.get("input_ids"), kwargs.get("inputs_embeds")]
+    return any(isinstance(x, Tensor) and x.ndim > 1 and x.shape[1] > 1 for x in given)
