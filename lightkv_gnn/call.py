@@ -7,11 +7,13 @@ from typing import Any
 from torch import Tensor
 
 from lightkv_gnn.adapters import Adapter
+from lightkv_gnn.backends import mask_form
 from lightkv_gnn.cache import compressed_layer
 from lightkv_gnn.cache_layer import CompressedMixin, Expected
 from lightkv_gnn.cache_sizes import first_new_key, room, stored_bytes
+from lightkv_gnn.checks import check_flash_call, check_flash_window
 from lightkv_gnn.ledger import LayerRow, Ledger
-from lightkv_gnn.masks import compressed_mask
+from lightkv_gnn.masks import Mask, compressed_mask
 from lightkv_gnn.positions import closed_up, positions_of, rotary_rows
 from lightkv_gnn.prefill import Prefill
 
@@ -27,6 +29,7 @@ class Call:
     def __init__(self, adapter: Adapter, prefill: Prefill) -> None:
         self.prefill = prefill
         self._adapter = adapter
+        self._form = mask_form(adapter.decoder.config._attn_implementation) or "dense"
         self._stage_before = {
             planned.stage.layer + 1: stage for stage, planned in enumerate(prefill.planned)
         }
@@ -44,6 +47,8 @@ class Call:
         """Called before layer ``number``: runs the stage between it and the one before."""
         prefill = self.prefill
         if number == 0:
+            if self._form == "padding":
+                check_flash_call(kwargs)
             prefill.start(hidden_states.device)
             self._cache, self._value_size = cache, hidden_states.element_size()
         if number in self._stage_before:
@@ -62,6 +67,8 @@ class Call:
         kwargs, prefill = dict(kwargs), self.prefill
         columns, ragged = prefill.source, prefill.ragged
         assert columns is not None
+        if self._form == "padding":
+            check_flash_window(self._adapter, number, prefill.past + prefill.length)
         if cache is not None:
             columns, ragged = self._columns(compressed_layer(cache, number), columns)
         kwargs["attention_mask"] = self._mask(kwargs.get("attention_mask"), columns, ragged)
@@ -87,14 +94,15 @@ class Call:
         _, columns, hidden = self._memo[key]
         return columns, hidden
 
-    def _mask(self, mask: Tensor | None, columns: Tensor, ragged: bool) -> Tensor | None:
+    def _mask(self, mask: Mask, columns: Tensor, ragged: bool) -> Mask:
         """The mask of a compressed layer; made once for all layers that share it."""
-        rows, past = self.prefill.source, self.prefill.past
-        if past:  # every layer has a past of its own
-            return compressed_mask(mask, rows, columns, ragged=ragged, past=past)
-        key = ("mask", id(mask), id(columns))
+        past, key = self.prefill.past, ("mask", id(mask), id(columns))
         if key not in self._memo:
-            made = compressed_mask(mask, rows, columns, ragged=ragged)
+            made = compressed_mask(
+                mask, self.prefill.source, columns, ragged=ragged, past=past, form=self._form
+            )
+            if past:  # every layer has a past of its own
+                return made
             self._memo[key] = mask, columns, made
         return self._memo[key][-1]
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from lightkv_gnn.adapters import Adapter
+from lightkv_gnn.backends import SUPPORTED, mask_form, sliding_window
 from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.errors import ScheduleError, UnsupportedInputError
-
-BACKENDS = ("eager", "sdpa")
-"""Attention implementations whose masks compression can translate."""
+from lightkv_gnn.masks import check_padding_mask
 
 
 def check_schedule(adapter: Adapter, config: LightKVConfig) -> None:
@@ -32,10 +33,11 @@ def check_schedule(adapter: Adapter, config: LightKVConfig) -> None:
 def check_backend(adapter: Adapter, config: LightKVConfig) -> None:
     """Raises UnsupportedInputError for attention, placement or positions not supported."""
     decoder = adapter.decoder.config
-    if decoder._attn_implementation not in BACKENDS:
+    if mask_form(decoder._attn_implementation) is None:
         raise UnsupportedInputError(
             f"attention implementation {decoder._attn_implementation!r} is not supported: load the "
-            f"model with attn_implementation one of {BACKENDS}"
+            f"model with attn_implementation one of {SUPPORTED}, or with a function of your own "
+            "whose masks one of theirs makes: AttentionMaskInterface.register(name, sdpa_mask)"
         )
     devices = {weight.device for weight in adapter.decoder.layers.parameters()}
     if len(devices) > 1:
@@ -68,3 +70,57 @@ def _listed(layers: Sequence[int]) -> str:
     if isinstance(layers, range):
         return f"layers {layers[0]} to {layers[-1]}" if layers else "none"
     return f"layers {', '.join(map(str, layers))}"
+
+
+def check_same_backend(adapter: Adapter, attached: str) -> None:
+    """Raises RuntimeError if the attention implementation is no longer ``attached``."""
+    now = adapter.decoder.config._attn_implementation
+    if now != attached:
+        raise RuntimeError(
+            f"the attention implementation was switched from {attached!r} to {now!r} while "
+            "lightkv_gnn is attached: switch it outside the context, and attach again"
+        )
+
+
+def check_flash_call(kwargs: dict[str, Any]) -> None:
+    """Looks at the arguments of the first layer, where flash attention is to run.
+
+    Flash attention cuts a batch of one sample into packed sequences where it finds their borders
+    in the positions; compression has but whole samples.
+
+    Raises:
+        UnsupportedInputError: A mask that flash attention cannot obey, positions with borders, or
+            a static cache, whose empty slots it has no mask for.
+    """
+    mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
+    check_padding_mask(mask)
+    if mask is not None or positions is None or positions.shape[0] > 1:
+        gaps = False
+    else:
+        gaps = bool((torch.diff(positions, dim=-1) != 1).any())
+    if gaps:
+        raise UnsupportedInputError(
+            "position_ids with gaps are borders between packed sequences to flash attention: "
+            "pass one sequence per row, padded, with an attention_mask"
+        )
+    if getattr(kwargs.get("past_key_values"), "is_compileable", False):
+        raise UnsupportedInputError(
+            "static caches are not supported with flash attention: use a dynamic cache, or load "
+            'the model with attn_implementation="sdpa"'
+        )
+
+
+def check_flash_window(adapter: Adapter, layer: int, length: int) -> None:
+    """Looks at a compressed layer, where flash attention is to run over ``length`` tokens.
+
+    Raises:
+        UnsupportedInputError: The layer's window is shorter.  Flash attention would count the
+            entries that are left, and so look back further than the model was trained to.
+    """
+    window = sliding_window(adapter.decoder.config, layer)
+    if window is not None and length > window:
+        raise UnsupportedInputError(
+            f"the context of {length} tokens grew past the sliding window of {window}, which "
+            "flash attention would count in merged tokens: use a shorter context, or "
+            'attn_implementation="sdpa" without a cache'
+        )

@@ -11,8 +11,11 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from lightkv_gnn.adapters import Adapter, Encoded
+from lightkv_gnn.backends import mask_form
 from lightkv_gnn.cache_layer import CompressedMixin
 from lightkv_gnn.call import Call
+from lightkv_gnn.checks import check_flash_window, check_same_backend
+from lightkv_gnn.compiling import OutsideGraphs
 from lightkv_gnn.compressor import TokenCompressor
 from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.encoders import Watched
@@ -56,26 +59,40 @@ class Hooks:
         self._compressor = compressor
         self._finished = finished
         self._running = threading.local()
+        self._outside = OutsideGraphs()
 
     def install(self) -> list[Removable]:
         """Registers them; returns what removes them."""
         adapter = self._adapter
         base, decoder = adapter.base, adapter.decoder
         self._signature = inspect.signature(base.forward)
+        self._implementation = decoder.config._attn_implementation
+        self._form = mask_form(self._implementation) or "dense"
+        wrap = partial(self._outside.wrap, busy=self._busy)
+        opening = self._outside.wrap(self._open, busy=_many_tokens)
+        layering = wrap(self._before_layer)
         hooks: list[Removable] = [
-            base.register_forward_pre_hook(self._open, with_kwargs=True),
-            base.register_forward_hook(self._close, always_call=True),
-            decoder.register_forward_pre_hook(self._plan),
-            decoder.register_forward_hook(self._restore),
+            base.register_forward_pre_hook(opening, with_kwargs=True),
+            base.register_forward_hook(wrap(self._close), always_call=True),
+            decoder.register_forward_pre_hook(wrap(self._plan)),
+            decoder.register_forward_hook(wrap(self._restore)),
         ]
         for number, layer in enumerate(decoder.layers):
-            hook = partial(self._before_layer, number)
+            hook = partial(layering, number)
             hooks.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
         hooks.append(Watched(base, adapter.encoders, self._seen))
         return hooks
 
-    def listen(self, query: Tensor, key: Tensor, scaling: float, softcap: float | None) -> None:
+    def _busy(self, *args: Any, **kwargs: Any) -> bool:
+        """Whether a prefill with pictures is running."""
+        return self._opening is not None or self._call is not None
+
+    @property
+    def listener(self) -> Callable[..., None]:
         """Hears the attention of the layers that stages run after."""
+        return self._outside.wrap(self._listen, self._busy)
+
+    def _listen(self, query: Tensor, key: Tensor, scaling: float, softcap: float | None) -> None:
         if self._call is not None:
             self._call.prefill.listen(query, key, scaling, softcap)
 
@@ -118,6 +135,7 @@ class Hooks:
         cache = kwargs.get("past_key_values")
         call = self._call
         if call is not None:
+            check_same_backend(self._adapter, self._implementation)
             hidden_states = call.reach(number, hidden_states, cache, kwargs)
             if call.prefill.source is not None:
                 kwargs = call.fitted(number, hidden_states, cache, kwargs)
@@ -132,6 +150,10 @@ class Hooks:
         layer.admit()
         if not layer.compressed:
             return None
+        check_same_backend(self._adapter, self._implementation)
+        if self._form == "padding":
+            length = layer.get_seq_length() + hidden_states.shape[1]
+            check_flash_window(self._adapter, number, length)
         return args, self._continued(number, layer, hidden_states, kwargs)
 
     def _continued(
@@ -143,7 +165,9 @@ class Hooks:
         mask = kwargs.get("attention_mask")
         if mask is not None or layer.ragged:
             columns, hidden = layer.columns(queries, batch, hidden_states.device)
-            kwargs["attention_mask"] = compressed_mask(mask, None, columns, ragged=hidden)
+            kwargs["attention_mask"] = compressed_mask(
+                mask, None, columns, ragged=hidden, form=self._form
+            )
         if layer.merged is not None:
             kwargs["position_embeddings"] = closed_up(
                 self._adapter.rotary(number),
@@ -170,3 +194,9 @@ class Hooks:
         if call is not None and output is not None:
             call.end()
             self._finished(call)
+
+
+def _many_tokens(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call of the model is more than a step."""
+    given = [*args, kwargs.get("input_ids"), kwargs.get("inputs_embeds")]
+    return any(isinstance(x, Tensor) and x.ndim > 1 and x.shape[1] > 1 for x in given)

@@ -13,6 +13,7 @@ from lightkv_gnn import capture
 from lightkv_gnn.adapters import Adapter, adapter_for
 from lightkv_gnn.call import Call
 from lightkv_gnn.checks import check_backend, check_schedule
+from lightkv_gnn.compiling import uncompiled
 from lightkv_gnn.compressor import TokenCompressor
 from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.hooks import Hooks, Removable
@@ -49,6 +50,7 @@ def attach(model: PreTrainedModel, config: LightKVConfig) -> Handle:
     """
     if not isinstance(config, LightKVConfig):
         raise TypeError(f"config is {config!r}: expected a LightKVConfig")
+    model = uncompiled(model)
     adapter = adapter_for(model)
     if not isinstance(model, PreTrainedModel):
         raise TypeError(
@@ -89,7 +91,7 @@ class Handle:
             # At the latest when an attached model is garbage: the registry outlives it.
             self._uninstall = weakref.finalize(self, capture.uninstall, backend)
             for attention in self._heard:
-                capture.listen(attention, hooks.listen)
+                capture.listen(attention, hooks.listener)
         _attached.add(adapter.base)
         return removable
 

@@ -29,6 +29,7 @@ LOWER = {
 KNOWS_MODELS = (
     "adapters/*",
     "session*.py",
+    "backends.py",
     "capture.py",
     "cache*.py",
     "tiny/*",

@@ -71,17 +71,23 @@ ATTACHING: dict[str, tuple[Any, Change, type[Exception], str]] = {
         "4x4 tokens into 5 windows.*use at most 4",
     ),
     "not a configuration": (STAGES, unchanged, TypeError, "expected a LightKVConfig"),
-    "flash attention": (
+    "paged attention": (
         CONFIG,
-        with_config(_attn_implementation="flash_attention_2"),
+        with_config(_attn_implementation="paged|eager"),
         lk.UnsupportedInputError,
-        r"'flash_attention_2' is not supported.*'eager', 'sdpa'",
+        r"'paged\|eager' is not supported.*'eager', 'sdpa', 'flash_attention_2'.*register\(name",
     ),
-    "flex attention": (
+    "unknown attention": (
         CONFIG,
-        with_config(_attn_implementation="flex_attention"),
+        with_config(_attn_implementation="sdpa_paged"),
         ValueError,
-        "'flex_attention' is not supported",
+        "'sdpa_paged' is not supported",
+    ),
+    "no attention": (
+        CONFIG,
+        with_config(_attn_implementation=None),
+        lk.UnsupportedInputError,
+        "None is not supported",
     ),
     "dynamic rotary positions": (
         lk.LightKVConfig(STAGES, positions="reindex"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, create_mask
 
 from lightkv_gnn.errors import UnsupportedInputError
 from lightkv_gnn.masks import compressed_mask, real_tokens
@@ -117,3 +118,58 @@ def test_positions_are_the_survivors_own(batch: int) -> None:
                 assert torch.equal(cos[b, i], table[own, row])
                 assert torch.equal(sin[b, i], 2 * table[own, row])
                 assert moved[b, i] == ids[own, row]
+
+
+@pytest.mark.parametrize("rows", [ROWS, None], ids=["prefill", "step"])
+def test_entries_of_a_padding_mask(rows: Tensor | None) -> None:
+    """What is causal is the kernel's matter: rows play no part."""
+    given = torch.tensor([[1, 1, 0, 1, 0, 1, 1, 1, 1], [0, 1, 1, 1, 1, 1, 1, 1, 1]])
+    for mask in (given, given.bool()):
+        made = compressed_mask(mask, rows, COLUMNS, ragged=True, past=PAST, form="padding")
+        assert made is not None
+        assert made.dtype == torch.bool
+        # Columns are [[0, 2, -1, 4, 5, 8], [-1, 1, 3, 5, 7, 8]].
+        assert made.tolist() == [
+            [True, False, False, False, True, True],
+            [False, True, True, True, True, True],
+        ]
+    made = compressed_mask(None, rows, COLUMNS, ragged=True, past=PAST, form="padding")
+    assert torch.equal(made, COLUMNS >= 0)
+    full = COLUMNS.clamp(min=0)
+    assert compressed_mask(None, rows, full, ragged=False, form="padding") is None
+    with pytest.raises(UnsupportedInputError, match="takes padding masks only"):
+        compressed_mask(causal("bool"), rows, COLUMNS, ragged=True, form="padding")
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_entries_of_a_block_mask(heads: int) -> None:
+    dense = causal("bool", heads=heads)
+    queries, keys = dense.shape[2:]
+    given = create_block_mask(
+        lambda b, h, q, k: dense[b, h, q, k], 2, heads, queries, keys, "cpu", BLOCK_SIZE=(4, 2)
+    )
+    made = compressed_mask(given, ROWS, COLUMNS, ragged=True, past=PAST)
+    assert isinstance(made, BlockMask)
+    assert made.shape == (2, heads, *ROWS.shape[1:], *COLUMNS.shape[1:])
+    assert made.BLOCK_SIZE == (4, 2)
+    expected = compressed_mask(dense, ROWS, COLUMNS, ragged=True, past=PAST)
+    assert torch.equal(
+        written_out(made)[ROWS[:, None].expand(-1, heads, -1) >= 0],
+        expected[ROWS[:, None].expand(-1, heads, -1) >= 0],
+    )
+    step = compressed_mask(given, None, COLUMNS, ragged=True)
+    expected = compressed_mask(dense, None, COLUMNS, ragged=True)
+    assert torch.equal(written_out(step), expected)
+
+
+def written_out(mask: BlockMask) -> Tensor:
+    return create_mask(mask.mask_mod, *mask.shape, device="cpu")
+
+
+def test_a_mask_that_is_no_tensor() -> None:
+    mask = create_block_mask(lambda b, h, q, k: q >= k, 2, None, 3, 5, "cpu")
+    with pytest.raises(UnsupportedInputError, match=r"is a BlockMask.*pass a tensor \[2, 5\]"):
+        real_tokens(mask, 2, 3, 2)
+    with pytest.raises(UnsupportedInputError, match="is a BlockMask"):
+        real_tokens({"sliding_attention": None, "full_attention": mask}, 2, 3, 2)
+    assert real_tokens({"full_attention": None}, 2, 3, 2).all()

@@ -1,0 +1,57 @@
+"""Attention implementations, told apart by the masks that transformers makes for them.
+
+What a compressed layer must be handed depends on nothing else: whoever registers an attention
+function of their own with one of transformers' mask functions gets masks that it understands.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from transformers.masking_utils import (
+    AttentionMaskInterface,
+    eager_mask,
+    flash_attention_mask,
+    flex_attention_mask,
+    sdpa_mask,
+)
+
+MaskForm = Literal["dense", "padding", "block"]
+"""`[batch, head, query, key]`; `[batch, key]`, causal by itself; a flex attention BlockMask."""
+
+_FORMS: dict[Any, MaskForm] = {
+    eager_mask: "dense",
+    sdpa_mask: "dense",
+    flash_attention_mask: "padding",
+    flex_attention_mask: "block",
+}
+
+SUPPORTED = (
+    "eager",
+    "sdpa",
+    "flash_attention_2",
+    "flash_attention_3",
+    "flash_attention_4",
+    "flex_attention",
+)
+"""Implementations that transformers brings along and compression can translate masks for."""
+
+
+def mask_form(implementation: str | None) -> MaskForm | None:
+    """The masks of an attention implementation; None if they are not known.
+
+    Paged implementations have masks too, but keep keys in a cache of their own.
+    """
+    if implementation is None or implementation.startswith("paged|"):
+        return None
+    # transformers itself asks this mapping whether to make a mask.
+    return _FORMS.get(AttentionMaskInterface._global_mapping.get(implementation))
+
+
+def sliding_window(config: Any, layer: int) -> int | None:
+    """Tokens that a decoder layer looks back over; None for all of them."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None and kinds[layer] != "sliding_attention":
+        return None
+    window: int | None = getattr(config, "sliding_window", None)
+    return window
