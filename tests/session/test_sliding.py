@@ -133,7 +133,10 @@ def test_alternating_layers_equal_the_loop(
 ) -> None:
     model = qwen2(attention, window, [*ALTERNATING, *ALTERNATING][first : first + 6])
     loop = WindowLoop(model, window, positions)
-    with lk.attach(model, configured(positions)) as handle:
+    later = [(layer + first, *rest) for layer, *rest in SCHEDULE]  # layers of full attention
+    loop.stages = [stage for stage in later if stage[0] < len(ALTERNATING) - 1]
+    config = lk.LightKVConfig([lk.Stage(*stage) for stage in loop.stages], positions=positions)
+    with lk.attach(model, config) as handle:
         check_decoding(model, loop, cache_for(kind, model), batch(prompt(*PROMPT)), kind)
         assert all(row.observed_kv_bytes == row.planned.kv_bytes for row in handle.ledger.rows)
 
