@@ -10,14 +10,12 @@ by the library as for a real prefill.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 
 import torch
 from published import PICTURE, SIZES, Published
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
 import lightkv_gnn as lk
-from lightkv_gnn.plan import plan_stages
 
 TEXT = 64
 """Tokens of text in the prompt."""
@@ -43,30 +41,12 @@ def prompt(published: Published, text: int = TEXT) -> lk.VisionTokens:
     return lk.VisionTokens({kind: mask}, torch.ones_like(mask), {kind: encoded})
 
 
-def bill(
-    adapter: lk.Adapter, stages: Sequence[lk.Stage], tokens: lk.VisionTokens, value_bytes: int
-) -> lk.Ledger:
-    """What a prefill will cost, layer by layer; nothing is observed."""
-    size = adapter.decoder_size(value_bytes)
-    layout, lengths = adapter.layout(tokens), tokens.real.sum(1).tolist()
-    full = now = size.cost(lengths, len(layout), max(lengths))
-    planned = plan_stages(stages, layout, lengths)
-    after = {step.stage.layer: step for step in planned}
-    rows = []
-    for layer in range(adapter.layers):
-        rows.append(lk.LayerRow(layer, now, full, 0, 0, None))
-        if layer in after:
-            step = after[layer]
-            now = size.cost(step.lengths, sum(step.vision), max(step.lengths))
-    return lk.Ledger(tuple(rows), 0.0)
-
-
 def cells(published: Published) -> tuple[str, ...]:
     """A row of the table."""
     model = build(published)
     adapter = lk.adapter_for(model)
     stages = lk.LightKVConfig.for_model(model, retention=0.55).stages
-    totals = bill(adapter, stages, prompt(published), BF16).totals()
+    totals = lk.plan_prefill(adapter, stages, prompt(published), BF16).totals()
     return (
         published.name,
         f"{totals['layers']}",

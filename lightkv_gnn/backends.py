@@ -46,12 +46,3 @@ def mask_form(implementation: str | None) -> MaskForm | None:
         return None
     # transformers itself asks this mapping whether to make a mask.
     return _FORMS.get(AttentionMaskInterface._global_mapping.get(implementation))
-
-
-def sliding_window(config: Any, layer: int) -> int | None:
-    """Tokens that a decoder layer looks back over; None for all of them."""
-    kinds = getattr(config, "layer_types", None)
-    if kinds is not None and kinds[layer] != "sliding_attention":
-        return None
-    window: int | None = getattr(config, "sliding_window", None)
-    return window

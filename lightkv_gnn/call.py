@@ -14,6 +14,7 @@ from lightkv_gnn.cache_sizes import first_new_key, room, stored_bytes
 from lightkv_gnn.checks import check_flash_call, check_flash_window
 from lightkv_gnn.ledger import LayerRow, Ledger
 from lightkv_gnn.masks import Mask, compressed_mask
+from lightkv_gnn.plan import plan_costs
 from lightkv_gnn.positions import closed_up, positions_of, rotary_rows
 from lightkv_gnn.prefill import Prefill
 
@@ -129,20 +130,16 @@ class Call:
         """Reads off the cache what the layers hold, and lets go of everything but the books."""
         prefill = self.prefill
         size = self._adapter.decoder_size(self._value_size)
-        sizes = prefill.full_lengths, sum(prefill.full_vision_counts)
-        full = planned = sizes, prefill.length
+        vision, width = sum(prefill.full_vision_counts), prefill.length
+        costs = plan_costs(size, prefill.planned, prefill.full_lengths, vision, width, self._room)
         seen, rows = prefill.past + prefill.length, []
-        for number, left in enumerate(self._room):
-            if number in self._stage_before:
-                stage = prefill.planned[self._stage_before[number]]
-                planned = (stage.lengths, sum(stage.vision)), max(stage.lengths)
+        for number, (planned, full) in enumerate(costs):
             held = None
             if self._cache is not None:
                 held = stored_bytes(self._cache, number, seen) - self._bytes_before[number]
-            plan, whole = (size.cost(*x, _kept(longest, left)) for x, longest in (planned, full))
             batch, width = self._shapes[number]
             given = size.cost([width] * batch, 0, width)
-            rows.append(LayerRow(number, plan, whole, given.tokens, given.flops, held))
+            rows.append(LayerRow(number, planned, full, given.tokens, given.flops, held))
         self._rows = tuple(rows)
         self._cache = None
         self._memo.clear()
@@ -152,8 +149,3 @@ class Call:
     def ledger(self) -> Ledger:
         """The bill; waits for the device's clock."""
         return Ledger(self._rows, self.prefill.stopwatch.seconds())
-
-
-def _kept(width: int, left: int | None) -> int:
-    """Entries kept of a call's, by a layer that forgets what it has no room left for."""
-    return width if left is None else min(width, left)

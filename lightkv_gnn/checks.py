@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lightkv_gnn.adapters import Adapter
-from lightkv_gnn.backends import SUPPORTED, mask_form, sliding_window
+from lightkv_gnn.backends import SUPPORTED, mask_form
 from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.errors import ScheduleError, UnsupportedInputError
 from lightkv_gnn.masks import check_padding_mask
@@ -117,7 +117,7 @@ def check_flash_window(adapter: Adapter, layer: int, length: int) -> None:
         UnsupportedInputError: The layer's window is shorter.  Flash attention would count the
             entries that are left, and so look back further than the model was trained to.
     """
-    window = sliding_window(adapter.decoder.config, layer)
+    window = adapter.sliding_window(layer)
     if window is not None and length > window:
         raise UnsupportedInputError(
             f"the context of {length} tokens grew past the sliding window of {window}, which "

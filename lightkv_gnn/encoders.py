@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from lightkv_gnn.adapters import Encoded
 
@@ -84,9 +84,5 @@ def lengths_of(output: Any) -> tuple[int, ...]:
 
 
 def _without_pixels(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Arguments but for pictures, which a record must not keep alive."""
-    return {
-        name: value
-        for name, value in arguments.items()
-        if not (isinstance(value, Tensor) and value.is_floating_point())
-    }
+    """Arguments but for pictures and their masks, which a record must not keep alive."""
+    return {name: value for name, value in arguments.items() if not name.startswith("pixel")}

@@ -113,7 +113,7 @@ class Hooks:
     def _seen(self, encoded: Encoded) -> None:
         """After an encoder: the call that is being opened is about these pictures."""
         if self._opening is not None:
-            self._opening.encoded[encoded.kind] = encoded
+            self._opening.saw(encoded)
 
     def _plan(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Before the decoder, when every picture is encoded: plans the prefill."""

@@ -18,7 +18,7 @@ class LayerCost:
             that a sliding window has forgotten by then.
         flops: Floating-point operations: ``2 * parameters * tokens + 4 * tokens^2 * channels``
             per sample, two for a multiplication and an addition; attention to a cache from before
-            the call is not counted.
+            the call is not counted, and sliding windows are not subtracted.
     """
 
     tokens: int
@@ -69,8 +69,9 @@ class LayerRow:
         layer: Decoder layer, 0-based.
         planned: From the plan, made before the layer ran.
         full: Without compression.
-        observed_tokens: Tokens the layer was given, of the whole batch, padding included.
-        observed_flops: Operations on them, padding included.
+        observed_tokens: Tokens the layer was given, of the whole batch, padding included; None
+            if nothing has run.
+        observed_flops: Operations on them, padding included; None if nothing has run.
         observed_kv_bytes: Size of its cached keys and values; None without a cache.  Of a static
             cache, the slots written; of a quantized one, what is stored, less than planned.
     """
@@ -78,8 +79,8 @@ class LayerRow:
     layer: int
     planned: LayerCost
     full: LayerCost
-    observed_tokens: int
-    observed_flops: int
+    observed_tokens: int | None
+    observed_flops: int | None
     observed_kv_bytes: int | None
 
 
@@ -102,17 +103,16 @@ class Ledger:
 
     def totals(self) -> dict[str, Any]:
         """Sums over the layers, planned, full and observed, and their ratios."""
-        seen = [row.observed_kv_bytes for row in self.rows]
         return {
             "layers": len(self.rows),
             "retention": self.retention,
             "kv_bytes": self._sum("planned", "kv_bytes"),
             "kv_bytes_full": self._sum("full", "kv_bytes"),
-            "kv_bytes_observed": None if None in seen else sum(n for n in seen if n is not None),
+            "kv_bytes_observed": _total([row.observed_kv_bytes for row in self.rows]),
             "kv_ratio": self._share("kv_bytes"),
             "flops": self._sum("planned", "flops"),
             "flops_full": self._sum("full", "flops"),
-            "flops_observed": sum(row.observed_flops for row in self.rows),
+            "flops_observed": _total([row.observed_flops for row in self.rows]),
             "flops_ratio": self._share("flops"),
             "compressor_seconds": self.compressor_seconds,
         }
@@ -139,6 +139,11 @@ class Ledger:
         return "\n".join(lines)
 
 
+def _total(numbers: Sequence[int | None]) -> int | None:
+    known = [number for number in numbers if number is not None]
+    return sum(known) if len(known) == len(numbers) else None
+
+
 _HEAD = (
     "layer",
     "vision",
@@ -154,19 +159,23 @@ _HEAD = (
 
 
 def _cells(row: LayerRow) -> tuple[object, ...]:
-    planned, full, seen = row.planned, row.full, row.observed_kv_bytes
+    planned, full = row.planned, row.full
     return (
         row.layer,
         planned.vision_tokens,
         planned.tokens,
-        row.observed_tokens,
+        "-" if row.observed_tokens is None else row.observed_tokens,
         f"{planned.kv_bytes / 1024:.1f}",
-        "-" if seen is None else f"{seen / 1024:.1f}",
+        _scaled(row.observed_kv_bytes, 1024),
         f"{planned.kv_bytes / full.kv_bytes:.0%}",
         f"{planned.flops / 1e6:.1f}",
-        f"{row.observed_flops / 1e6:.1f}",
+        _scaled(row.observed_flops, 1e6),
         f"{planned.flops / full.flops:.0%}",
     )
+
+
+def _scaled(number: int | None, unit: float) -> str:
+    return "-" if number is None else f"{number / unit:.1f}"
 
 
 def _line(cells: Sequence[object]) -> str:

@@ -37,6 +37,10 @@ class Opening:
     past: int
     encoded: dict[str, Encoded]
 
+    def saw(self, encoded: Encoded) -> None:
+        """The call is about these pictures, which the model has just encoded."""
+        self.encoded[encoded.kind] = encoded
+
     def tokens(self) -> VisionTokens:
         """What the adapter needs for a layout.
 
@@ -68,12 +72,6 @@ def opened(adapter: Adapter, given: Mapping[str, Any]) -> Opening | None:
     masks = _placeholder_masks(adapter, given, kinds)
     if not masks:
         return None
-    if given.get("cu_seq_lens_q") is not None:
-        raise UnsupportedInputError(
-            "several prompts are packed into one row (cu_seq_lens_q), as by continuous batching "
-            "with a paged cache or a padding-free collator: compression needs one prompt per row; "
-            "pass a padded batch"
-        )
     cache, past = given.get("past_key_values"), 0
     if cache is not None:
         for number in range(adapter.layers):
@@ -82,7 +80,7 @@ def opened(adapter: Adapter, given: Mapping[str, Any]) -> Opening | None:
     batch, length = next(iter(masks.values())).shape
     widths = mask_widths(cache, length)
     real = real_tokens(given.get("attention_mask"), batch, length, past, widths)
-    _check_one_prompt_per_row(given.get("position_ids"), real)
+    _check_one_prompt_per_row(given, real)
     encoded = {kind: _record(kind, outputs[kind]) for kind in masks if kind in outputs}
     return Opening(masks, real, past, encoded)
 
@@ -138,8 +136,15 @@ def _placeholder_masks(
     return {kind: mask for kind, mask in masks.items() if bool(mask.any())}
 
 
-def _check_one_prompt_per_row(position_ids: Tensor | None, real: Tensor) -> None:
-    """Raises UnsupportedInputError where text positions start anew within a row."""
+def _check_one_prompt_per_row(given: Mapping[str, Any], real: Tensor) -> None:
+    """Raises UnsupportedInputError for packed prompts."""
+    if given.get("cu_seq_lens_q") is not None:
+        raise UnsupportedInputError(
+            "several prompts are packed into one row (cu_seq_lens_q), as by continuous batching "
+            "with a paged cache or a padding-free collator: compression needs one prompt per row; "
+            "pass a padded batch"
+        )
+    position_ids = given.get("position_ids")
     if position_ids is None:
         return
     if position_ids.ndim == 3:  # of M-RoPE's coordinates the first one, time, never falls

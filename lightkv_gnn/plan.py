@@ -1,10 +1,12 @@
-"""A schedule laid over a batch: every size of every stage, known before the first one runs."""
+"""A schedule laid over a batch: every size and cost, known before the first layer runs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lightkv_gnn.adapters import Adapter, VisionTokens
+from lightkv_gnn.ledger import DecoderSize, LayerCost, LayerRow, Ledger
 from lightkv_gnn.schedule import Stage
 from lightkv_graphs import StagePlan, TokenLayout, plan_stage
 
@@ -46,3 +48,68 @@ def plan_stages(
             vision[sample] -= plan.merges[image]
         planned.append(PlannedStage(stage, plan, tuple(left), tuple(vision)))
     return planned
+
+
+def plan_costs(
+    size: DecoderSize,
+    planned: Sequence[PlannedStage],
+    lengths: Sequence[int],
+    vision: int,
+    width: int,
+    room: Sequence[int | None],
+) -> list[tuple[LayerCost, LayerCost]]:
+    """What every layer of a prefill costs, as planned and without compression.
+
+    The layer that a stage runs after has the tokens from before it.
+
+    Args:
+        size: Of the decoder's layers.
+        planned: From :func:`plan_stages`.
+        lengths: Tokens of each sample before the first stage, without padding.
+        vision: Vision tokens of the batch before the first stage.
+        width: Tokens of a row before the first stage, padding included.
+        room: Of each layer, how many entries its cache can take before it forgets any; None
+            without bound.
+    """
+    full = now = tuple(lengths), vision, width
+    after = {step.stage.layer: step for step in planned}
+    costs = []
+    for layer, left in enumerate(room):
+        costs.append((_cost(size, *now, left), _cost(size, *full, left)))
+        if layer in after:
+            left_over = after[layer].lengths
+            now = left_over, sum(after[layer].vision), max(left_over)
+    return costs
+
+
+def _cost(
+    size: DecoderSize, lengths: Sequence[int], vision: int, width: int, room: int | None
+) -> LayerCost:
+    return size.cost(lengths, vision, width if room is None else min(width, room))
+
+
+def plan_prefill(
+    adapter: Adapter, stages: Sequence[Stage], tokens: VisionTokens, bytes_per_value: int
+) -> Ledger:
+    """What a prefill on an empty dynamic cache will cost; nothing runs, nothing is observed.
+
+    Weights are not needed: a model on the meta device will do.
+
+    Args:
+        adapter: Of the model.
+        stages: In ascending order of their layers.
+        tokens: The call's placeholders and pictures.
+        bytes_per_value: Of the cache.
+
+    Raises:
+        ImageTokensError: Placeholders and pictures do not fit each other.
+        UnsupportedInputError: The pictures' sizes are not told.
+    """
+    layout, lengths = adapter.layout(tokens), tokens.real.sum(1).tolist()
+    planned = plan_stages(stages, layout, lengths)
+    windows = [adapter.sliding_window(layer) for layer in range(adapter.layers)]
+    room = [None if window is None else window - 1 for window in windows]
+    size, width = adapter.decoder_size(bytes_per_value), tokens.real.shape[1]
+    costs = plan_costs(size, planned, lengths, len(layout), width, room)
+    rows = [LayerRow(layer, *both, None, None, None) for layer, both in enumerate(costs)]
+    return Ledger(tuple(rows), 0.0)

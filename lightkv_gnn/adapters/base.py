@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightkv_gnn.adapters.encoded import Encoded, VisionTokens, tiles_of_samples
-from lightkv_gnn.errors import UnsupportedModelError
+from lightkv_gnn.errors import ImageTokensError, UnsupportedModelError
 from lightkv_gnn.ledger import DecoderSize
 from lightkv_graphs import Grid, Tile, TokenLayout
 
@@ -65,8 +65,18 @@ class Adapter(ABC):
         the prompt may lie outside a window.
         """
         kinds = getattr(self.decoder.config, "layer_types", None) or []
-        full = [n for n, kind in enumerate(kinds[:-1]) if kind == "full_attention"]
-        return full or range(self.layers - 1)
+        if len(set(kinds)) < 2:
+            return range(self.layers - 1)
+        return [n for n, kind in enumerate(kinds[:-1]) if kind == "full_attention"]
+
+    def sliding_window(self, layer: int) -> int | None:
+        """Tokens that a decoder layer looks back over, its own included; None for all."""
+        config = self.decoder.config
+        kinds = getattr(config, "layer_types", None)
+        if kinds is not None and kinds[layer] != "sliding_attention":
+            return None
+        window: int | None = getattr(config, "sliding_window", None)
+        return window
 
     def attention(self, layer: int) -> nn.Module:
         """The attention module of a decoder layer."""
@@ -112,7 +122,11 @@ class Adapter(ABC):
 
     @property
     def grid(self) -> Grid | None:
-        """(rows, columns) of the tile that every picture has, where there is one, else None."""
+        """(rows, columns) of a tile that every image has, where there is one, else None.
+
+        Stages are checked against it, and chosen for it.  Other tiles may be smaller, such as
+        frames of a video; some of their windows are then empty.
+        """
         return None
 
     @abstractmethod
@@ -149,7 +163,15 @@ class Adapter(ABC):
             ImageTokensError: A sample's placeholders do not make up whole pictures.
             UnsupportedInputError: The call does not tell the pictures' sizes.
         """
-        tiles = {kind: self.tiles(encoded) for kind, encoded in tokens.encoded.items()}
+        tiles = {}
+        for kind, encoded in tokens.encoded.items():
+            tiles[kind] = self.tiles(encoded)
+            made = tuple(sum(tile.tokens for tile in own) for own in tiles[kind])
+            if made != encoded.lengths:
+                raise ImageTokensError(
+                    f"{type(self).__name__}.tiles() lays out {kind}s of {made} tokens, but the "
+                    f"model encoded {encoded.lengths}: the adapter is not right for this model"
+                )
         return TokenLayout.from_tiles(tiles_of_samples(tokens, tiles))
 
 

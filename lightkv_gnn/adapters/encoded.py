@@ -20,7 +20,8 @@ class Encoded:
     Attributes:
         kind: "image" or "video".
         arguments: What the model's encoder was called with, by name.
-        lengths: Vision tokens of each picture, in the order of the call.
+        lengths: Vision tokens of each entry of the encoder's output, in the order of the call: of
+            a picture, or where the family has it so, of a tile or of all pictures of a sample.
     """
 
     kind: str
@@ -39,7 +40,7 @@ class Encoded:
                 f"the {self.kind}s were encoded without {name}, so the shape of their token grids "
                 "is unknown: pass everything that the processor returns"
             )
-        return [tuple(row) for row in torch.as_tensor(value).tolist()]
+        return [tuple(torch.as_tensor(row).tolist()) for row in value]
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +79,7 @@ def tiles_of_samples(
 
     Args:
         tokens: The placeholders.
-        tiles: Of each kind, the tiles of each of its pictures.
+        tiles: Of each kind, the tiles of each entry of ``lengths``, which they add up to.
 
     Returns:
         The tiles of each sample.
@@ -86,8 +87,6 @@ def tiles_of_samples(
     Raises:
         ImageTokensError: Placeholders and pictures do not fit each other.
     """
-    for kind, encoded in tokens.encoded.items():
-        _check_tiles(encoded, tiles[kind])
     repeats = {kind: _repeats(mask, tokens.encoded[kind]) for kind, mask in tokens.masks.items()}
     batch = tokens.real.shape[0]
     waiting = {
@@ -95,15 +94,6 @@ def tiles_of_samples(
         for kind, repeat in repeats.items()
     }
     return [_of_sample(sample, tokens, waiting) for sample in range(batch)]
-
-
-def _check_tiles(encoded: Encoded, tiles: Sequence[Sequence[Tile]]) -> None:
-    made = [sum(tile.tokens for tile in own) for own in tiles]
-    if made != list(encoded.lengths):
-        raise ImageTokensError(
-            f"the adapter lays out {encoded.kind}s of {made} tokens, but the model encoded "
-            f"{list(encoded.lengths)}: the adapter's tiles() is not right for this model"
-        )
 
 
 def _repeats(mask: Tensor, encoded: Encoded) -> int:

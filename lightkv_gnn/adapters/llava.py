@@ -41,16 +41,14 @@ class LlavaAdapter(Adapter):
         if self.grid is not None:
             tile = Tile(*self.grid)
             return [[tile._replace(before=int(n > tile.tokens))] for n in encoded.lengths]
-        vision = self.model.config.vision_config
-        cell = vision.patch_size * getattr(self.model.config, "spatial_merge_size", 1)
+        patch = self.model.config.vision_config.patch_size
         sizes = encoded.sizes("image_sizes")
-        return [[Tile(height // cell, width // cell)] for height, width in sizes]
+        return [[Tile(height // patch, width // patch)] for height, width in sizes]
 
     def seen(self, encoded: Encoded, pixels: Tensor) -> Sequence[Sequence[Tensor]]:
         """The scaled square, or with Pixtral the scaled picture without padding."""
         patch = self.model.config.vision_config.patch_size
         if self.grid is not None:
             return [[whole_patches(picture, patch)] for picture in pixels]
-        cell = patch * getattr(self.model.config, "spatial_merge_size", 1)
         pairs = zip(pixels, encoded.sizes("image_sizes"), strict=True)
-        return [[whole_patches(own[:, :height, :width], cell)] for own, (height, width) in pairs]
+        return [[whole_patches(own[:, :height, :width], patch)] for own, (height, width) in pairs]

@@ -99,10 +99,3 @@ def test_what_does_not_fit_is_refused(case: str) -> None:
 def test_one_kind_within_another() -> None:
     with pytest.raises(lk.ImageTokensError, match="sample 0 holds i placeholders"):
         shared(["iivviiii"], [[SMALL], [FRAME, FRAME]], VIDEOS)
-
-
-def test_tiles_of_other_lengths() -> None:
-    encoded = {"i": lk.Encoded("i", {}, (4, 7))}
-    mask = torch.ones(1, 11, dtype=torch.bool)
-    with pytest.raises(lk.ImageTokensError, match=r"of \[4, 4\] tokens, .*\[4, 7\].* tiles\(\)"):
-        tiles_of_samples(lk.VisionTokens({"i": mask}, mask, encoded), {"i": [[SMALL], [SMALL]]})
