@@ -1,4 +1,4 @@
-"""One call of an attached model that is a prefill with images."""
+"""One call of an attached model that is a prefill with pictures."""
 
 from __future__ import annotations
 

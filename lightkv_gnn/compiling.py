@@ -44,7 +44,7 @@ class OutsideGraphs:
         if not self._said:
             self._said = True
             warnings.warn(
-                "lightkv_gnn: the model is compiled; a prefill with images runs in pieces, as "
+                "lightkv_gnn: the model is compiled; a prefill with pictures runs in pieces, as "
                 "merging its tokens between the layers cannot be compiled. Answers are the same, "
                 "and steps of one token stay compiled whole",
                 stacklevel=2,

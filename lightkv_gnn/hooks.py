@@ -37,7 +37,7 @@ class Removable(Protocol):
 class Hooks:
     """The hooks of one attached model.
 
-    A prefill with images is a :class:`Call`, which belongs to its thread from the model's start
+    A prefill with pictures is a :class:`Call`, which belongs to its thread from the model's start
     to its end.  Any other call needs nothing but the cache layers.
 
     Args:

@@ -67,7 +67,7 @@ def attach(model: PreTrainedModel, config: LightKVConfig) -> Handle:
 class Handle:
     """Compression of one model, switched on; made by :func:`attach`.
 
-    What it tells is about the last prefill with images in it.
+    What it tells is about the last prefill with pictures in it.
     """
 
     def __init__(
@@ -157,5 +157,5 @@ class Handle:
 
     def _last(self) -> Call:
         if self._last_call is None:
-            raise RuntimeError("nothing to tell: no prefill with images has run in this context")
+            raise RuntimeError("nothing to tell: no prefill with pictures has run in this context")
         return self._last_call

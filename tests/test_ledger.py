@@ -135,7 +135,7 @@ def test_later_turns_are_billed_for_themselves() -> None:
         cache = model(**inputs).past_key_values
         first = handle.ledger.to_dict()["rows"]
         model(input_ids=torch.tensor([[4, 5, 6]]), past_key_values=cache)
-        assert handle.ledger.to_dict()["rows"] == first  # of the last prefill with images
+        assert handle.ledger.to_dict()["rows"] == first  # of the last prefill with pictures
         call = {"input_ids": inputs["input_ids"], "pixel_values": inputs["pixel_values"]}
         model(**call, past_key_values=cache)
         second = handle.ledger.rows

@@ -7,12 +7,11 @@ importing it looks for every operator: here each is given a name, and no kernel 
 from __future__ import annotations
 
 import re
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-
-_LIBRARY = torch.library.Library("torchvision", "DEF")
 
 
 def _operators() -> set[str]:
@@ -23,5 +22,12 @@ def _operators() -> set[str]:
     return set(re.findall(r'(?:torchvision::|register_meta\(")(\w+)', source))
 
 
-for _name in sorted(_operators()):
-    _LIBRARY.define(f"{_name}(Tensor x) -> Tensor")
+try:
+    import torchvision
+except RuntimeError:
+    _LIBRARY = torch.library.Library("torchvision", "DEF")
+    for _name in sorted(_operators()):
+        _LIBRARY.define(f"{_name}(Tensor x) -> Tensor")
+    for _name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        del sys.modules[_name]
+    import torchvision  # noqa: F401

@@ -7,7 +7,8 @@ stages are loops of their own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,15 @@ from families.loop_families import (
     places_of,
     window_of,
 )
-from families.loop_layer import Layer, channels_of, scaling_of
+from families.loop_layer import (
+    Layer,
+    Sees,
+    attention_cap_of,
+    capped,
+    channels_of,
+    final_cap_of,
+    scaling_of,
+)
 from families.loop_rotary import (
     Position,
     Rotary,
@@ -34,9 +43,6 @@ from families.loop_rotary import (
     theta_of,
 )
 from families.loop_stage import OwnGuidance, OwnMessage, Row, StageLoop
-
-Sees = Callable[[int, int], bool]
-"""``sees(i, j)``: whether token i of the sequence attends to token j, in original positions."""
 
 
 class FamilyLoop:
@@ -50,7 +56,7 @@ class FamilyLoop:
         rotary: Whether guidance sees rotated queries and keys.
         message: A name, or an :data:`families.loop_stage.OwnMessage`.
         positions: "preserve" or "reindex".
-        sees: Which tokens see which, instead of the past and those of their own group.
+        sees: Which tokens of a window see which, instead of the past and their own group.
     """
 
     def __init__(
@@ -67,23 +73,29 @@ class FamilyLoop:
     ) -> None:
         self.model, self.traits, self.stages = model, TRAITS[family], stages
         self.rotary, self.positions = rotary, positions
-        self.sees = sees or self._sees
+        self.sees = sees
         if positions == "reindex" and self.traits.rope != "plain":
             raise ValueError("positions with three coordinates have no order to renumber")
         decoder = decoder_of(model)
         self.embed, self.norm = decoder.embed_tokens, decoder.norm
-        config = decoder.config
+        config = self.config = decoder.config
         sections = config.rope_parameters.get("mrope_section", ())
         axes = axes_of(self.traits.rope, channels_of(config) // 2, sections)
         self.layers = []
         for number, block in enumerate(decoder.layers):
             rotary = Rotary(theta_of(config, number), axes)
             self.layers.append(Layer(block, config, window_of(config, number), rotary))
-        self.stage = StageLoop(guidance, message, scaling_of(config))
+        caps = (scaling_of(config), attention_cap_of(config))
+        self.stage = StageLoop(guidance, message, *caps)
         self.groups: list[int] = []
         """Group of each original token, see :func:`families.loop_families.groups_of`."""
         self.next = self.traits.first
         """Position of the token that comes next."""
+
+    @property
+    def seen(self) -> int:
+        """Tokens of the sequence so far."""
+        return len(self.groups)
 
     @property
     def lengths(self) -> list[int]:
@@ -106,7 +118,7 @@ class FamilyLoop:
         Returns:
             `[token, vocabulary]`; a merged token has its survivor's.
         """
-        seen, ids = len(self.groups), inputs["input_ids"][0]
+        seen, ids = self.seen, inputs["input_ids"][0]
         kinds = kinds_of(self.model.config, inputs)
         vision = torch.tensor([kind != "text" for kind in kinds])
         rows = self._rows(inputs, kinds, tiles)
@@ -127,7 +139,7 @@ class FamilyLoop:
                     grids = [(tile.rows, tile.cols) for tile in tiles]
                     merging = (grids, hidden, rows, query, key)
                     hidden, rows = self.stage(windows, ratio, *merging)
-        logits = self.model.lm_head(self.norm(hidden))
+        logits = capped(self.model.lm_head(self.norm(hidden)), final_cap_of(self.config))
         owner = {member: number for number, row in enumerate(rows) for member in row.members}
         return logits[[owner[member] for member in range(len(ids))]]
 
@@ -171,8 +183,15 @@ class FamilyLoop:
         if self.positions == "reindex":
             turned, _ = plain_positions(len(rows), self.traits.first + len(layer.keys))
         places = [seen + row.members[0] for row in rows]
-        hidden, plain, rotated = layer(hidden, places, turned, self.sees)
+        sees = partial(self._sees, layer.window)
+        hidden, plain, rotated = layer(hidden, places, turned, sees)
         return (hidden, *(rotated if self.rotary else plain))
 
-    def _sees(self, i: int, j: int) -> bool:
-        return j <= i or self.groups[i] == self.groups[j] >= 0
+    def _sees(self, window: int | None, i: int, j: int) -> bool:
+        within = window is None or j > i - window
+        if self.sees is not None:
+            return within and self.sees(i, j)
+        together = self.groups[i] == self.groups[j] >= 0
+        if self.traits.sight == "prefix":  # windows do not limit it
+            return together or (within and j <= i)
+        return within and (together or j <= i)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from families.loop_rotary import Position, Rotary
 
 Sees = Callable[[int, int], bool]
+"""``sees(i, j)``: whether token i of the sequence attends to token j, in original positions."""
+
 Pair = tuple[Tensor, Tensor]
 
 
@@ -52,7 +54,7 @@ class Layer:
             hidden: Their hidden states, `[token, channel]`.
             places: Their places in the original sequence.
             positions: What turns their queries and keys.
-            sees: Which place sees which, windows apart.
+            sees: Which place sees which.
 
         Returns:
             Hidden states, and queries and keys before and after the rotation.
@@ -62,12 +64,9 @@ class Layer:
         self.places += places
         self.keys += rotated[1].unbind(1)
         self.values += value.unbind(1)
-        blind = [[not self._visible(i, j, sees) for j in self.places] for i in places]
+        blind = [[not sees(i, j) for j in self.places] for i in places]
         attended = self._attend(rotated[0], torch.tensor(blind))
         return self._finish(hidden, attended), (query, key), rotated
-
-    def _visible(self, i: int, j: int, sees: Sees) -> bool:
-        return sees(i, j) and (self.window is None or j > i - self.window)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, `[head, token, channel]`."""
@@ -86,6 +85,7 @@ class Layer:
         for head, queries in enumerate(query):
             shared = head * len(keys) // len(query)
             logits = queries @ keys[shared].T * scaling_of(self.config)
+            logits = capped(logits, attention_cap_of(self.config))
             out.append(logits.masked_fill(blind, -math.inf).softmax(1) @ values[shared])
         return self.block.self_attn.o_proj(torch.cat(out, dim=1))
 
@@ -107,5 +107,17 @@ def channels_of(config: Any) -> int:
 
 def scaling_of(config: Any) -> float:
     """What attention multiplies its logits by."""
-    assert not getattr(config, "attn_logit_softcapping", None), "not written out"
     return 1 / math.sqrt(getattr(config, "query_pre_attn_scalar", channels_of(config)))
+
+
+def attention_cap_of(config: Any) -> float | None:
+    return getattr(config, "attn_logit_softcapping", None)
+
+
+def final_cap_of(config: Any) -> float | None:
+    return getattr(config, "final_logit_softcapping", None)
+
+
+def capped(logits: Tensor, cap: float | None) -> Tensor:
+    """Logits that only approach a bound, as in Gemma 2."""
+    return logits if cap is None else cap * torch.tanh(logits / cap)

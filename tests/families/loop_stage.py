@@ -11,6 +11,7 @@ import torch
 from reference import Stage, Token, cosine, guidance_of, run_stage, windows_of
 from torch import Tensor
 
+from families.loop_layer import capped
 from families.loop_rotary import Position
 
 Heads = list[list[list[float]]]
@@ -46,11 +47,13 @@ class StageLoop:
         guidance: A name, or an :data:`OwnGuidance`.
         message: A name, or an :data:`OwnMessage`.
         scaling: What attention multiplies its logits by.
+        cap: The bound that they approach, or None.
     """
 
     guidance: str | OwnGuidance
     message: str | OwnMessage
     scaling: float
+    cap: float | None = None
     margin: float = math.inf
     """How far the closest decision of a matching was from being another one."""
 
@@ -67,7 +70,7 @@ class StageLoop:
         """Hidden states and rows after a stage; ``query`` and ``key`` are `[head, token, d]`."""
         vision = [number for number, row in enumerate(rows) if row.vision]
         text = [number for number, row in enumerate(rows) if not row.vision]
-        weights = self._weights(query.tolist(), key.tolist(), vision, text)
+        weights = self._weights(query, key, vision, text)
         tokens = [token_of(rows[number], hidden[number]) for number in vision]
         share = Fraction(ratio).limit_denominator(1000)
         logs = [math.log(weight) if weight else -math.inf for weight in weights]
@@ -87,10 +90,17 @@ class StageLoop:
                 left.append(grown(row, token))
         return torch.stack(after), left
 
-    def _weights(self, query: Heads, key: Heads, vision: list[int], text: list[int]) -> list[float]:
-        if isinstance(self.guidance, str):
-            return guidance_of(self.guidance, query, key, vision, text, self.scaling)
-        return self.guidance(query, key, vision, text)
+    def _weights(
+        self, query: Tensor, key: Tensor, vision: list[int], text: list[int]
+    ) -> list[float]:
+        if not isinstance(self.guidance, str):
+            return self.guidance(query.tolist(), key.tolist(), vision, text)
+        scaling = self.scaling
+        if self.cap is not None:  # queries of capped logits, and keys that read them off
+            key = key.repeat_interleave(len(query) // len(key), 0)
+            query, scaling = capped(query @ key.mT * scaling, self.cap), 1.0
+            key = torch.eye(query.shape[1])[None]
+        return guidance_of(self.guidance, query.tolist(), key.tolist(), vision, text, scaling)
 
     def _state(self, done: Stage, survivor: int, hidden: Tensor) -> Tensor:
         """Hidden state of a survivor; ``hidden`` are those of the vision tokens before."""

@@ -57,6 +57,27 @@ QWEN = {
 }
 
 
+DECODERS: dict[str, tuple[str, ...]] = {
+    "llava": ("qwen2", "qwen3"),
+    "llava_next": ("llama", "qwen2"),
+    "llava_next_video": ("mistral", "qwen2"),
+    "internvl": ("llama", "qwen3"),
+    "paligemma": ("gemma2",),
+}
+"""Types of other text models that models of a family come with."""
+
+DECODER_OPTIONS: dict[str, dict[str, Any]] = {
+    "qwen3": {"head_dim": 16},
+    "gemma2": {
+        "head_dim": 16,
+        "query_pre_attn_scalar": 24,
+        "sliding_window": WINDOW,  # of every other layer
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 5.0,
+    },
+}
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Classes by name, and what their configurations have besides the usual."""
@@ -181,16 +202,22 @@ def tiny(
     attention: str = "sdpa",
     *,
     seed: int = 0,
+    decoder: str | None = None,
     text: dict[str, Any] | None = None,
     vision: dict[str, Any] | None = None,
     **options: Any,
 ) -> Any:
-    """A model of 6 layers; ``text``, ``vision`` and ``options`` override its configurations."""
+    """A model of 6 layers; ``text``, ``vision`` and ``options`` override its configurations.
+
+    ``decoder`` is the type of another text model than the usual one, of :data:`DECODERS`.
+    """
     recipe = copy.deepcopy(RECIPES[family])  # configurations keep and change what they are given
-    text = {**TEXT, **recipe.text_options, **(text or {})}
+    usual = recipe.text_options if decoder is None else DECODER_OPTIONS.get(decoder, {})
+    text = {**TEXT, **usual, **(text or {})}
+    text_class = _config_class(recipe.text) if decoder is None else hf.CONFIG_MAPPING[decoder]
     vision = {**recipe.vision_options, **(vision or {})}
     config = getattr(hf, f"{recipe.name}Config")(
-        text_config=_config_class(recipe.text)(**text),
+        text_config=text_class(**text),
         vision_config=_config_class(recipe.vision)(**vision),
         **{"image_token_id": IMAGE, **recipe.options, **options},
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 import lightkv_gnn as lk
 from families.inputs import PICTURES, Prompt, alone, batch, truths
 from families.loop import FamilyLoop
-from families.models import FAMILIES, tiny
+from families.models import DECODERS, FAMILIES, tiny
 
 STEPS = 8
 CLOSE_CALL = 1e-6
@@ -43,8 +43,8 @@ def films_of(family: str) -> list[Prompt]:
 
 
 @cache
-def model_of(family: str, attention: str) -> Any:
-    return tiny(family, attention)
+def model_of(family: str, attention: str, decoder: str | None = None) -> Any:
+    return tiny(family, attention, decoder=decoder)
 
 
 def stages_of(model: Any) -> list[tuple[int, int, float]]:
@@ -57,8 +57,15 @@ def generate(model: Any, inputs: dict[str, Tensor]) -> Any:
     return model.generate(**inputs, max_new_tokens=STEPS, **options)
 
 
-def check(family: str, attention: str, prompts: list[Prompt], padding: str = "left") -> None:
-    model = model_of(family, attention)
+def check(
+    family: str,
+    attention: str,
+    prompts: list[Prompt],
+    *,
+    padding: str = "left",
+    decoder: str | None = None,
+) -> None:
+    model = model_of(family, attention, decoder)
     inputs = batch(family, model, *prompts, padding=padding)
     stages = stages_of(model)
     config = lk.LightKVConfig([lk.Stage(*stage) for stage in stages])
@@ -89,6 +96,32 @@ def check(family: str, attention: str, prompts: list[Prompt], padding: str = "le
 @torch.no_grad()
 def test_equals_the_layer_loop(family: str, attention: str, size: str) -> None:
     check(family, attention, prompts_of(family, size))
+
+
+OTHERS = [
+    (family, decoder, attention)
+    for family, decoders in DECODERS.items()
+    for decoder in decoders
+    for attention in ("eager", "sdpa")
+    if (decoder, attention) != ("gemma2", "sdpa")  # which transformers refuses
+]
+
+
+@pytest.mark.parametrize(("family", "decoder", "attention"), OTHERS)
+@torch.no_grad()
+def test_other_text_models(family: str, decoder: str, attention: str) -> None:
+    check(family, attention, prompts_of(family, "ragged"), decoder=decoder)
+
+
+def test_all_text_models_have_been_tested() -> None:
+    """Those that an adapter accepts."""
+    tested: dict[type[lk.Adapter], set[str]] = {}
+    for family in FAMILIES:
+        model = model_of(family, "eager")
+        usual = model.config.get_text_config().model_type
+        own = tested.setdefault(type(lk.adapter_for(model)), set())
+        own.update([usual, *DECODERS.get(family, ())])
+    assert tested == {adapter: set(adapter.text_models) for adapter in tested}
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

@@ -22,7 +22,7 @@ PLAIN, SHORT = [26, 26, 26], [26, 18, 18]
 COMPILE: dict[str, Any] = {"backend": "eager"}
 
 SAYS = pytest.warns(
-    UserWarning, match="the model is compiled; a prefill with images runs in pieces"
+    UserWarning, match="the model is compiled; a prefill with pictures runs in pieces"
 )
 
 
