@@ -45,6 +45,11 @@ def check_backend(adapter: Adapter, config: LightKVConfig) -> None:
             f"the decoder's layers are spread over {sorted(map(str, devices))}: a compressed "
             "prefill needs them on one device"
         )
+    if (adapter.model.tp_size or 1) > 1:
+        raise UnsupportedInputError(
+            "the model is split over devices by tensor parallelism, where each would merge by its "
+            "own attention heads alone: load it without tp_plan"
+        )
     if config.positions == "preserve":
         return
     if not adapter.positions_close_up:

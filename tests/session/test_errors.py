@@ -47,6 +47,10 @@ def without_attention(model: Any) -> None:
     del model.model.language_model.layers[3].self_attn
 
 
+def split_by_heads(model: Any) -> None:
+    model._tp_size = 2
+
+
 def unchanged(model: Any) -> None:
     pass
 
@@ -100,6 +104,12 @@ ATTACHING: dict[str, tuple[Any, Change, type[Exception], str]] = {
         without_patches,
         lk.UnsupportedModelError,
         "square image_size",
+    ),
+    "tensor parallelism": (
+        CONFIG,
+        split_by_heads,
+        lk.UnsupportedInputError,
+        "attention heads alone: load it without tp_plan",
     ),
     "an unknown text model": (
         CONFIG,
