@@ -3,6 +3,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 ARGS ?=
+JOBS ?= auto
 
 PY = $(VENV)/bin/python
 PIP = $(PY) -m pip --disable-pip-version-check
@@ -23,8 +24,8 @@ setup: $(STAMPS)/runtime ## make the environment: the library and its dependenci
 demo: $(STAMPS)/runtime ## run the demo on the bundled tiny model (ARGS: options of the demo)
 	@$(VENV)/bin/lightkv-gnn demo $(ARGS)
 
-test: $(STAMPS)/dev $(STAMPS)/scatter ## run the tests (ARGS: options of pytest)
-	$(PY) -m pytest $(ARGS)
+test: $(STAMPS)/dev $(STAMPS)/scatter ## run the tests (ARGS: options of pytest, JOBS: processes)
+	$(PY) -m pytest --numprocesses=$(JOBS) --dist=loadfile $(ARGS)
 
 check: $(STAMPS)/dev ## formatting, lint and types, changing nothing
 	$(PY) -m ruff format --check .
