@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from families.geometry import Picture, tiles
+from families.loop import FamilyLoop
 from torch import Tensor, nn
 from transformers import (
     CLIPVisionConfig,
@@ -145,6 +147,13 @@ def alone(
             single["pixel_values"] = inputs["pixel_values"][taken : taken + images]
         taken += images
         yield inputs["attention_mask"][number].bool(), single
+
+
+def loop_logits(loop: FamilyLoop, inputs: dict[str, Any]) -> Tensor:
+    """Runs the layers written out on one sample without padding: the logits of each token."""
+    pictures = inputs.get("pixel_values")
+    count = 0 if pictures is None else len(pictures)
+    return loop.run(inputs, tiles("llava", loop.model, Picture()) * count)
 
 
 def greedy(model: nn.Module, inputs: dict[str, Tensor], steps: int = 16, **options) -> Tensor:

@@ -156,6 +156,11 @@ def truths(family: str, model: Any, prompt: Prompt) -> list[list[TileTruth]]:
     return [tiles(family, model, picture, images) for picture in pictures]
 
 
+def tiles_of(family: str, model: Any, prompt: Prompt) -> list[TileTruth]:
+    """Geometry of all pictures of a prompt in a row."""
+    return [tile for picture in truths(family, model, prompt) for tile in picture]
+
+
 def canvases(family: str, model: Any, picture: Picture, weights: Tensor) -> list[Tensor]:
     """Pixels of a picture as `[any, height, width]` for each tile, without channels."""
     if family in QWEN:  # patches come in blocks of 2 x 2

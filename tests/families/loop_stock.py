@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from families.inputs import Prompt, TileTruth, alone, truths
+from families.geometry import tiles_of
+from families.inputs import Prompt, TileTruth, alone
 from families.loop_families import decoder_of
 from families.models import tiny
 
@@ -26,7 +26,7 @@ def inputs_of(
 ) -> tuple[dict[str, Tensor], list[TileTruth]]:
     model = model_of(family)
     [(_, inputs)] = alone(family, model, prompt, seed=seed)
-    return inputs, list(chain.from_iterable(truths(family, model, prompt)))
+    return inputs, tiles_of(family, model, prompt)
 
 
 def error(actual: Tensor, expected: Tensor) -> float:
@@ -64,15 +64,26 @@ def continued(model: Any, first: dict[str, Tensor], then: dict[str, Tensor]) -> 
 
 
 @contextmanager
-def hidden_from_layers(model: nn.Module, gone: Sequence[set[int]]) -> Iterator[None]:
-    """Keeps each layer of a stock model, run in eager mode, from seeing some tokens."""
+def hidden_from_layers(
+    model: nn.Module, gone: Sequence[set[int]], *, renumber: bool = False
+) -> Iterator[None]:
+    """Keeps each layer of a stock model, run in eager mode, from seeing some tokens.
+
+    With ``renumber`` the positions of the others go on as if these had never been.
+    """
 
     def hide(number: int, block: nn.Module, args: Any, kwargs: Any) -> Any:
         mask = kwargs["attention_mask"].clone()
         total = kwargs["past_key_values"].get_seq_length(number) + mask.shape[-2]
         first = total - mask.shape[-1]  # sliding layers forget
         mask[..., [j - first for j in gone[number] if j >= first]] = torch.finfo(mask.dtype).min
-        return args, {**kwargs, "attention_mask": mask}
+        kwargs = {**kwargs, "attention_mask": mask}
+        if renumber:
+            turned = kwargs["position_ids"].clone()
+            for i, place in enumerate(range(total - mask.shape[-2], total)):
+                turned[:, i] -= sum(j < place for j in gone[number])
+            kwargs["position_embeddings"] = decoder_of(model).rotary_emb(args[0], turned)
+        return args, kwargs
 
     blocks = enumerate(decoder_of(model).layers)
     handles = [

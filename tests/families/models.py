@@ -56,7 +56,6 @@ QWEN = {
     "vision_end_token_id": END,
 }
 
-
 DECODERS: dict[str, tuple[str, ...]] = {
     "llava": ("qwen2", "qwen3"),
     "llava_next": ("llama", "qwen2"),
@@ -68,10 +67,10 @@ DECODERS: dict[str, tuple[str, ...]] = {
 
 DECODER_OPTIONS: dict[str, dict[str, Any]] = {
     "qwen3": {"head_dim": 16},
-    "gemma2": {
+    "gemma2": {  # every other layer slides
         "head_dim": 16,
         "query_pre_attn_scalar": 24,
-        "sliding_window": WINDOW,  # of every other layer
+        "sliding_window": WINDOW,
         "attn_logit_softcapping": 2.0,
         "final_logit_softcapping": 5.0,
     },

@@ -1,31 +1,29 @@
-"""The loop itself: without stages it is the stock model, and its stages are what they say."""
+"""The loop itself: without stages it is the stock model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from layer_loop import LayerLoop
+from torch import Tensor
 
 from families import loop_families
-from families.inputs import PICTURES, Picture, Prompt, TileTruth
+from families.inputs import PICTURES, Picture, Prompt
 from families.loop import FamilyLoop
 from families.loop_stock import (
     continued,
     error,
-    hidden_from_layers,
     inputs_of,
     lengths_of,
     model_of,
     stock_steps,
 )
-from families.models import FAMILIES, tiny
+from families.models import DECODERS, FAMILIES, tiny
 
 STEPS = 8
-STAGES = ((1, 2, 0.5), (3, 1, 0.25), (4, 1, 0.5))
 
 SINGLE = [(family, (4, picture, 6)) for family in FAMILIES for picture in PICTURES[family]]
 
@@ -45,10 +43,11 @@ def name_of(case: object) -> str | None:
     return " ".join(map(str, case)) if isinstance(case, tuple) else None
 
 
-@pytest.mark.parametrize(("family", "prompt"), SINGLE, ids=name_of)
 @torch.no_grad()
-def test_equals_the_model(family: str, prompt: Prompt) -> None:
-    model, (inputs, tiles) = model_of(family), inputs_of(family, prompt)
+def check(family: str, model: Any, prompt: Prompt, **more: Tensor) -> FamilyLoop:
+    """Asserts that prefill and decoding without stages are the model's; returns the loop."""
+    inputs, tiles = inputs_of(family, prompt)
+    inputs |= more
     loop = FamilyLoop(model, family)
     out, logits = model(**inputs), loop.run(inputs, tiles)
     assert error(logits, out.logits[0]) <= 1e-5
@@ -58,6 +57,12 @@ def test_equals_the_model(family: str, prompt: Prompt) -> None:
     assert error(steps, stock) <= 1e-5
     assert tokens == stock.argmax(1).tolist()
     assert loop.lengths == lengths_of(out.past_key_values)
+    return loop
+
+
+@pytest.mark.parametrize(("family", "prompt"), SINGLE, ids=name_of)
+def test_equals_the_model(family: str, prompt: Prompt) -> None:
+    check(family, model_of(family), prompt)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -95,17 +100,10 @@ def test_text_without_pictures_equals_the_model(family: str) -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.3, 1.3, 6.0])
-@torch.no_grad()
 def test_time_between_frames_equals_the_model(seconds: float) -> None:
     """Decoding goes on after the last frame where that is later than the end of the prompt."""
-    model, family = model_of("qwen2_5_vl"), "qwen2_5_vl"
-    inputs, tiles = inputs_of(family, (4, PICTURES[family][-1], 2))
-    inputs = {**inputs, "second_per_grid_ts": torch.tensor([seconds])}
-    loop = FamilyLoop(model, family)
-    out, logits = model(**inputs), loop.run(inputs, tiles)
-    assert error(logits, out.logits[0]) <= 1e-5
-    tokens, steps = loop.greedy(logits[-1], STEPS)
-    assert error(steps, stock_steps(model, out, tokens)) <= 1e-5
+    model, film = model_of("qwen2_5_vl"), PICTURES["qwen2_5_vl"][-1]
+    check("qwen2_5_vl", model, (4, film, 2), second_per_grid_ts=torch.tensor([seconds]))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -122,22 +120,30 @@ def test_a_second_picture_after_the_first_equals_the_model(family: str) -> None:
     assert loop.lengths == lengths_of(past)
 
 
+@pytest.mark.parametrize(
+    ("family", "decoder"), [(family, name) for family in DECODERS for name in DECODERS[family]]
+)
+def test_other_text_models_equal_the_model(family: str, decoder: str) -> None:
+    check(family, tiny(family, "eager", decoder=decoder), (4, PICTURES[family][0], 6))
+
+
 QWEN2_WINDOW = {"use_sliding_window": True, "sliding_window": 12, "max_window_layers": 3}
 WINDOWS = {"llava_next": {"sliding_window": 12}, "internvl": QWEN2_WINDOW, "qwen2_vl": QWEN2_WINDOW}
 
 
 @pytest.mark.parametrize("family", WINDOWS)
-@torch.no_grad()
 def test_sliding_windows_equal_the_model(family: str) -> None:
     model = tiny(family, "eager", text=WINDOWS[family])
-    inputs, tiles = inputs_of(family, (4, PICTURES[family][0], 6))
-    loop = FamilyLoop(model, family)
-    out, logits = model(**inputs), loop.run(inputs, tiles)
-    assert error(logits, out.logits[0]) <= 1e-5
-    assert min(loop.lengths) == 11
-    assert loop.lengths == lengths_of(out.past_key_values)
-    tokens, steps = loop.greedy(logits[-1], STEPS)
-    assert error(steps, stock_steps(model, out, tokens)) <= 1e-5
+    assert min(check(family, model, (4, PICTURES[family][0], 6)).lengths) == 11
+
+
+@torch.no_grad()
+def test_sight_of_ones_own_equals_the_model() -> None:
+    model, (inputs, tiles) = model_of("llava"), inputs_of("llava", (4, Picture(), 6))
+    loop = FamilyLoop(model, "llava", sees=lambda i, j: i - 9 < j <= i + 3)
+    mask = torch.ones(26, 26).tril(3).triu(-8).log().clamp(min=torch.finfo(torch.float32).min)
+    out = model(**{**inputs, "attention_mask": mask[None, None]})
+    assert error(loop.run(inputs, tiles), out.logits[0]) <= 1e-5
 
 
 # --- what must show if it is wrong ------------------------------------------------------------
@@ -191,80 +197,3 @@ def test_wrong_pieces_show(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not shows(family, picture)
     monkeypatch.setattr(f"families.{name}", wrong)
     assert shows(family, picture)
-
-
-# --- stages -----------------------------------------------------------------------------------
-
-
-def test_places_follow_the_tokens() -> None:
-    tiles = [TileTruth(1, 2, before=1), TileTruth(2, 1, row_end=1, after=2)]
-    whole = [None, (0, 0, 0), (0, 0, 1)]
-    cut = [(1, 0, 0), None, (1, 1, 0), None, None, None]
-    assert loop_families.places_of(tiles) == whole + cut
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@torch.no_grad()
-def test_pruned_tokens_are_as_good_as_hidden(family: str) -> None:
-    """Who is pruned is the loop's word; where, and what the others then see, is checked."""
-    prompt = (4, PICTURES[family][0], 3, PICTURES[family][-1], 6)
-    model, (inputs, tiles) = model_of(family), inputs_of(family, prompt)
-    loop = FamilyLoop(model, family, STAGES, message="destination_only")
-    logits = loop.run(inputs, tiles)
-    entries = [layer.places[:] for layer in loop.layers]
-    assert [len(places) for places in entries] == expected_entries(len(logits), tiles)
-    tokens, steps = loop.greedy(logits[-1], STEPS)
-    with hidden_from_layers(model, [set(range(len(logits))) - set(n) for n in entries]):
-        out = model(**inputs)
-        stock = stock_steps(model, out, tokens)
-    assert error(logits[entries[-1]], out.logits[0][entries[-1]]) <= 1e-5
-    assert error(steps, stock) <= 1e-5
-
-
-def expected_entries(length: int, tiles: Sequence[TileTruth]) -> list[int]:
-    """How many tokens each layer is given."""
-    cells = sum(tile.rows * tile.cols for tile in tiles)
-    left = [
-        sum(
-            rows * cols - rows * cols // 2
-            for rows in halves(tile.rows)
-            for cols in halves(tile.cols)
-        )
-        for tile in tiles
-    ]
-    entries = [length] * 2 + [length - cells + sum(left)] * 2
-    for divisor in (4, 2):
-        left = [number - number // divisor for number in left]
-        entries.append(length - cells + sum(left))
-    return entries
-
-
-def halves(size: int) -> tuple[int, int]:
-    return size - size // 2, size // 2
-
-
-LLAVA_CASES: dict[str, dict[str, Any]] = {
-    "default": {},
-    "reindex": {"positions": "reindex"},
-    "not rotated": {"rotary": False, "guidance": "text_to_vision"},
-    "last_token, mass_mean": {"guidance": "last_token", "message": "mass_mean"},
-    "own guidance": {"guidance": lambda query, key, vision, text: [1 + n % 3 for n in vision]},
-    "own message": {"message": lambda x_i, x_j, weight: weight[:, None] * (x_j - x_i).tanh()},
-    "own sight": {"sees": lambda i, j: j <= i + 3},
-}
-
-
-@pytest.mark.parametrize("case", LLAVA_CASES)
-def test_stages_equal_the_loop_for_llava(case: str) -> None:
-    model, options = model_of("llava"), LLAVA_CASES[case]
-    inputs, tiles = inputs_of("llava", (4, Picture(), Picture(), 6))
-    ours = FamilyLoop(model, "llava", STAGES, **options)
-    other = LayerLoop(model, STAGES, **options)
-    logits = ours.run(inputs, tiles)
-    assert error(logits, other.run(inputs["input_ids"][0].tolist(), inputs["pixel_values"])) <= 1e-5
-    assert ours.lengths == other.lengths
-    assert ours.margin == pytest.approx(other.margin, abs=1e-6)
-    tokens, steps = ours.greedy(logits[-1], STEPS)
-    other_tokens, other_steps = other.greedy(logits[-1], STEPS)
-    assert tokens == other_tokens
-    assert error(steps, other_steps) <= 1e-5

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from itertools import chain
 from typing import Any
 
 import pytest
@@ -12,7 +11,8 @@ from models import check_ledger, left_untouched, near
 from torch import Tensor
 
 import lightkv_gnn as lk
-from families.inputs import PICTURES, Prompt, alone, batch, truths
+from families.geometry import tiles_of
+from families.inputs import PICTURES, Prompt, alone, batch
 from families.loop import FamilyLoop
 from families.models import DECODERS, FAMILIES, tiny
 
@@ -76,8 +76,7 @@ def check(
     longest = [0] * len(model.get_decoder().layers)
     for sample, (real, single) in enumerate(alone(family, model, *prompts)):
         loop = FamilyLoop(model, family, stages)
-        tiles = chain.from_iterable(truths(family, model, prompts[sample]))
-        logits = loop.run(single, list(tiles))
+        logits = loop.run(single, tiles_of(family, model, prompts[sample]))
         longest = [max(pair) for pair in zip(longest, loop.lengths, strict=True)]
         assert loop.margin > CLOSE_CALL
         real = inputs["attention_mask"][sample].bool()

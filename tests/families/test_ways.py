@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import chain
 from typing import Any
 
 import pytest
@@ -12,7 +11,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import lightkv_gnn as lk
-from families.inputs import PICTURES, Prompt, alone, batch, truths
+from families.geometry import tiles_of
+from families.inputs import PICTURES, Prompt, alone, batch
 from families.loop import FamilyLoop
 from families.models import FAMILIES, IMAGE, VIDEO
 from families.test_table import model_of, prompts_of, stages_of
@@ -98,7 +98,7 @@ def test_a_second_turn_about_text(family: str) -> None:
     [(_, inputs)] = alone(family, model, prompt)
     question = torch.tensor([[7, 8, 9, 10]])
     loop = FamilyLoop(model, family, stages_of(model))
-    loop.run(inputs, list(chain.from_iterable(truths(family, model, prompt))))
+    loop.run(inputs, tiles_of(family, model, prompt))
     expected = torch.cat([loop.run_text([token]) for token in question[0].tolist()])
     with lk.attach(model, config_of(model)):
         cache = model(**inputs).past_key_values
@@ -113,7 +113,7 @@ def test_loss_and_gradients(family: str) -> None:
     labels = inputs["input_ids"].clone()
     labels[:, :-5] = -100
     loop = FamilyLoop(model, family, stages_of(model))
-    logits = loop.run(inputs, list(chain.from_iterable(truths(family, model, prompt))))
+    logits = loop.run(inputs, tiles_of(family, model, prompt))
     expected = cross_entropy(logits[:-1], labels[0, 1:])
     with lk.attach(model, config_of(model)):
         loss = model(**inputs, labels=labels).loss
@@ -150,7 +150,7 @@ def test_a_second_turn_about_a_new_picture(family: str) -> None:
         for number, turn in enumerate([prompt, later]):
             [(_, inputs)] = alone(family, model, turn, seed=number)
             inputs.pop("attention_mask")
-            tiles = list(chain.from_iterable(truths(family, model, turn)))
+            tiles = tiles_of(family, model, turn)
             expected = loop.run(inputs, tiles)
             if "token_type_ids" in inputs:  # wanted of the whole sequence
                 types.append(inputs["token_type_ids"])

@@ -7,8 +7,8 @@ from functools import cache
 
 import pytest
 import torch
-from layer_loop import LayerLoop
-from models import batch, cache_lengths, check_ledger, near, prompt, tiny_llava
+from families.loop import FamilyLoop
+from models import batch, cache_lengths, check_ledger, loop_logits, near, prompt, tiny_llava
 from torch import Tensor
 
 import lightkv_gnn as lk
@@ -37,14 +37,13 @@ def model_of(text: str, attention: str) -> torch.nn.Module:
     return tiny_llava(text, attention)
 
 
-def inputs_of(parts: Sequence[int | str], **options: int) -> tuple[list[int], dict[str, Tensor]]:
-    made = prompt(*parts, **options)
-    return made[0], batch(made, side=options.get("side", 4))
+def inputs_of(parts: Sequence[int | str], **options: int) -> dict[str, Tensor]:
+    return batch(prompt(*parts, **options), side=options.get("side", 4))
 
 
-def written_out(loop: LayerLoop, ids: list[int], images: Tensor | None, steps: int = 4) -> Written:
+def written_out(loop: FamilyLoop, inputs: dict[str, Tensor], steps: int = 4) -> Written:
     """Logits of the prompt, cache lengths, tokens, and the logits those were taken from."""
-    logits = loop.run(ids, images)
+    logits = loop_logits(loop, inputs)
     lengths = loop.lengths
     # Otherwise rounding decides who is merged: choose another seed.
     assert loop.margin > 1e-4
@@ -54,9 +53,9 @@ def written_out(loop: LayerLoop, ids: list[int], images: Tensor | None, steps: i
 @cache
 def written_case(text: str, positions: str, schedule: str, parts: str) -> Written:
     """The loop does not depend on the attention implementation."""
-    loop = LayerLoop(model_of(text, "eager"), SCHEDULES[schedule], positions=positions)
-    ids, inputs = inputs_of(PROMPTS[parts])
-    return written_out(loop, ids, inputs["pixel_values"], STEPS)
+    model = model_of(text, "eager")
+    loop = FamilyLoop(model, "llava", SCHEDULES[schedule], positions=positions)
+    return written_out(loop, inputs_of(PROMPTS[parts]), STEPS)
 
 
 @torch.no_grad()
@@ -89,7 +88,7 @@ def test_equals_the_loop(
     text: str, attention: str, positions: str, schedule: str, parts: str
 ) -> None:
     expected = written_case(text, positions, schedule, parts)
-    _, inputs = inputs_of(PROMPTS[parts])
+    inputs = inputs_of(PROMPTS[parts])
     stages = [lk.Stage(*stage) for stage in SCHEDULES[schedule]]
     config = lk.LightKVConfig(stages, positions=positions)
     compare(model_of(text, attention), config, inputs, expected)
@@ -99,7 +98,7 @@ def test_equals_the_loop(
 @pytest.mark.parametrize("text", ["llama", "mistral", "qwen2"])
 def test_generate_equals_the_loop(text: str, attention: str, positions: str) -> None:
     _, _, tokens, logits = written_case(text, positions, "[0, 2, 4]", "two images apart")
-    _, inputs = inputs_of(PROMPTS["two images apart"])
+    inputs = inputs_of(PROMPTS["two images apart"])
     stages = [lk.Stage(*stage) for stage in SCHEDULES["[0, 2, 4]"]]
     model = model_of(text, attention)
     with lk.attach(model, lk.LightKVConfig(stages, positions=positions)) as handle:
@@ -168,19 +167,20 @@ def test_guidance_and_messages_equal_the_loop(guidance: str, message: str) -> No
     kind, rotary, own_kind = GUIDANCE[guidance]
     phi, own_phi = MESSAGES[message]
     schedule = SCHEDULES["[0, 2, 4]"]
-    ids, inputs = inputs_of(PROMPTS["two images apart"])
+    inputs = inputs_of(PROMPTS["two images apart"])
     model = model_of("llama", "sdpa")
-    loop = LayerLoop(model, schedule, guidance=own_kind, rotary=rotary, message=own_phi)
+    options = {"guidance": own_kind, "rotary": rotary, "message": own_phi}
+    loop = FamilyLoop(model, "llava", schedule, **options)
     config = lk.LightKVConfig(
         [lk.Stage(*stage) for stage in schedule], guidance=kind, rotary=rotary, message=phi
     )
-    compare(model, config, inputs, written_out(loop, ids, inputs["pixel_values"]))
+    compare(model, config, inputs, written_out(loop, inputs))
 
 
 @torch.no_grad()
 def test_guidance_kinds_differ() -> None:
     """What the table above compares are different things."""
-    _, inputs = inputs_of(PROMPTS["one image"])
+    inputs = inputs_of(PROMPTS["one image"])
     model, answers = model_of("llama", "sdpa"), []
     for kind, rotary, _ in GUIDANCE.values():
         config = lk.LightKVConfig([lk.Stage(0, 2, 0.5)], guidance=kind, rotary=rotary)
@@ -201,18 +201,18 @@ def test_other_grids_and_places_equal_the_loop(side: int, parts: tuple[int | str
     """Odd sides give ragged windows; an image at the end leaves the last row to a merged token."""
     schedule = ((0, 2, 0.5), (3, 1, 0.3))
     model = tiny_llava(side=side, seed=1)
-    ids, inputs = inputs_of(parts, side=side)
-    loop = LayerLoop(model, schedule, side=side)
+    inputs = inputs_of(parts, side=side)
+    loop = FamilyLoop(model, "llava", schedule)
     config = lk.LightKVConfig([lk.Stage(*stage) for stage in schedule])
-    compare(model, config, inputs, written_out(loop, ids, inputs["pixel_values"]))
+    compare(model, config, inputs, written_out(loop, inputs))
 
 
 def test_class_tokens_are_never_merged() -> None:
     schedule = SCHEDULES["[1, 3]"]
     model = tiny_llava(vision_feature_select_strategy="full")
-    ids, inputs = inputs_of(PROMPTS["two images apart"], extra=1)
-    loop = LayerLoop(model, schedule, extra=1)
+    inputs = inputs_of(PROMPTS["two images apart"], extra=1)
+    loop = FamilyLoop(model, "llava", schedule)
     config = lk.LightKVConfig([lk.Stage(*stage) for stage in schedule])
-    expected = written_out(loop, ids, inputs["pixel_values"])
+    expected = written_out(loop, inputs)
     compare(model, config, inputs, expected)
     assert expected[1] == [46, 46, 30, 30, 22, 22]

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from layer_loop import LayerLoop
-from models import batch, cache_lengths, near, prompt, tiny_llava
+from families.loop import FamilyLoop
+from models import batch, cache_lengths, loop_logits, near, prompt, tiny_llava
 
 import lightkv_gnn as lk
 
@@ -46,8 +46,8 @@ def test_a_mask_of_the_users_own(shape: str, attention: str, kind: str, position
     model, made = tiny_llava(attention=attention), prompt(4, "image", 6)
     inputs = batch(made)
     inputs["attention_mask"] = matrix(sees, len(made[0]), kind)
-    loop = LayerLoop(model, SCHEDULE, positions=positions, sees=sees)
-    expected = loop.run(made[0], inputs["pixel_values"])
+    loop = FamilyLoop(model, "llava", SCHEDULE, positions=positions, sees=sees)
+    expected = loop_logits(loop, inputs)
     with lk.attach(model, CONFIG[positions]):
         out = model(**inputs)
     near(out.logits[0], expected)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from layer_loop import LayerLoop
-from models import IMAGE_TOKEN, RESETS, batch, greedy, near, prompt, tiny_llava
+from families.loop import FamilyLoop
+from models import IMAGE_TOKEN, RESETS, batch, greedy, loop_logits, near, prompt, tiny_llava
 from transformers import Cache, DynamicCache, QuantizedCache, cache_utils
 from transformers.cache_utils import QuantizedLayer
 
@@ -138,11 +138,12 @@ class Rounded(list[torch.Tensor]):
 @torch.no_grad()
 def test_fp8_equals_the_loop_on_rounded_entries(attention: str, positions: str) -> None:
     model, inputs = tiny_llava(attention=attention), batch(prompt(4, "image", 6))
-    loop, cache = LayerLoop(model, SCHEDULE, positions=positions), quantized("fp8", model)
+    loop = FamilyLoop(model, "llava", SCHEDULE, positions=positions)
+    cache = quantized("fp8", model)
     for layer in loop.layers:
         layer.keys, layer.values = Rounded(), Rounded()
     with lk.attach(model, configured(positions)) as handle:
-        expected = loop.run(inputs["input_ids"][0].tolist(), inputs["pixel_values"])
+        expected = loop_logits(loop, inputs)
         near(model(**inputs, past_key_values=cache).logits[0], expected)
         # A byte for a number, 2 heads of 16 channels; and two scales of four bytes.
         observed = [row.observed_kv_bytes for row in handle.ledger.rows]
@@ -152,7 +153,7 @@ def test_fp8_equals_the_loop_on_rounded_entries(attention: str, positions: str) 
             layer.values.start()
         for _ in range(8):
             token = int(expected[-1].argmax())
-            expected = loop.run([token])
+            expected = loop.run_text([token])
             logits = model(input_ids=torch.tensor([[token]]), past_key_values=cache).logits[0]
             near(logits, expected)
     assert loop.margin > 1e-4

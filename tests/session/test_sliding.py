@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from layer_loop import Layer, LayerLoop
+from families.loop import FamilyLoop
 from models import (
     IMAGE_TOKEN,
     RESETS,
@@ -17,6 +17,7 @@ from models import (
     cache_lengths,
     check_ledger,
     greedy,
+    loop_logits,
     near,
     prompt,
     tiny_llava,
@@ -59,30 +60,6 @@ def qwen2(attention: str, window: int, layer_types: list[str]) -> torch.nn.Modul
     return tiny_llava("qwen2", attention, text_options=options)
 
 
-class WindowLoop(LayerLoop):
-    """A :class:`LayerLoop` whose layers see a window of original tokens, or everything."""
-
-    def __init__(self, model: torch.nn.Module, window: int, positions: str) -> None:
-        super().__init__(model, SCHEDULE, positions=positions)
-        self.window = window
-        names = getattr(model.config.text_config, "layer_types", None)
-        self.names = names or ["sliding_attention"] * len(self.layers)
-
-    def _block(self, block: Any, layer: Layer, hidden: torch.Tensor, rows: Any) -> Any:
-        number = [layer is one for one in self.layers].index(True)
-        far = self.window if self.names[number] == "sliding_attention" else 10**6
-        self.sees = lambda i, j: i - far < j <= i
-        return super()._block(block, layer, hidden, rows)
-
-    @property
-    def kept(self) -> list[int]:
-        """Entries of each layer's cache, which forgets what no window will hold."""
-        return [
-            min(entries, self.window - 1) if name == "sliding_attention" else entries
-            for entries, name in zip(self.lengths, self.names, strict=True)
-        ]
-
-
 def cache_for(kind: str, model: torch.nn.Module, room: int = 64) -> Any:
     config = model.config.text_config
     if kind == "static":
@@ -90,18 +67,18 @@ def cache_for(kind: str, model: torch.nn.Module, room: int = 64) -> Any:
     return DynamicCache(config=config)
 
 
-def check_decoding(model: Any, loop: WindowLoop, cache: Any, inputs: Any, kind: str) -> None:
+def check_decoding(model: Any, loop: FamilyLoop, cache: Any, inputs: Any, kind: str) -> None:
     """Asserts that a prefill and greedy decoding equal the loop's."""
-    expected = loop.run(inputs["input_ids"][0].tolist(), inputs.get("pixel_values"))
+    expected = loop_logits(loop, inputs)
     call = {"input_ids": inputs["input_ids"], "pixel_values": inputs.get("pixel_values")}
     logits = model(**call, past_key_values=cache).logits[0]
     near(logits, expected)
     for _ in range(STEPS):
         if kind == "dynamic":
-            assert cache_lengths(cache) == loop.kept
+            assert cache_lengths(cache) == loop.lengths
         assert {int(layer.get_seq_length()) for layer in cache.layers} == {loop.seen}
         token = int(expected[-1].argmax())
-        expected = loop.run([token])
+        expected = loop.run_text([token])
         logits = model(input_ids=torch.tensor([[token]]), past_key_values=cache).logits[0]
         near(logits, expected)
     assert loop.margin > 1e-4
@@ -117,7 +94,8 @@ def test_prefill_and_decoding_equal_the_loop(
 ) -> None:
     """The prompt is longer than the window, as long, shorter, and outgrows it in decoding."""
     model = mistral(attention, window)
-    loop = WindowLoop(model, window, positions)
+    loop = FamilyLoop(model, "llava", SCHEDULE, positions=positions)
+    assert [layer.window for layer in loop.layers] == [window] * 6
     with lk.attach(model, configured(positions)) as handle:
         check_decoding(model, loop, cache_for(kind, model), batch(prompt(*PROMPT)), kind)
         assert all(row.observed_kv_bytes == row.planned.kv_bytes for row in handle.ledger.rows)
@@ -132,10 +110,11 @@ def test_alternating_layers_equal_the_loop(
     window: int, first: int, attention: str, positions: str, kind: str
 ) -> None:
     model = qwen2(attention, window, [*ALTERNATING, *ALTERNATING][first : first + 6])
-    loop = WindowLoop(model, window, positions)
     later = [(layer + first, *rest) for layer, *rest in SCHEDULE]  # layers of full attention
-    loop.stages = [stage for stage in later if stage[0] < len(ALTERNATING) - 1]
-    config = lk.LightKVConfig([lk.Stage(*stage) for stage in loop.stages], positions=positions)
+    stages = [stage for stage in later if stage[0] < len(ALTERNATING) - 1]
+    loop = FamilyLoop(model, "llava", stages, positions=positions)
+    assert [layer.window for layer in loop.layers[first:]][:2] == [None, window]
+    config = lk.LightKVConfig([lk.Stage(*stage) for stage in stages], positions=positions)
     with lk.attach(model, config) as handle:
         check_decoding(model, loop, cache_for(kind, model), batch(prompt(*PROMPT)), kind)
         assert all(row.observed_kv_bytes == row.planned.kv_bytes for row in handle.ledger.rows)
@@ -160,10 +139,10 @@ def test_masks_are_sized_as_if_nothing_were_merged(window: int, kind: str) -> No
 def test_layers_that_keep_all_tokens_of_a_windowed_model(attention: str, positions: str) -> None:
     """``DynamicCache()`` does not know of windows; the masks do."""
     model = mistral(attention, 14)
-    loop, cache = WindowLoop(model, 14, positions), DynamicCache()
+    loop, cache = FamilyLoop(model, "llava", SCHEDULE, positions=positions), DynamicCache()
     with lk.attach(model, configured(positions)):
         check_decoding(model, loop, cache, batch(prompt(*PROMPT)), "lazy")
-    assert cache_lengths(cache) == loop.lengths
+    assert cache_lengths(cache) == [len(layer.keys) for layer in loop.layers]
 
 
 @policies
@@ -171,9 +150,7 @@ def test_layers_that_keep_all_tokens_of_a_windowed_model(attention: str, positio
 @torch.no_grad()
 def test_a_sliding_window_counts_original_tokens(attention: str, positions: str) -> None:
     model, inputs = mistral(attention, 14), batch(prompt(*PROMPT))
-    expected = WindowLoop(model, 14, positions).run(
-        inputs["input_ids"][0].tolist(), inputs["pixel_values"]
-    )
+    expected = loop_logits(FamilyLoop(model, "llava", SCHEDULE, positions=positions), inputs)
     with lk.attach(model, configured(positions)) as handle:
         near(model(**inputs, use_cache=False).logits[0], expected)
         check_ledger(handle.ledger, None)
@@ -195,16 +172,17 @@ def test_later_turns_equal_the_loop(
     turns: str, window: int, attention: str, positions: str, kind: str
 ) -> None:
     model = mistral(attention, window)
-    loop, cache = WindowLoop(model, window, positions), cache_for(kind, model, 90)
+    loop = FamilyLoop(model, "llava", SCHEDULE, positions=positions)
+    cache = cache_for(kind, model, 90)
     with lk.attach(model, configured(positions)) as handle:
         for number, parts in enumerate([PROMPT, *TURNS[turns]]):
             inputs = batch(prompt(*parts, seed=number + 5), seed=number)
             ids, images = inputs["input_ids"], inputs.get("pixel_values")
-            before = loop.kept
+            before = loop.lengths
             logits = model(input_ids=ids, pixel_values=images, past_key_values=cache).logits[0]
-            near(logits, loop.run(ids[0].tolist(), images))
+            near(logits, loop_logits(loop, inputs))
             if images is not None:
-                added = [after - old for after, old in zip(loop.kept, before, strict=True)]
+                added = [after - old for after, old in zip(loop.lengths, before, strict=True)]
                 if kind == "static":  # it has room for one more
                     added = [row.planned.kv_bytes // 256 for row in handle.ledger.rows]
                 seen = [row.observed_kv_bytes for row in handle.ledger.rows]

@@ -8,8 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from layer_loop import LayerLoop
-from models import IMAGE_TOKEN, alone, batch, cache_lengths, greedy, near, prompt, tiny_llava
+from families.loop import FamilyLoop
+from models import (
+    IMAGE_TOKEN,
+    alone,
+    batch,
+    cache_lengths,
+    greedy,
+    loop_logits,
+    near,
+    prompt,
+    tiny_llava,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CompileConfig, DynamicCache, StaticCache
 from transformers.cache_utils import StaticLayer
@@ -58,12 +68,10 @@ def test_prefill_and_decoding_equal_the_loop(
     attention: str, positions: str, allocated: int
 ) -> None:
     model, inputs = tiny_llava(attention=attention), batch(prompt(*PROMPT))
-    loop, cache = (
-        LayerLoop(model, SCHEDULE, positions=positions),
-        static(model, allocated=allocated),
-    )
+    loop = FamilyLoop(model, "llava", SCHEDULE, positions=positions)
+    cache = static(model, allocated=allocated)
     with lk.attach(model, configured(positions)) as handle:
-        expected = loop.run(inputs["input_ids"][0].tolist(), inputs["pixel_values"])
+        expected = loop_logits(loop, inputs)
         near(model(**inputs, past_key_values=cache).logits[0], expected)
         rows = handle.ledger.rows
         assert [row.observed_kv_bytes for row in rows] == [256 * n for n in loop.lengths]
@@ -73,7 +81,7 @@ def test_prefill_and_decoding_equal_the_loop(
         for _ in range(SLOTS - 26):  # to the last slot
             assert seen(cache) == [loop.seen] * 6
             token = int(expected[-1].argmax())
-            expected = loop.run([token])
+            expected = loop.run_text([token])
             logits = model(input_ids=torch.tensor([[token]]), past_key_values=cache).logits[0]
             near(logits, expected)
         with pytest.raises((IndexError, RuntimeError)):
@@ -100,12 +108,13 @@ def test_later_turns_equal_the_loop(
     model = tiny_llava(attention=attention)
     parts = [*([before] if before else []), PROMPT, *TURNS[turns]]
     total = sum(16 if part == "image" else int(part) for turn in parts for part in turn)
-    loop, cache = LayerLoop(model, SCHEDULE, positions=positions), static(model, total + 4)
+    loop = FamilyLoop(model, "llava", SCHEDULE, positions=positions)
+    cache = static(model, total + 4)
     with lk.attach(model, configured(positions)) as handle:
         for number, turn in enumerate(parts):
             inputs = batch(prompt(*turn, seed=number), seed=number)
             ids, images = inputs["input_ids"], inputs.get("pixel_values")
-            expected = loop.run(ids[0].tolist(), images)
+            expected = loop_logits(loop, inputs)
             logits = model(input_ids=ids, pixel_values=images, past_key_values=cache).logits[0]
             near(logits, expected)
             assert seen(cache) == [loop.seen] * 6

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from layer_loop import LayerLoop
+from families.loop import FamilyLoop
 from models import (
     RESETS,
     alone,
@@ -20,6 +20,7 @@ from models import (
     cache_lengths,
     check_ledger,
     greedy,
+    loop_logits,
     near,
     prompt,
     tiny_llava,
@@ -52,13 +53,12 @@ TURNS = {
 @torch.no_grad()
 def test_later_turns_equal_the_loop(turns: str, attention: str, positions: str) -> None:
     model = tiny_llava(attention=attention)
-    loop, cache = LayerLoop(model, SCHEDULE, positions=positions), DynamicCache()
+    loop, cache = FamilyLoop(model, "llava", SCHEDULE, positions=positions), DynamicCache()
     with lk.attach(model, lk.LightKVConfig(STAGES, positions=positions)) as handle:
         for number, parts in enumerate([(4, "image", 6), *TURNS[turns]]):
-            made = prompt(*parts, seed=number)
-            inputs = batch(made, seed=number)
+            inputs = batch(prompt(*parts, seed=number), seed=number)
             images = inputs.get("pixel_values")
-            expected = loop.run(made[0], images)
+            expected = loop_logits(loop, inputs)
             # transformers makes the mask of all tokens so far out of none.
             call = {"input_ids": inputs["input_ids"], "pixel_values": images}
             logits = model(**call, past_key_values=cache).logits[0]
