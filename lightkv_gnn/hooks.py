@@ -80,7 +80,7 @@ class Hooks:
         for number, layer in enumerate(decoder.layers):
             hook = partial(layering, number)
             hooks.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
-        hooks.append(Watched(base, adapter.encoders, self._seen))
+        hooks.append(Watched(adapter, self._seen))
         return hooks
 
     def _busy(self, *args: Any, **kwargs: Any) -> bool:

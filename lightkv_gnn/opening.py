@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightkv_gnn.adapters import Adapter, Encoded, VisionTokens
 from lightkv_gnn.cache import check_cache, mask_widths
-from lightkv_gnn.encoders import lengths_of, record_of
+from lightkv_gnn.encoders import record_of
 from lightkv_gnn.errors import UnsupportedInputError
 from lightkv_gnn.masks import real_tokens
 
@@ -83,11 +83,11 @@ def opened(adapter: Adapter, given: Mapping[str, Any]) -> Opening | None:
     widths = mask_widths(cache, length)
     real = real_tokens(given.get("attention_mask"), batch, length, past, widths)
     _check_one_prompt_per_row(given.get("position_ids"), real)
-    encoded = {kind: _record(kind, outputs[kind]) for kind in masks if kind in outputs}
+    encoded = {kind: _record(adapter, kind, outputs[kind]) for kind in masks if kind in outputs}
     return Opening(masks, real, past, encoded)
 
 
-def _record(kind: str, output: Any) -> Encoded:
+def _record(adapter: Adapter, kind: str, output: Any) -> Encoded:
     record = record_of(output)
     if record is None:
         raise UnsupportedInputError(
@@ -96,7 +96,8 @@ def _record(kind: str, output: Any) -> Encoded:
             "that out: it would be compressed before all of it is seen; otherwise pass pixel_values"
         )
     # Encoders may return empty entries, and generate repeats a sample's pictures for its beams.
-    then, now = ([n for n in lengths if n] for lengths in (record.lengths, lengths_of(output)))
+    found = adapter.lengths(kind, output)
+    then, now = ([n for n in lengths if n] for lengths in (record.lengths, found))
     repeats = len(now) // max(len(then), 1)
     same = now == then if repeats == 1 else sorted(now) == sorted(then * repeats)
     if sum(now) == sum(then * repeats) and not same:
