@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from lightkv_gnn.adapters import Adapter
 from lightkv_gnn.backends import SUPPORTED, mask_form
@@ -84,6 +85,21 @@ def check_same_backend(adapter: Adapter, attached: str) -> None:
         raise RuntimeError(
             f"the attention implementation was switched from {attached!r} to {now!r} while "
             "lightkv_gnn is attached: switch it outside the context, and attach again"
+        )
+
+
+def check_checkpointing(adapter: Adapter) -> None:
+    """Raises UnsupportedInputError where activation checkpointing would run hooks once more.
+
+    Older transformers checkpoint a layer with its hooks, and the backward pass would then run it on
+    tokens that were merged since.
+    """
+    layer = adapter.decoder.layers[0]
+    around = type(layer).__call__ is not nn.Module.__call__
+    if around and layer.training and getattr(layer, "gradient_checkpointing", False):
+        raise UnsupportedInputError(
+            "activation checkpointing in this version of transformers runs the hooks of a layer "
+            "again in the backward pass: use a newer one, such as 5.23, or switch it off"
         )
 
 

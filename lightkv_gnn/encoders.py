@@ -9,12 +9,12 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
-from lightkv_gnn.adapters import Encoded
+from lightkv_gnn.adapters import Adapter, Encoded
 
 _RECORD = "lightkv_encoded"
 
@@ -23,21 +23,19 @@ class Watched:
     """The encoders of a model, replaced on the instance by ones that make records.
 
     Args:
-        base: The module that encodes.
-        encoders: Name of the method of each kind of pictures.
+        adapter: Of the model.
         seen: Is handed every record.
     """
 
-    def __init__(
-        self, base: nn.Module, encoders: Mapping[str, str], seen: Callable[[Encoded], None]
-    ) -> None:
-        self._base, self._seen = base, seen
+    def __init__(self, adapter: Adapter, seen: Callable[[Encoded], None]) -> None:
+        self._adapter, self._seen = adapter, seen
+        self._base: nn.Module = adapter.base
         self._busy = threading.local()
         self._replaced: dict[str, tuple[Any, Any]] = {}
-        for kind, name in encoders.items():
-            watched = self._watched(kind, getattr(base, name))
-            self._replaced[name] = watched, vars(base).get(name)
-            setattr(base, name, watched)
+        for kind, name in adapter.encoders.items():
+            watched = self._watched(kind, getattr(self._base, name))
+            self._replaced[name] = watched, vars(self._base).get(name)
+            setattr(self._base, name, watched)
 
     def _watched(self, kind: str, encode: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(encode)
@@ -52,7 +50,8 @@ class Watched:
             finally:
                 self._busy.encoding = False
             arguments = signature.bind(*args, **kwargs).arguments
-            record = Encoded(kind, _without_pixels(arguments), lengths_of(output))
+            arguments = {**arguments, **arguments.get("kwargs", {})}
+            record = Encoded(kind, _without_pixels(arguments), self._adapter.lengths(kind, output))
             if hasattr(output, "pooler_output"):
                 setattr(output, _RECORD, record)
             self._seen(record)
@@ -75,12 +74,6 @@ def record_of(output: Any) -> Encoded | None:
     """The record that travels with an encoder's output, if it was made while attached."""
     record: Encoded | None = getattr(output, _RECORD, None)
     return record
-
-
-def lengths_of(output: Any) -> tuple[int, ...]:
-    """Vision tokens of each picture in an encoder's output."""
-    pooled = output.pooler_output if hasattr(output, "pooler_output") else output[1]
-    return tuple(picture.shape[0] for picture in pooled)
 
 
 def _without_pixels(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from lightkv_gnn.adapters import Adapter, Encoded
 from lightkv_gnn.backends import mask_form
 from lightkv_gnn.cache_layer import CompressedMixin
 from lightkv_gnn.call import Call
-from lightkv_gnn.checks import check_flash_window, check_same_backend
+from lightkv_gnn.checks import check_checkpointing, check_flash_window, check_same_backend
 from lightkv_gnn.compiling import OutsideGraphs
 from lightkv_gnn.compressor import TokenCompressor
 from lightkv_gnn.config import LightKVConfig
@@ -80,7 +80,7 @@ class Hooks:
         for number, layer in enumerate(decoder.layers):
             hook = partial(layering, number)
             hooks.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
-        hooks.append(Watched(base, adapter.encoders, self._seen))
+        hooks.append(Watched(adapter, self._seen))
         return hooks
 
     def _busy(self, *args: Any, **kwargs: Any) -> bool:
@@ -123,6 +123,7 @@ class Hooks:
         tokens = opening.tokens()
         layout = self._adapter.layout(tokens)
         if len(layout):
+            check_checkpointing(self._adapter)
             vision, real, past = tokens.mask, tokens.real, opening.past
             prefill = Prefill(self._config, self._compressor, layout, vision, real, past)
             self._running.call = Call(self._adapter, prefill)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightkv_gnn.adapters import Adapter, Encoded, VisionTokens
 from lightkv_gnn.cache import check_cache, mask_widths
-from lightkv_gnn.encoders import lengths_of, record_of
+from lightkv_gnn.encoders import record_of
 from lightkv_gnn.errors import UnsupportedInputError
 from lightkv_gnn.masks import real_tokens
 
@@ -20,7 +20,7 @@ PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 """Arguments that pictures come in, by kind."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Opening:
     """A prefill with pictures, before they are encoded.
 
@@ -81,20 +81,21 @@ def opened(adapter: Adapter, given: Mapping[str, Any]) -> Opening | None:
     widths = mask_widths(cache, length)
     real = real_tokens(given.get("attention_mask"), batch, length, past, widths)
     _check_one_prompt_per_row(given, real)
-    encoded = {kind: _record(kind, outputs[kind]) for kind in masks if kind in outputs}
+    encoded = {kind: _record(adapter, kind, outputs[kind]) for kind in masks if kind in outputs}
     return Opening(masks, real, past, encoded)
 
 
-def _record(kind: str, output: Any) -> Encoded:
+def _record(adapter: Adapter, kind: str, output: Any) -> Encoded:
     record = record_of(output)
     if record is None:
         raise UnsupportedInputError(
-            f"mm_encoder_outputs holds {kind}s that this model did not encode inside the context, "
-            "or a piece of them. If the prompt is being read in chunks (prefill_chunk_size), leave "
-            "that out: it would be compressed before all of it is seen; otherwise pass pixel_values"
+            f"the prompt is read in chunks (prefill_chunk_size), or mm_encoder_outputs holds {kind}s "
+            "that this model did not encode inside the context. Chunks would be compressed before "
+            "all of the prompt is seen: leave prefill_chunk_size out, and pass pixel_values"
         )
     # Encoders may return empty entries, and generate repeats a sample's pictures for its beams.
-    then, now = ([n for n in lengths if n] for lengths in (record.lengths, lengths_of(output)))
+    found = adapter.lengths(kind, output)
+    then, now = ([n for n in lengths if n] for lengths in (record.lengths, found))
     repeats = len(now) // max(len(then), 1)
     same = now == then if repeats == 1 else sorted(now) == sorted(then * repeats)
     if sum(now) == sum(then * repeats) and not same:
@@ -147,11 +148,17 @@ def _check_one_prompt_per_row(given: Mapping[str, Any], real: Tensor) -> None:
     position_ids = given.get("position_ids")
     if position_ids is None:
         return
-    if position_ids.ndim == 3:  # of M-RoPE's coordinates the first one, time, never falls
+    position_ids = position_ids.cpu()
+    coordinates = position_ids.ndim == 3 and position_ids.shape[0] == 3
+    if position_ids.ndim == 3:  # of M-RoPE: the text's own positions, or else time
         position_ids = position_ids[0]
-    position_ids = position_ids.cpu().expand(real.shape[0], -1)
-    falls = position_ids[:, 1:] < position_ids[:, :-1]
-    if bool((falls & real[:, 1:] & real[:, :-1]).any()):
+    position_ids = position_ids.expand(real.shape[0], -1)
+    before, now = position_ids[:, :-1], position_ids[:, 1:]
+    falls = (now < before) & real[:, 1:] & real[:, :-1]
+    if coordinates:  # time falls after a long video too, but not to where the row began
+        first = position_ids.masked_fill(~real, int(position_ids.max())).amin(1, keepdim=True)
+        falls &= now <= first
+    if bool(falls.any()):
         raise UnsupportedInputError(
             "position_ids start anew within a row: several prompts are packed into it, but "
             "compression needs one prompt per row; pass a padded batch"

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from lightkv_gnn.adapters import Adapter, Encoded, VisionTokens, adapter_for
 from lightkv_gnn.adapters.encoded import tiles_of_samples
-from lightkv_gnn.encoders import lengths_of
 from lightkv_gnn.errors import UnsupportedInputError
 from lightkv_gnn.opening import PIXELS, opened
 from lightkv_graphs import Tile
@@ -75,12 +74,13 @@ def vision_tokens(adapter: Adapter, inputs: Mapping[str, Any]) -> VisionTokens:
         )
     for kind in opening.masks:
         encode = getattr(adapter.base, adapter.encoders[kind])
-        known = inspect.signature(encode).parameters
-        arguments = {
-            name: _placed(value, adapter) for name, value in inputs.items() if name in known
-        }
+        # Not every transformers names its encoders' image_sizes, or their pixels like the model's.
+        known = {*inspect.signature(encode).parameters, "image_sizes"} - {*PIXELS.values()}
+        placed = {name: _placed(value, adapter) for name, value in inputs.items()}
+        arguments = {name: value for name, value in placed.items() if name in known}
         with torch.no_grad():
-            opening.encoded[kind] = Encoded(kind, arguments, lengths_of(encode(**arguments)))
+            output = encode(placed[PIXELS[kind]], **arguments)
+        opening.encoded[kind] = Encoded(kind, arguments, adapter.lengths(kind, output))
     return opening.tokens()
 
 

@@ -129,6 +129,11 @@ class Adapter(ABC):
         """
         return None
 
+    def lengths(self, kind: str, output: Any) -> tuple[int, ...]:
+        """Vision tokens of each picture in the output of an encoder."""
+        pooled = output.pooler_output if hasattr(output, "pooler_output") else output[1]
+        return tuple(picture.shape[:-1].numel() for picture in pooled)
+
     @abstractmethod
     def tiles(self, encoded: Encoded) -> Sequence[Sequence[Tile]]:
         """The tiles of each picture, in the order of its tokens.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -112,13 +112,23 @@ class LlavaOnevisionAdapter(LlavaNextAdapter):
 
     text_models = ("qwen2",)
 
+    @property
+    def frame(self) -> Tile:
+        """Of a video, pooled."""
+        side = math.ceil(self.side / 2)
+        return Tile(side, side)
+
+    def lengths(self, kind: str, output: Any) -> tuple[int, ...]:
+        """With a video's newline, which older transformers add after encoding it."""
+        lengths, frame = super().lengths(kind, output), self.frame.tokens
+        return lengths if kind == "image" else tuple(n // frame * frame + 1 for n in lengths)
+
     def tiles(self, encoded: Encoded) -> Sequence[Sequence[Tile]]:
         """Tiles of pictures, or frames with one newline at the very end."""
         if encoded.kind == "image":
             return super().tiles(encoded)
-        side = math.ceil(self.side / 2)
-        frame = Tile(side, side)
-        counts = [(length - 1) // frame.tokens for length in encoded.lengths]
+        frame = self.frame
+        counts = [length // frame.tokens for length in encoded.lengths]
         return [[frame] * (count - 1) + [frame._replace(after=1)] for count in counts]
 
     def seen(self, encoded: Encoded, pixels: Tensor) -> Sequence[Sequence[Tensor]]:

@@ -87,6 +87,17 @@ def test_a_picture_that_is_but_a_line(family: str, size: tuple[int, int]) -> Non
     check(family, [(3, Picture(size), 4), (2, PICTURES[family][0], 1)], "forward")
 
 
+@torch.no_grad()
+def test_newlines_of_a_line_that_stands() -> None:
+    """Rows without a single column end all the same; the newlines follow the scaled whole."""
+    model = still_model("llava_next")
+    with lk.attach(model, CONFIG) as handle:
+        model(**batch("llava_next", model, (3, Picture((100, 2)), 4)))
+        layout = handle.trace.layout
+    assert layout.grids == ((4, 4),)
+    assert layout.row[16:].tolist() == [-1] * 12
+
+
 @pytest.mark.parametrize("run", ["forward", "beams"])
 def test_class_tokens(run: str) -> None:
     check("llava", mixed("llava"), run, vision_feature_select_strategy="full")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from families.inputs import PICTURES, Picture, Prompt, alone, batch, truths
-from families.models import IMAGE, tiny
+from families.models import IMAGE, VIDEO, tiny
 from models import left_untouched, near
 from torch import Tensor
 from transformers import DynamicCache
@@ -177,12 +177,24 @@ def test_embeddings_without_pictures_are_left_alone_with_a_warning() -> None:
         warnings.simplefilter("always")
         found = model(**call)
         model.generate(**call, max_new_tokens=3)
+        model(inputs_embeds=embeds[:, -1:], past_key_values=found.past_key_values)  # a step
     ours = [str(each.message) for each in caught if "lightkv_gnn" in str(each.message)]
     assert ["pass input_ids" in message for message in ours] == [True, True]
     assert torch.equal(found.logits, expected.logits)
     assert {type(x) for x in found.past_key_values.layers} == {
         type(x) for x in expected.past_key_values.layers
     }
+
+
+@torch.no_grad()
+def test_a_placeholder_of_a_kind_without_pictures_is_a_token_like_any_other() -> None:
+    family, picture = "llava_next_video", PICTURES["llava_next_video"][0]
+    model = tiny(family)
+    inputs = batch(family, model, (4, picture, 6))
+    inputs["input_ids"][0, 1] = VIDEO
+    with lk.attach(model, CONFIG) as handle:
+        model(**inputs)
+        assert len(handle.trace.layout.grids) == len(truths(family, model, (picture,))[0])
 
 
 @torch.no_grad()

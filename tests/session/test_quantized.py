@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import importlib.util
 import io
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -217,13 +219,14 @@ def test_what_transformers_would_do_to_a_part_only_is_refused(backend: str) -> N
         cache = quantized(backend, model)
         model(**batch(*RAGGED), past_key_values=cache)
         before = [held(layer, "keys") for layer in cache.layers]
-        for act in (
-            lambda: cache.crop(-1),
-            lambda: cache.batch_repeat_interleave(2),
-            lambda: cache.batch_select_indices(torch.tensor([1])),
-        ):
+        acts: list[Callable[[Any], None]] = [
+            lambda each: each.crop(-1),
+            lambda each: each.batch_repeat_interleave(2),
+            lambda each: each.batch_select_indices(torch.tensor([1])),
+        ]
+        for act, whole_or_layer in itertools.product(acts, (cache, cache.layers[-1])):
             with pytest.raises(lk.UnsupportedInputError, match=message):
-                act()
+                act(whole_or_layer)
         for layer, keys in zip(cache.layers, before, strict=True):
             assert torch.equal(held(layer, "keys"), keys)
 

@@ -97,6 +97,24 @@ def test_activation_checkpointing_gives_the_same_gradients(guidance: str) -> Non
         assert torch.equal(plain, recomputed)
 
 
+def test_checkpointing_around_the_hooks_is_refused() -> None:
+    """As transformers 5.17 has it: the layer is run again with its hooks."""
+    model, inputs = tiny_llava().train(), labelled(*RAGGED)
+    layer = model.model.language_model.layers[0]
+    called = {"__call__": lambda self, *args, **kwargs: kind.__call__(self, *args, **kwargs)}
+    kind, layer.gradient_checkpointing = type(layer), True
+    layer.__class__ = type(kind.__name__, (kind,), called)
+    refused = pytest.raises(lk.UnsupportedInputError, match=r"checkpointing.*newer one")
+    with lk.attach(model, lk.LightKVConfig(STAGES)) as handle:
+        with refused:
+            model(**inputs)
+        with pytest.raises(RuntimeError, match="no prefill"):
+            handle.trace  # noqa: B018
+        layer.gradient_checkpointing = False
+        model(**inputs).loss.backward()
+        assert len(handle.trace) == 2
+
+
 def test_a_handle_keeps_no_autograd_graph() -> None:
     """A loss that nobody holds is freed, though the handle still tells of its prefill."""
     model, inputs = tiny_llava(), labelled(*RAGGED)
