@@ -46,3 +46,15 @@ def mask_form(implementation: str | None) -> MaskForm | None:
         return None
     # transformers itself asks this mapping whether to make a mask.
     return _FORMS.get(AttentionMaskInterface._global_mapping.get(implementation))
+
+
+def form_of(implementation: str) -> MaskForm:
+    """The masks of a supported attention implementation.
+
+    Raises:
+        ValueError: It is not supported.
+    """
+    form = mask_form(implementation)
+    if form is None:
+        raise ValueError(f"the masks of {implementation!r} are not known")
+    return form

@@ -220,6 +220,13 @@ def _compressible(cache: Cache, index: int) -> CompressedMixin:
     return compressed
 
 
+def withdraw(cache: Cache | None) -> None:
+    """Takes back what a failed call announced to the cache's layers."""
+    for layer in [] if cache is None else cache.layers:
+        if isinstance(layer, CompressedMixin):
+            layer.withdraw()
+
+
 def check_cache(cache: Cache, index: int) -> None:
     """Raises UnsupportedInputError if the cache's layer cannot hold fewer entries."""
     name = type(cache).__name__

@@ -105,6 +105,10 @@ class CompressedMixin:
         """Lets the next update through."""
         self.open = True
 
+    def withdraw(self) -> None:
+        """The call that announced entries, or was let through, has failed."""
+        self._pending, self.open = None, False
+
     def columns(self, queries: int, batch: int, device: torch.device) -> tuple[Tensor, bool]:
         """Where the keys of the next update's attention are in the masks of transformers.
 

@@ -7,11 +7,11 @@ from typing import Any
 from torch import Tensor
 
 from lightkv_gnn.adapters import Adapter
-from lightkv_gnn.backends import mask_form
+from lightkv_gnn.backends import MaskForm
 from lightkv_gnn.cache import compressed_layer
 from lightkv_gnn.cache_layer import CompressedMixin, Expected
 from lightkv_gnn.cache_sizes import first_new_key, room, stored_bytes
-from lightkv_gnn.checks import check_flash_call, check_flash_window
+from lightkv_gnn.checks import check_flash_call, check_flash_windows
 from lightkv_gnn.ledger import LayerRow, Ledger
 from lightkv_gnn.masks import Mask, compressed_mask
 from lightkv_gnn.plan import plan_costs
@@ -25,12 +25,12 @@ class Call:
     Args:
         adapter: Of the model's family.
         prefill: The plan and state.
+        form: Of the masks that the model's attention takes.
     """
 
-    def __init__(self, adapter: Adapter, prefill: Prefill) -> None:
+    def __init__(self, adapter: Adapter, prefill: Prefill, form: MaskForm) -> None:
         self.prefill = prefill
-        self._adapter = adapter
-        self._form = mask_form(adapter.decoder.config._attn_implementation) or "dense"
+        self._adapter, self._form = adapter, form
         self._stage_before = {
             planned.stage.layer + 1: stage for stage, planned in enumerate(prefill.planned)
         }
@@ -50,6 +50,9 @@ class Call:
         if number == 0:
             if self._form == "padding":
                 check_flash_call(kwargs)
+                layers = self._adapter.layers
+                later = range(min(self._stage_before, default=layers), layers)
+                check_flash_windows(self._adapter, later, prefill.past + prefill.length)
             prefill.start(hidden_states.device)
             self._cache, self._value_size = cache, hidden_states.element_size()
         if number in self._stage_before:
@@ -68,8 +71,6 @@ class Call:
         kwargs, prefill = dict(kwargs), self.prefill
         columns, ragged = prefill.source, prefill.ragged
         assert columns is not None
-        if self._form == "padding":
-            check_flash_window(self._adapter, number, prefill.past + prefill.length)
         if cache is not None:
             columns, ragged = self._columns(compressed_layer(cache, number), columns)
         kwargs["attention_mask"] = self._mask(kwargs.get("attention_mask"), columns, ragged)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +11,25 @@ from torch import nn
 from lightkv_gnn.adapters import Adapter
 from lightkv_gnn.backends import SUPPORTED, mask_form
 from lightkv_gnn.config import LightKVConfig
-from lightkv_gnn.errors import ScheduleError, UnsupportedInputError
+from lightkv_gnn.errors import ScheduleError, UnsupportedInputError, UnsupportedModelError
 from lightkv_gnn.masks import check_padding_mask
+
+
+def check_adapter(adapter: Adapter) -> None:
+    """Raises UnsupportedModelError for an adapter that would never find a picture."""
+    name, encoders = type(adapter).__name__, adapter.encoders
+    for encoder in encoders.values():
+        if not callable(getattr(adapter.base, encoder, None)):
+            raise UnsupportedModelError(
+                f"{name} names the encoder {encoder!r}, which {type(adapter.base).__name__} does "
+                "not have: override encoders"
+            )
+    if not set(adapter.placeholders) & set(encoders) & set(adapter.pixels):
+        raise UnsupportedModelError(
+            f"{name} knows no kind of pictures with an encoder, a placeholder and pixels: there "
+            f"are encoders {dict(encoders)}, placeholders {dict(adapter.placeholders)} and pixels "
+            f"{dict(adapter.pixels)}; override those that are called differently in this model"
+        )
 
 
 def check_schedule(adapter: Adapter, config: LightKVConfig) -> None:
@@ -131,17 +148,18 @@ def check_flash_call(kwargs: dict[str, Any]) -> None:
         )
 
 
-def check_flash_window(adapter: Adapter, layer: int, length: int) -> None:
-    """Looks at a compressed layer, where flash attention is to run over ``length`` tokens.
+def check_flash_windows(adapter: Adapter, layers: Iterable[int], length: int) -> None:
+    """Looks at compressed layers, where flash attention is to run over ``length`` tokens.
 
     Raises:
-        UnsupportedInputError: The layer's window is shorter.  Flash attention would count the
+        UnsupportedInputError: A layer's window is shorter.  Flash attention would count the
             entries that are left, and so look back further than the model was trained to.
     """
-    window = adapter.sliding_window(layer)
-    if window is not None and length > window:
-        raise UnsupportedInputError(
-            f"the context of {length} tokens grew past the sliding window of {window}, which "
-            "flash attention would count in merged tokens: use a shorter context, or "
-            'attn_implementation="sdpa" without a cache'
-        )
+    for layer in layers:
+        window = adapter.sliding_window(layer)
+        if window is not None and length > window:
+            raise UnsupportedInputError(
+                f"the context of {length} tokens grew past the sliding window of {window}, which "
+                "flash attention would count in merged tokens: use a shorter context, or "
+                'attn_implementation="sdpa"'
+            )

@@ -33,31 +33,28 @@ class Watched:
         self._busy = threading.local()
         self._replaced: dict[str, tuple[Any, Any]] = {}
         for kind, name in adapter.encoders.items():
-            watched = self._watched(kind, getattr(self._base, name))
+            watched = _Encoder(self, kind, getattr(self._base, name))
             self._replaced[name] = watched, vars(self._base).get(name)
             setattr(self._base, name, watched)
 
-    def _watched(self, kind: str, encode: Callable[..., Any]) -> Callable[..., Any]:
-        signature = inspect.signature(encode)
-
-        @functools.wraps(encode)
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            if getattr(self._busy, "encoding", False):  # a video's frames, encoded as images
-                return encode(*args, **kwargs)
-            self._busy.encoding = True
-            try:
-                output = encode(*args, **kwargs)
-            finally:
-                self._busy.encoding = False
-            arguments = signature.bind(*args, **kwargs).arguments
-            arguments = {**arguments, **arguments.get("kwargs", {})}
-            record = Encoded(kind, _without_pixels(arguments), self._adapter.lengths(kind, output))
-            if hasattr(output, "pooler_output"):
-                setattr(output, _RECORD, record)
-            self._seen(record)
-            return output
-
-        return watched
+    def encode(
+        self, kind: str, encoder: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Encodes, and makes a record, unless another encoder is at work: on a video's frames."""
+        if getattr(self._busy, "encoding", False):
+            return encoder(*args, **kwargs)
+        self._busy.encoding = True
+        try:
+            output = encoder(*args, **kwargs)
+        finally:
+            self._busy.encoding = False
+        arguments = inspect.signature(encoder).bind(*args, **kwargs).arguments
+        arguments = {**arguments, **arguments.get("kwargs", {})}
+        record = Encoded(kind, _without_pixels(arguments), self._adapter.lengths(kind, output))
+        if hasattr(output, "pooler_output"):
+            setattr(output, _RECORD, record)
+        self._seen(record)
+        return output
 
     def remove(self) -> None:
         """Puts the encoders back as they were; what others have put in their place stays."""
@@ -68,6 +65,23 @@ class Watched:
                 delattr(self._base, name)
             else:
                 setattr(self._base, name, own)
+
+
+class _Encoder:
+    """Stands in for an encoder; looks like it, and cannot be copied with the model."""
+
+    def __init__(self, watched: Watched, kind: str, encoder: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, encoder)
+        self._watched, self._kind, self._encoder = watched, kind, encoder
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._watched.encode(self._kind, self._encoder, args, kwargs)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise RuntimeError(
+            "this model is attached to lightkv_gnn, and a copy would keep its hooks for good: "
+            "leave the context before copying or saving the model"
+        )
 
 
 def record_of(output: Any) -> Encoded | None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from lightkv_gnn.adapters import Adapter, Encoded
-from lightkv_gnn.backends import mask_form
+from lightkv_gnn.backends import form_of
+from lightkv_gnn.cache import withdraw
 from lightkv_gnn.cache_layer import CompressedMixin
 from lightkv_gnn.call import Call
-from lightkv_gnn.checks import check_checkpointing, check_flash_window, check_same_backend
+from lightkv_gnn.checks import check_checkpointing, check_flash_windows, check_same_backend
 from lightkv_gnn.compiling import OutsideGraphs
 from lightkv_gnn.compressor import TokenCompressor
 from lightkv_gnn.config import LightKVConfig
@@ -60,28 +62,28 @@ class Hooks:
         self._finished = finished
         self._running = threading.local()
         self._outside = OutsideGraphs()
+        self._signature = inspect.signature(adapter.base.forward)
+        self._implementation = adapter.decoder.config._attn_implementation
+        self._form = form_of(self._implementation)
 
-    def install(self) -> list[Removable]:
-        """Registers them; returns what removes them."""
-        adapter = self._adapter
-        base, decoder = adapter.base, adapter.decoder
-        self._signature = inspect.signature(base.forward)
-        self._implementation = decoder.config._attn_implementation
-        self._form = mask_form(self._implementation) or "dense"
+    def install(self, undo: ExitStack) -> None:
+        """Registers them, and with ``undo`` how to take them away."""
+        base, decoder = self._adapter.base, self._adapter.decoder
         wrap = partial(self._outside.wrap, busy=self._busy)
         opening = self._outside.wrap(self._open, busy=_many_tokens)
         layering = wrap(self._before_layer)
-        hooks: list[Removable] = [
-            base.register_forward_pre_hook(opening, with_kwargs=True),
-            base.register_forward_hook(wrap(self._close), always_call=True),
-            decoder.register_forward_pre_hook(wrap(self._plan)),
-            decoder.register_forward_hook(wrap(self._restore)),
-        ]
+
+        def keep(installed: Removable) -> None:
+            undo.callback(installed.remove)
+
+        keep(base.register_forward_pre_hook(opening, with_kwargs=True))
+        keep(base.register_forward_hook(wrap(self._close), with_kwargs=True, always_call=True))
+        keep(decoder.register_forward_pre_hook(wrap(self._plan)))
+        keep(decoder.register_forward_hook(wrap(self._restore)))
         for number, layer in enumerate(decoder.layers):
             hook = partial(layering, number)
-            hooks.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
-        hooks.append(Watched(adapter, self._seen))
-        return hooks
+            keep(layer.register_forward_pre_hook(hook, with_kwargs=True))
+        keep(Watched(self._adapter, self._seen))
 
     def _busy(self, *args: Any, **kwargs: Any) -> bool:
         """Whether a prefill with pictures is running."""
@@ -107,8 +109,12 @@ class Hooks:
     def _open(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the model: finds out whether the call is a prefill with pictures."""
         self._running.call = None
+        self._running.opening = opened(self._adapter, self._given(args, kwargs))
+
+    def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """A call's arguments, by name."""
         given = self._signature.bind_partial(*args, **kwargs).arguments
-        self._running.opening = opened(self._adapter, {**given, **given.get("kwargs", {})})
+        return {**given, **given.get("kwargs", {})}
 
     def _seen(self, encoded: Encoded) -> None:
         """After an encoder: the call that is being opened is about these pictures."""
@@ -126,7 +132,7 @@ class Hooks:
             check_checkpointing(self._adapter)
             vision, real, past = tokens.mask, tokens.real, opening.past
             prefill = Prefill(self._config, self._compressor, layout, vision, real, past)
-            self._running.call = Call(self._adapter, prefill)
+            self._running.call = Call(self._adapter, prefill, self._form)
 
     def _before_layer(
         self, number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -134,8 +140,9 @@ class Hooks:
         """Before a decoder layer: runs a stage, and hands the layer what fits fewer tokens."""
         hidden_states: Tensor = args[0] if args else kwargs["hidden_states"]
         cache = kwargs.get("past_key_values")
-        call = self._call
-        if call is not None:
+        if number == 0 and self._call is None and cache is not None:
+            self._check_step(cache, hidden_states.shape[1])
+        if (call := self._call) is not None:
             check_same_backend(self._adapter, self._implementation)
             hidden_states = call.reach(number, hidden_states, cache, kwargs)
             if call.prefill.source is not None:
@@ -151,11 +158,17 @@ class Hooks:
         layer.admit()
         if not layer.compressed:
             return None
+        return args, self._continued(number, layer, hidden_states, kwargs)
+
+    def _check_step(self, cache: Any, queries: int) -> None:
+        """Before the first layer of a call that merges nothing: was anything merged before?"""
+        layers = enumerate(cache.layers)
+        merged = [n for n, x in layers if isinstance(x, CompressedMixin) and x.compressed]
+        if not merged:
+            return
         check_same_backend(self._adapter, self._implementation)
         if self._form == "padding":
-            length = layer.get_seq_length() + hidden_states.shape[1]
-            check_flash_window(self._adapter, number, length)
-        return args, self._continued(number, layer, hidden_states, kwargs)
+            check_flash_windows(self._adapter, merged, cache.get_seq_length() + queries)
 
     def _continued(
         self, number: int, layer: CompressedMixin, hidden_states: Tensor, kwargs: dict[str, Any]
@@ -188,11 +201,15 @@ class Hooks:
         output.last_hidden_state = call.prefill.restored(output.last_hidden_state)
         return output
 
-    def _close(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _close(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
         """After the model, after an exception too (then without an output)."""
         call, self._running.call = self._call, None
         self._running.opening = None
-        if call is not None and output is not None:
+        if output is None:
+            withdraw(self._given(args, kwargs).get("past_key_values"))
+        elif call is not None:
             call.end()
             self._finished(call)
 

@@ -16,9 +16,6 @@ from lightkv_gnn.encoders import record_of
 from lightkv_gnn.errors import UnsupportedInputError
 from lightkv_gnn.masks import real_tokens
 
-PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
-"""Arguments that pictures come in, by kind."""
-
 
 @dataclass(eq=False)
 class Opening:
@@ -50,9 +47,9 @@ class Opening:
         missing = sorted(set(self.masks) - set(self.encoded))
         if missing:
             raise UnsupportedInputError(
-                f"the {missing[0]}s of this call did not pass through the model's "
-                f"get_{missing[0]}_features, so the shape of their token grids is unknown: write "
-                "an adapter whose encoders and layout() fit this model"
+                f"the {missing[0]}s of this call did not pass through the encoder that the adapter "
+                "names, so the shape of their token grids is unknown: override its encoders, to "
+                "name the method of this model that encodes them"
             )
         return VisionTokens(self.masks, self.real, self.encoded)
 
@@ -68,7 +65,8 @@ def opened(adapter: Adapter, given: Mapping[str, Any]) -> Opening | None:
         UnsupportedInputError: Something in it is not supported.
     """
     outputs = {k: v for k, v in (given.get("mm_encoder_outputs") or {}).items() if v is not None}
-    kinds = [k for k in adapter.placeholders if k in outputs or given.get(PIXELS[k]) is not None]
+    pixels = adapter.pixels
+    kinds = [k for k in adapter.placeholders if k in outputs or given.get(pixels[k]) is not None]
     masks = _placeholder_masks(adapter, given, kinds)
     if not masks:
         return None
@@ -89,9 +87,10 @@ def _record(adapter: Adapter, kind: str, output: Any) -> Encoded:
     record = record_of(output)
     if record is None:
         raise UnsupportedInputError(
-            f"the prompt is read in chunks (prefill_chunk_size), or mm_encoder_outputs holds {kind}s "
-            "that this model did not encode inside the context. Chunks would be compressed before "
-            "all of the prompt is seen: leave prefill_chunk_size out, and pass pixel_values"
+            "the prompt is read in chunks (prefill_chunk_size), or mm_encoder_outputs holds "
+            f"{kind}s that this model did not encode inside the context. Chunks would be "
+            "compressed before all of the prompt is seen: leave prefill_chunk_size out, and pass "
+            "pixel_values"
         )
     # Encoders may return empty entries, and generate repeats a sample's pictures for its beams.
     found = adapter.lengths(kind, output)

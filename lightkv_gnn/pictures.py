@@ -14,7 +14,7 @@ from torch import Tensor
 from lightkv_gnn.adapters import Adapter, Encoded, VisionTokens, adapter_for
 from lightkv_gnn.adapters.encoded import tiles_of_samples
 from lightkv_gnn.errors import UnsupportedInputError
-from lightkv_gnn.opening import PIXELS, opened
+from lightkv_gnn.opening import opened
 from lightkv_graphs import Tile
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def seen_tiles(
     tiles: dict[str, list[list[Tile]]] = {}
     pictures: dict[int, Image.Image] = {}
     for kind, encoded in tokens.encoded.items():
-        seen = adapter.seen(encoded, inputs[PIXELS[kind]])
+        seen = adapter.seen(encoded, inputs[adapter.pixels[kind]])
         # Each tile is an object of its own, and so can be found again among those of its sample.
         tiles[kind] = [[Tile(*tile) for tile in own] for own in adapter.tiles(encoded)]
         for tile, pixels in zip(_flat(tiles[kind]), _flat(seen), strict=True):
@@ -75,12 +75,12 @@ def vision_tokens(adapter: Adapter, inputs: Mapping[str, Any]) -> VisionTokens:
     for kind in opening.masks:
         encode = getattr(adapter.base, adapter.encoders[kind])
         # Not every transformers names its encoders' image_sizes, or their pixels like the model's.
-        known = {*inspect.signature(encode).parameters, "image_sizes"} - {*PIXELS.values()}
+        known = {*inspect.signature(encode).parameters, "image_sizes"} - {*adapter.pixels.values()}
         placed = {name: _placed(value, adapter) for name, value in inputs.items()}
         arguments = {name: value for name, value in placed.items() if name in known}
         with torch.no_grad():
-            output = encode(placed[PIXELS[kind]], **arguments)
-        opening.encoded[kind] = Encoded(kind, arguments, adapter.lengths(kind, output))
+            output = encode(placed[adapter.pixels[kind]], **arguments)
+        opening.saw(Encoded(kind, arguments, adapter.lengths(kind, output)))
     return opening.tokens()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from contextlib import ExitStack
 from types import TracebackType
 
 from torch import nn
@@ -12,11 +13,11 @@ from transformers import PreTrainedModel
 from lightkv_gnn import capture
 from lightkv_gnn.adapters import Adapter, adapter_for
 from lightkv_gnn.call import Call
-from lightkv_gnn.checks import check_backend, check_schedule
+from lightkv_gnn.checks import check_adapter, check_backend, check_schedule
 from lightkv_gnn.compiling import uncompiled
 from lightkv_gnn.compressor import TokenCompressor
 from lightkv_gnn.config import LightKVConfig
-from lightkv_gnn.hooks import Hooks, Removable
+from lightkv_gnn.hooks import Hooks
 from lightkv_gnn.ledger import Ledger
 from lightkv_graphs import MergeTrace, part_of
 
@@ -59,6 +60,7 @@ def attach(model: PreTrainedModel, config: LightKVConfig) -> Handle:
         )
     if adapter.base in _attached:
         raise RuntimeError("this model is attached already: leave that context, or remove() it")
+    check_adapter(adapter)
     check_schedule(adapter, config)
     check_backend(adapter, config)
     return Handle(adapter, config, TokenCompressor(config.message, config.matcher, config.scatter))
@@ -77,42 +79,39 @@ class Handle:
         self._adapter = adapter
         self._compressor = compressor
         self._last_call: Call | None = None
-        self._hooks = self._install()
+        self._installed: ExitStack | None = self._install()
 
-    def _install(self) -> list[Removable]:
+    def _install(self) -> ExitStack:
+        """Puts everything in place, or on an error nothing; the result takes it away again."""
         config, adapter = self.config, self._adapter
         after = [stage.layer for stage in config.stages if stage.ratio > 0]
-        self._heard = [adapter.attention(layer) for layer in after if config.guidance != "none"]
-        hooks = Hooks(adapter, config, self._compressor, self._remember)
-        removable = hooks.install()
-        if self._heard:
-            backend = adapter.decoder.config._attn_implementation
-            capture.install(backend)
-            # At the latest when an attached model is garbage: the registry outlives it.
-            self._uninstall = weakref.finalize(self, capture.uninstall, backend)
-            for attention in self._heard:
+        heard = [adapter.attention(layer) for layer in after if config.guidance != "none"]
+        with ExitStack() as undo:
+            hooks = Hooks(adapter, config, self._compressor, self._remember)
+            hooks.install(undo)
+            if heard:
+                backend = adapter.decoder.config._attn_implementation
+                capture.install(backend)
+                # At the latest when an attached model is garbage: the registry outlives it.
+                undo.callback(weakref.finalize(self, capture.uninstall, backend))
+            for attention in heard:
                 capture.listen(attention, hooks.listener)
-        _attached.add(adapter.base)
-        return removable
+                undo.callback(capture.stop_listening, attention)
+            _attached.add(adapter.base)
+            undo.callback(_attached.discard, adapter.base)
+            return undo.pop_all()
 
     def _remember(self, call: Call) -> None:
         self._last_call = call
 
     def remove(self) -> None:
         """Takes every hook away; the model is as it was before.  More calls do nothing."""
-        if not self._hooks:
-            return
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
-        if self._heard:
-            for attention in self._heard:
-                capture.stop_listening(attention)
-            self._uninstall()
-        _attached.discard(self._adapter.base)
+        if self._installed is not None:
+            self._installed.close()
+        self._installed = None
 
     def __enter__(self) -> Handle:
-        if not self._hooks:
+        if self._installed is None:
             raise RuntimeError("this handle was removed: call attach(model, config) again")
         return self
 

@@ -121,6 +121,11 @@ class Adapter(ABC):
         return {kind: int(token) for kind, token in ids.items() if token is not None}
 
     @property
+    def pixels(self) -> Mapping[str, str]:
+        """Of each kind of pictures, the argument of the model that they come in."""
+        return {"image": "pixel_values", "video": "pixel_values_videos"}
+
+    @property
     def grid(self) -> Grid | None:
         """(rows, columns) of a tile that every image has, where there is one, else None.
 
@@ -188,15 +193,15 @@ def register_adapter(*model_types: str) -> Callable[[_A], _A]:
     """Class decorator: serves models whose ``config.model_type`` is one of ``model_types``.
 
     Raises:
-        ValueError: A family has an adapter already.
+        ValueError: A family has an adapter already, and this is no subclass of it.
     """
 
     def register(adapter: _A) -> _A:
         for model_type in model_types:
-            if model_type in _ADAPTERS:
+            if not issubclass(adapter, known := _ADAPTERS.get(model_type, Adapter)):
                 raise ValueError(
-                    f"{model_type!r} is served by {_ADAPTERS[model_type].__name__} already: "
-                    "subclass that, or register under another model type"
+                    f"{model_type!r} is served by {known.__name__} already: a subclass of that may "
+                    "take its place"
                 )
         _ADAPTERS.update(dict.fromkeys(model_types, adapter))
         return adapter

@@ -116,10 +116,13 @@ def test_loss_and_gradients(family: str) -> None:
     expected = cross_entropy(logits[:-1], labels[0, 1:])
     with lk.attach(model, config_of(model)):
         loss = model(**inputs, labels=labels).loss
-        [gradient] = torch.autograd.grad(loss, [model.get_input_embeddings().weight])
+        # The other weight is before the first stage, and no guidance comes from it.
+        first = model.get_decoder().layers[0].self_attn.o_proj.weight
+        gradients = torch.autograd.grad(loss, [model.get_input_embeddings().weight, first])
     near(loss[None], expected[None])
-    assert bool(gradient.isfinite().all())
-    assert float(gradient.abs().max()) > 0
+    for gradient in gradients:
+        assert bool(gradient.isfinite().all())
+        assert float(gradient.abs().max()) > 0
 
 
 @families
@@ -146,7 +149,7 @@ def test_positions_that_close_up(family: str) -> None:
     model, [prompt] = model_of(family, "eager"), prompts_of(family, "one")
     [(_, inputs)] = alone(family, model, prompt)
     loop = FamilyLoop(model, family, stages_of(model), positions="reindex")
-    expected = loop.run(inputs, list(chain.from_iterable(truths(family, model, prompt))))
+    expected = loop.run(inputs, tiles_of(family, model, prompt))
     with lk.attach(model, config_of(model, positions="reindex")):
         out = model(**inputs)
         near(out.logits[0], expected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import sys
 import textwrap
@@ -188,8 +189,53 @@ def test_the_message_shows_how_to_write_an_adapter(adapters: dict[str, Any]) -> 
         assert torch.equal(model(**inputs).logits, expected)
 
 
+def test_a_subclass_takes_an_adapters_place(adapters: dict[str, Any]) -> None:
+    mine = type("Mine", (adapters["llava"],), {})
+    assert lk.register_adapter("llava")(mine) is adapters["llava"] is mine
+
+
+UNFIT = {
+    "no placeholder": ({"placeholders": {}}, "knows no kind of pictures"),
+    "no encoder": ({"encoders": {}}, "knows no kind of pictures"),
+    "no pixels": ({"pixels": {}}, "knows no kind of pictures"),
+    "an unknown encoder": ({"encoders": {"image": "see"}}, "encoder 'see', which LlavaModel"),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_an_adapter_that_would_find_nothing(adapters: dict[str, Any], case: str) -> None:
+    values, message = UNFIT[case]
+    adapters["llava"] = type("Unfit", (adapters["llava"],), values)
+    model, inputs = tiny_llava(), batch(*RAGGED)
+    refused = pytest.raises(lk.UnsupportedModelError, match=f"Unfit.*{message}.*override")
+    with left_untouched(model, inputs), refused:
+        lk.attach(model, CONFIG)
+
+
+def test_an_error_while_attaching_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    model, inputs = tiny_llava(), batch(*RAGGED)
+    with left_untouched(model, inputs):
+        with monkeypatch.context() as patched:
+            patched.setattr(lk.session.capture, "listen", fail)
+            with pytest.raises(KeyboardInterrupt):
+                lk.attach(model, CONFIG)
+        with lk.attach(model, CONFIG):
+            pass
+
+
+def test_an_attached_model_is_not_copied() -> None:
+    model = tiny_llava()
+    refused = pytest.raises(RuntimeError, match="leave the context before copying")
+    with lk.attach(model, CONFIG), refused:
+        copy.deepcopy(model)
+    copy.deepcopy(model)
+
+
 def test_a_family_has_one_adapter(adapters: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="served by LlavaAdapter already"):
+    with pytest.raises(ValueError, match="served by LlavaAdapter already: a subclass"):
         lk.register_adapter("llava")(lk.Adapter)
     assert adapters["llava"].__name__ == "LlavaAdapter"
 
@@ -268,7 +314,7 @@ CALLING: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
     "a prefill in pieces": (
         lambda model: model.generate(**batch(*RAGGED), max_new_tokens=2, prefill_chunk_size=12),
         lk.UnsupportedInputError,
-        "read in chunks.*leave that out",
+        "read in chunks.*leave prefill_chunk_size out",
     ),
 }
 

@@ -128,10 +128,14 @@ def test_a_sliding_window_over_a_cache_without_one(ran: list[str]) -> None:
         for _ in range(2):
             model(input_ids=torch.tensor([[5]]), past_key_values=cache)
         refused = pytest.raises(lk.UnsupportedInputError, match=r"29 tokens.*window of 28.*merged")
+        before = cache_lengths(cache)
         with refused:
             model(input_ids=torch.tensor([[5]]), past_key_values=cache)
+        assert cache_lengths(cache) == before
+        empty = DynamicCache()
         with pytest.raises(lk.UnsupportedInputError, match="sliding window of 28"):
-            model(**batch(prompt(8, "image", 6)), past_key_values=DynamicCache())
+            model(**batch(prompt(8, "image", 6)), past_key_values=empty)
+        assert empty.get_seq_length() == 0
 
 
 @torch.no_grad()

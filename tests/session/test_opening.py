@@ -66,11 +66,11 @@ REFUSED: dict[str, tuple[Call, str]] = {
     ),
     "small chunks": (
         lambda model, inputs: model.generate(**inputs, prefill_chunk_size=7, max_new_tokens=2),
-        "prefill_chunk_size.*leave that out",
+        "prefill_chunk_size.*leave prefill_chunk_size out",
     ),
     "one chunk": (
         lambda model, inputs: model.generate(**inputs, prefill_chunk_size=99, max_new_tokens=2),
-        "prefill_chunk_size.*leave that out",
+        "prefill_chunk_size.*leave prefill_chunk_size out",
     ),
     "encoded elsewhere": (
         lambda model, inputs: model(**passing_by(model, inputs)),
