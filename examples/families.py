@@ -44,14 +44,14 @@ def prompt(published: Published, text: int = TEXT) -> lk.VisionTokens:
 def cells(published: Published) -> tuple[str, ...]:
     """A row of the table."""
     model = build(published)
-    adapter = lk.adapter_for(model)
-    stages = lk.LightKVConfig.for_model(model, retention=0.55).stages
-    totals = lk.plan_prefill(adapter, stages, prompt(published), BF16).totals()
+    config = lk.LightKVConfig.for_model(model, retention=0.55)
+    plan = lk.plan_prefill(model, config, prompt(published), bytes_per_value=BF16)
+    totals = plan.totals()
     return (
         published.name,
         f"{totals['layers']}",
         f"{published.tokens} ({published.seen})",
-        ", ".join(f"{stage.layer}/{stage.windows}" for stage in stages),
+        ", ".join(f"{stage.layer}/{stage.windows}" for stage in config.stages),
         f"{totals['retention']:.1%}",
         arrow(totals["kv_bytes_full"] / 2**20, totals["kv_bytes"] / 2**20),
         arrow(totals["flops_full"] / 1e12, totals["flops"] / 1e12),

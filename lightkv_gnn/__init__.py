@@ -13,10 +13,10 @@ from lightkv_gnn.errors import (
     UnsupportedInputError,
     UnsupportedModelError,
 )
+from lightkv_gnn.forecast import plan_prefill
 from lightkv_gnn.ledger import LayerCost, LayerRow, Ledger
 from lightkv_gnn.messages import MergeConv, destination_only, guided_mean, mass_mean, mean
 from lightkv_gnn.pictures import seen_tiles
-from lightkv_gnn.plan import plan_prefill
 from lightkv_gnn.schedule import Stage
 from lightkv_gnn.session import Handle, attach
 

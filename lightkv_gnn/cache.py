@@ -164,6 +164,12 @@ class _QuantizedMixin(CompressedMixin):
         self._refuse("pick samples")
         super().batch_select_indices(indices)  # type: ignore[misc]
 
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Picks samples, for beams; refused where transformers would pick from only a part."""
+        if not hasattr(cache_utils, "BaseQuantizedLayer"):
+            self._refuse("reorder beams in this version of transformers")
+        super().reorder_cache(beam_idx)
+
     def _refuse(self, what: str) -> None:
         if self.compressed or self.guard:
             raise UnsupportedInputError(

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.run(options)
     except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"lightkv-gnn: {error}", file=sys.stderr)
+        print(f"lightkv-gnn: {str(error).strip()}", file=sys.stderr)
         return 1
     return 0
 
@@ -70,11 +70,13 @@ def _demo(options: argparse.Namespace) -> None:
     if options.model and not (options.image and options.prompt):
         raise ValueError("--model needs --image FILE and --prompt TEXT to ask about")
     report = (lambda line: None) if options.json else print
+    picture, questions = _picture_and_questions(options)
+    if options.out.exists() and not options.out.is_dir():
+        raise NotADirectoryError(f"--out {options.out} is a file: give a folder for the pictures")
     model, processor = demo.load_model(options.model)
     config = LightKVConfig.for_model(model, options.retention)
     report(_machine(model))
     report(_schedule_line(config))
-    picture, questions = _picture_and_questions(options)
     answered = demo.ask_all(model, processor, picture, questions, config)
     report(_answers(answered.answers))
     report(f"{answered.ledger}\n")

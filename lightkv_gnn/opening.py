@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -162,3 +163,37 @@ def _check_one_prompt_per_row(given: Mapping[str, Any], real: Tensor) -> None:
             "position_ids start anew within a row: several prompts are packed into it, but "
             "compression needs one prompt per row; pass a padded batch"
         )
+
+
+def vision_tokens(adapter: Adapter, inputs: Mapping[str, Any]) -> VisionTokens:
+    """The placeholders of a call, and its pictures as the model's encoders take them.
+
+    Args:
+        adapter: Of the model.
+        inputs: What the processor returned.
+
+    Raises:
+        UnsupportedInputError: ``inputs`` has no pictures.
+    """
+    opening = opened(adapter, inputs)
+    if opening is None:
+        raise UnsupportedInputError(
+            f"there are no pictures in {sorted(inputs)}: pass everything that the processor returns"
+        )
+    for kind in opening.masks:
+        encode = getattr(adapter.base, adapter.encoders[kind])
+        # Not every transformers names its encoders' image_sizes, or their pixels like the model's.
+        known = {*inspect.signature(encode).parameters, "image_sizes"} - {*adapter.pixels.values()}
+        placed = {name: _placed(value, adapter) for name, value in inputs.items()}
+        arguments = {name: value for name, value in placed.items() if name in known}
+        with torch.no_grad():
+            output = encode(placed[adapter.pixels[kind]], **arguments)
+        opening.saw(Encoded(kind, arguments, adapter.lengths(kind, output)))
+    return opening.tokens()
+
+
+def _placed(value: Any, adapter: Adapter) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    model = adapter.model
+    return value.to(model.device, model.dtype if value.is_floating_point() else None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -11,10 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lightkv_gnn.adapters import Adapter, Encoded, VisionTokens, adapter_for
+from lightkv_gnn.adapters import adapter_for
 from lightkv_gnn.adapters.encoded import tiles_of_samples
-from lightkv_gnn.errors import UnsupportedInputError
-from lightkv_gnn.opening import opened
+from lightkv_gnn.opening import vision_tokens
 from lightkv_graphs import Tile
 
 if TYPE_CHECKING:
@@ -55,40 +53,6 @@ def seen_tiles(
         for tile, pixels in zip(_flat(tiles[kind]), _flat(seen), strict=True):
             pictures[id(tile)] = _as_picture(pixels, _processing(processor, kind))
     return [pictures[id(tile)] for tile in _flat(tiles_of_samples(tokens, tiles))]
-
-
-def vision_tokens(adapter: Adapter, inputs: Mapping[str, Any]) -> VisionTokens:
-    """The placeholders of a call, and its pictures as the model's encoders take them.
-
-    Args:
-        adapter: Of the model.
-        inputs: What the processor returned.
-
-    Raises:
-        UnsupportedInputError: ``inputs`` has no pictures.
-    """
-    opening = opened(adapter, inputs)
-    if opening is None:
-        raise UnsupportedInputError(
-            f"there are no pictures in {sorted(inputs)}: pass everything that the processor returns"
-        )
-    for kind in opening.masks:
-        encode = getattr(adapter.base, adapter.encoders[kind])
-        # Not every transformers names its encoders' image_sizes, or their pixels like the model's.
-        known = {*inspect.signature(encode).parameters, "image_sizes"} - {*adapter.pixels.values()}
-        placed = {name: _placed(value, adapter) for name, value in inputs.items()}
-        arguments = {name: value for name, value in placed.items() if name in known}
-        with torch.no_grad():
-            output = encode(placed[adapter.pixels[kind]], **arguments)
-        opening.saw(Encoded(kind, arguments, adapter.lengths(kind, output)))
-    return opening.tokens()
-
-
-def _placed(value: Any, adapter: Adapter) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    model = adapter.model
-    return value.to(model.device, model.dtype if value.is_floating_point() else None)
 
 
 def _flat(nested: Sequence[Sequence[Any]]) -> chain[Any]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lightkv_gnn.adapters import Adapter, VisionTokens
-from lightkv_gnn.ledger import DecoderSize, LayerCost, LayerRow, Ledger
+from lightkv_gnn.ledger import DecoderSize, LayerCost
 from lightkv_gnn.schedule import Stage
 from lightkv_graphs import StagePlan, TokenLayout, plan_stage
 
@@ -86,30 +85,3 @@ def _cost(
     size: DecoderSize, lengths: Sequence[int], vision: int, width: int, room: int | None
 ) -> LayerCost:
     return size.cost(lengths, vision, width if room is None else min(width, room))
-
-
-def plan_prefill(
-    adapter: Adapter, stages: Sequence[Stage], tokens: VisionTokens, bytes_per_value: int
-) -> Ledger:
-    """What a prefill on an empty dynamic cache will cost; nothing runs, nothing is observed.
-
-    Weights are not needed: a model on the meta device will do.
-
-    Args:
-        adapter: Of the model.
-        stages: In ascending order of their layers.
-        tokens: The call's placeholders and pictures.
-        bytes_per_value: Of the cache.
-
-    Raises:
-        ImageTokensError: Placeholders and pictures do not fit each other.
-        UnsupportedInputError: The pictures' sizes are not told.
-    """
-    layout, lengths = adapter.layout(tokens), tokens.real.sum(1).tolist()
-    planned = plan_stages(stages, layout, lengths)
-    windows = [adapter.sliding_window(layer) for layer in range(adapter.layers)]
-    room = [None if window is None else window - 1 for window in windows]
-    size, width = adapter.decoder_size(bytes_per_value), tokens.real.shape[1]
-    costs = plan_costs(size, planned, lengths, len(layout), width, room)
-    rows = [LayerRow(layer, *both, None, None, None) for layer, both in enumerate(costs)]
-    return Ledger(tuple(rows), 0.0)

@@ -95,7 +95,8 @@ def find_stages(
     if abs(reached - retention) > 0.05:
         raise ScheduleError(
             f"no schedule of halving stages on {layers} layers keeps {retention:.0%} of the vision "
-            f"tokens; the nearest keeps {reached:.0%}: {best}. Write the stages out instead"
+            f"tokens, as stages may run after layers {list(legal)}; the nearest keeps "
+            f"{reached:.0%}: {best}. Ask for that, or write the stages out"
         )
     return best
 

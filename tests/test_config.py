@@ -160,7 +160,7 @@ def test_for_model(layers: int, retention: float) -> None:
 
 
 def test_for_model_out_of_reach() -> None:
-    with pytest.raises(lk.ScheduleError, match=r"nearest keeps 75%.*Write the stages out"):
+    with pytest.raises(lk.ScheduleError, match=r"nearest keeps 75%.*write the stages out"):
         lk.LightKVConfig.for_model(tiny_llava(layers=2), 0.55)
 
 

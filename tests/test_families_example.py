@@ -146,7 +146,8 @@ def test_on_a_tiny_twin_the_plan_is_what_is_observed(family, kind):
     with lk.attach(model, config) as handle:
         model(**inputs, use_cache=True)
     tokens = vision_tokens(family, model, kind, inputs, *batch_of)
-    plan = lk.plan_prefill(lk.adapter_for(model), config.stages, tokens, 4)
+    plan = lk.plan_prefill(model, config, tokens)
+    assert plan.rows == lk.plan_prefill(model, config, inputs).rows
     seen = handle.ledger.rows
     assert [(row.planned, row.full) for row in plan.rows] == [
         (row.planned, row.full) for row in seen

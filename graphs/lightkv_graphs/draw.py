@@ -71,7 +71,7 @@ def draw_stages(
         trace: From ``handle.trace``.
         pictures: What the model saw, one for each image of the trace, as from ``seen_tiles``; or
             one picture, which is the first of ``images``, or the first image.
-        images: Which to draw, by number; the first ``most`` if not given.
+        images: Which to draw, by number; if not given, all, or the first ones and the last.
         most: Images drawn if none are chosen.
 
     Raises:
@@ -151,7 +151,9 @@ def _chosen(
             f"{len(pictures)} pictures for a trace of {count} images: every tile and every frame "
             "is an image, see lightkv_gnn.seen_tiles"
         )
-    numbers = list(range(min(count, most))) if images is None else list(images)
+    numbers = list(range(count)) if images is None else list(images)
+    if images is None and count > most:  # what is cut in tiles often ends with the whole picture
+        numbers = [*range(most - 1), count - 1]
     for image in numbers:
         _check_image(layout, image)
     return {image: pictures[image] for image in numbers}
