@@ -65,6 +65,19 @@ def test_positions_may_be_given(family: str) -> None:
 
 @families
 @torch.no_grad()
+def test_time_may_fall_after_a_long_video(family: str) -> None:
+    """The text goes on from the frames' rows and columns, which are fewer than the frames."""
+    model, film = model_of(family), Picture((8, 4, 4), "video")
+    inputs, tiles = inputs_of(family, (3, film, 4))
+    places = positions_of(model, inputs)
+    assert family == "qwen3_vl" or bool((places[0].diff() < 0).any())
+    expected = FamilyLoop(model, family, SCHEDULE).run(inputs, tiles)
+    with lk.attach(model, CONFIG):
+        near(model(**inputs, position_ids=places).logits[0], expected)
+
+
+@families
+@torch.no_grad()
 def test_a_second_picture_after_the_first(family: str) -> None:
     """transformers wants the positions spelled out, from there on."""
     model, cache = model_of(family), DynamicCache()

@@ -16,6 +16,7 @@ import pytest
 import torch
 from models import LAYERS, batch, footprint, greedy, left_untouched, prompt, tiny_llava
 from torch import nn
+from transformers import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaAttention
 
@@ -367,3 +368,18 @@ def test_one_thread_stops_inside_a_prefill_of_another() -> None:
         run(0, first)
         hook.remove()
     assert [torch.equal(found[n], expected[n]) for n in (0, 1)] == [True, True]
+
+
+@torch.no_grad()
+def test_a_failed_prefill_announces_nothing() -> None:
+    """The cache's layers wait for no entries, and let nothing through, after an exception."""
+    model, inputs, cache = tiny_llava(), batch(prompt(4, "image", 6)), DynamicCache()
+    attention = model.model.language_model.layers[3].self_attn
+    hook = attention.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(OSError("no")))
+    with lk.attach(model, lk.LightKVConfig([lk.Stage(1, 2, 0.5)])):
+        with pytest.raises(OSError, match="no"):
+            model(**inputs, past_key_values=cache)
+        hook.remove()
+        compressed = [layer for layer in cache.layers if hasattr(layer, "withdraw")]
+        assert len(compressed) >= 2
+        assert not any(layer.open or layer._pending for layer in compressed)
