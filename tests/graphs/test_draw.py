@@ -189,6 +189,13 @@ def test_images_left_out_are_counted() -> None:
     assert figure.get_supxlabel() == "and 1 more"
 
 
+def test_the_last_image_is_among_the_drawn() -> None:
+    """Many families put the whole picture behind its tiles."""
+    trace = MergeTrace(make_layout([[(2, 2)] * 5]), ())
+    figure = draw_stages(trace, [picture()] * 5, most=3)
+    assert [ax.get_ylabel() for ax in figure.axes] == ["image 0", "image 1", "image 4"]
+
+
 @pytest.mark.parametrize(
     ("pictures", "options", "message"),
     [
