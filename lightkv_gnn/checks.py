@@ -132,11 +132,12 @@ def check_flash_call(kwargs: dict[str, Any]) -> None:
     """
     mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
     check_padding_mask(mask)
-    if mask is not None or positions is None or positions.shape[0] > 1:
-        gaps = False
-    else:
-        gaps = bool((torch.diff(positions, dim=-1) != 1).any())
-    if gaps:
+    if (
+        mask is None
+        and positions is not None
+        and positions.shape[0] == 1
+        and bool((torch.diff(positions, dim=-1) != 1).any())
+    ):
         raise UnsupportedInputError(
             "position_ids with gaps are borders between packed sequences to flash attention: "
             "pass one sequence per row, padded, with an attention_mask"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -17,6 +17,14 @@ from torch import nn
 from lightkv_gnn.adapters import Adapter, Encoded
 
 _RECORD = "lightkv_encoded"
+
+
+def named(
+    signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A call's arguments by name, those in ``**kwargs`` too."""
+    given = signature.bind_partial(*args, **kwargs).arguments
+    return {**given, **given.get("kwargs", {})}
 
 
 class Watched:
@@ -48,8 +56,7 @@ class Watched:
             output = encoder(*args, **kwargs)
         finally:
             self._busy.encoding = False
-        arguments = inspect.signature(encoder).bind(*args, **kwargs).arguments
-        arguments = {**arguments, **arguments.get("kwargs", {})}
+        arguments = named(inspect.signature(encoder), args, kwargs)
         record = Encoded(kind, _without_pixels(arguments), self._adapter.lengths(kind, output))
         if hasattr(output, "pooler_output"):
             setattr(output, _RECORD, record)

@@ -20,7 +20,7 @@ from lightkv_gnn.checks import check_checkpointing, check_flash_windows, check_s
 from lightkv_gnn.compiling import OutsideGraphs
 from lightkv_gnn.compressor import TokenCompressor
 from lightkv_gnn.config import LightKVConfig
-from lightkv_gnn.encoders import Watched
+from lightkv_gnn.encoders import Watched, named
 from lightkv_gnn.masks import compressed_mask
 from lightkv_gnn.opening import Opening, opened
 from lightkv_gnn.positions import closed_up
@@ -113,8 +113,7 @@ class Hooks:
 
     def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """A call's arguments, by name."""
-        given = self._signature.bind_partial(*args, **kwargs).arguments
-        return {**given, **given.get("kwargs", {})}
+        return named(self._signature, args, kwargs)
 
     def _seen(self, encoded: Encoded) -> None:
         """After an encoder: the call that is being opened is about these pictures."""

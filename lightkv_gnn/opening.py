@@ -65,10 +65,14 @@ def opened(adapter: Adapter, given: Mapping[str, Any]) -> Opening | None:
     Raises:
         UnsupportedInputError: Something in it is not supported.
     """
+    ids = given.get("input_ids")
+    tokens = given.get("inputs_embeds") if ids is None else ids
+    if tokens is None or tokens.shape[1] == 1:  # a step
+        return None
     outputs = {k: v for k, v in (given.get("mm_encoder_outputs") or {}).items() if v is not None}
     pixels = adapter.pixels
     kinds = [k for k in adapter.placeholders if k in outputs or given.get(pixels[k]) is not None]
-    masks = _placeholder_masks(adapter, given, kinds)
+    masks = _placeholder_masks(adapter, ids, tokens, kinds)
     if not masks:
         return None
     cache, past = given.get("past_key_values"), 0
@@ -107,16 +111,18 @@ def _record(adapter: Adapter, kind: str, output: Any) -> Encoded:
 
 
 def _placeholder_masks(
-    adapter: Adapter, given: Mapping[str, Any], kinds: list[str]
+    adapter: Adapter, ids: Tensor | None, tokens: Tensor, kinds: list[str]
 ) -> dict[str, Tensor]:
     """Placeholders of each kind that has any; only of kinds with pictures.
 
     Without pictures, a placeholder among the token ids is a token like any other.
+
+    Args:
+        adapter: Of the model.
+        ids: `[batch, token]`, or None where there are embeddings only.
+        tokens: The ids, or the embeddings, `[batch, token, channel]`.
+        kinds: Of the call's pictures.
     """
-    ids = given.get("input_ids")
-    tokens = given.get("inputs_embeds") if ids is None else ids
-    if tokens is None or tokens.shape[1] == 1:
-        return {}
     if not kinds:
         if ids is None:
             warnings.warn(

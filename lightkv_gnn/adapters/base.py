@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
@@ -86,10 +86,15 @@ class Adapter(ABC):
     def rotary(self, layer: int) -> Callable[..., Any]:
         """Makes a decoder layer's rotary tables: ``rotary(hidden_states, position_ids=...)``."""
         decoder = self.decoder
-        if "layer_type" in inspect.signature(decoder.rotary_emb.forward).parameters:
+        if self._rotary_takes_kind:
             return partial(decoder.rotary_emb, layer_type=decoder.config.layer_types[layer])
         rotary: Callable[..., Any] = decoder.rotary_emb
         return rotary
+
+    @cached_property
+    def _rotary_takes_kind(self) -> bool:
+        """Whether kinds of layers rotate differently; asked in every step, so looked up once."""
+        return "layer_type" in inspect.signature(self.decoder.rotary_emb.forward).parameters
 
     @property
     def positions_close_up(self) -> bool:
