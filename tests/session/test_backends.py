@@ -12,6 +12,7 @@ import test_masks_in_use
 import test_turns
 import torch
 from attention import runnable
+from marks import policies
 from models import batch, left_untouched, near, prompt, tiny_llava
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -22,8 +23,6 @@ import lightkv_gnn as lk
 from lightkv_gnn.guidance import GuidanceBlock, prompt_guidance
 
 STAGES = [lk.Stage(0, 2, 0.25), lk.Stage(2, 2, 0.5), lk.Stage(4, 1, 0.5)]
-
-policies = pytest.mark.parametrize("positions", ["preserve", "reindex"])
 
 
 @pytest.fixture(params=["flash_attention_2", "flex_attention"])  # the latter is slow on a CPU

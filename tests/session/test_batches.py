@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from marks import attentions, ways
 from models import alone, batch, cache_lengths, check_ledger, near, prompt, tiny_llava
 
 import lightkv_gnn as lk
@@ -28,10 +29,6 @@ BATCHES = {
 STAGES = [lk.Stage(0, 2, 0.25), lk.Stage(2, 2, 0.5), lk.Stage(4, 1, 0.5)]
 
 cases = pytest.mark.parametrize("name", BATCHES)
-attentions = pytest.mark.parametrize("attention", ["eager", "sdpa"])
-ways = pytest.mark.parametrize(
-    ("attention", "positions"), [("eager", "reindex"), ("sdpa", "preserve")]
-)
 
 
 @ways

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from marks import attentions
 from models import LAYERS, batch, footprint, greedy, left_untouched, prompt, tiny_llava
 from torch import nn
 from transformers import DynamicCache
@@ -25,8 +26,6 @@ import lightkv_gnn as lk
 STAGES = [lk.Stage(1, 2, 0.5), lk.Stage(3, 1, 0.5)]
 CONFIG = lk.LightKVConfig(STAGES)
 RAGGED = [prompt(4, "image", 6), prompt(2, "image", 3, "image", 4, seed=1), prompt(9, seed=2)]
-
-attentions = pytest.mark.parametrize("attention", ["eager", "sdpa"])
 
 
 class BoomError(Exception):

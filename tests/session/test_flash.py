@@ -15,6 +15,7 @@ import test_equivalence
 import test_generation
 import torch
 from flash_stand_in import VERSIONS, flash_on_cpu
+from marks import policies
 from models import batch, cache_lengths, left_untouched, near, prompt, tiny_llava
 from transformers import DynamicCache, StaticCache
 
@@ -25,8 +26,6 @@ FLASH = "flash_attention_2"
 STAGES = [lk.Stage(1, 2, 0.5), lk.Stage(3, 1, 0.5)]
 CONFIG = lk.LightKVConfig(STAGES)
 RAGGED = [prompt(4, "image", 6), prompt(2, "image", 3, "image", 4, seed=1), prompt(9, seed=2)]
-
-policies = pytest.mark.parametrize("positions", ["preserve", "reindex"])
 
 
 @pytest.fixture

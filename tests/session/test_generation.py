@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from marks import attentions, policies, ways
 from models import IMAGE_TOKEN, batch, check_ledger, greedy, near, prompt, tiny_llava
 
 import lightkv_gnn as lk
@@ -14,11 +15,6 @@ import lightkv_gnn as lk
 STAGES = [lk.Stage(1, 2, 0.5), lk.Stage(3, 1, 0.5)]
 RAGGED = [prompt(4, "image", 6), prompt(2, "image", 3, "image", 4, seed=1), prompt(9, seed=2)]
 
-attentions = pytest.mark.parametrize("attention", ["eager", "sdpa"])
-ways = pytest.mark.parametrize(
-    ("attention", "positions"), [("eager", "reindex"), ("sdpa", "preserve")]
-)
-policies = pytest.mark.parametrize("positions", ["preserve", "reindex"])
 
 # A sampled placeholder would be taken for one more image token where pictures are passed again.
 NO_PLACEHOLDER: dict[str, Any] = {"suppress_tokens": [IMAGE_TOKEN]}

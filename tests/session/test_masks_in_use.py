@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from families.loop import FamilyLoop
+from marks import attentions, policies
 from models import batch, cache_lengths, loop_logits, near, prompt, tiny_llava
 
 import lightkv_gnn as lk
@@ -17,9 +18,6 @@ CONFIG = {
     positions: lk.LightKVConfig([lk.Stage(*stage) for stage in SCHEDULE], positions=positions)
     for positions in ("preserve", "reindex")
 }
-
-attentions = pytest.mark.parametrize("attention", ["eager", "sdpa"])
-policies = pytest.mark.parametrize("positions", ["preserve", "reindex"])
 
 
 def matrix(sees: Callable[[int, int], bool], length: int, kind: str) -> torch.Tensor:

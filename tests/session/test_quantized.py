@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from families.loop import FamilyLoop
+from marks import attentions, policies, ways
 from models import IMAGE_TOKEN, RESETS, batch, greedy, loop_logits, near, prompt, tiny_llava
 from transformers import Cache, DynamicCache, QuantizedCache, cache_utils
 from transformers.cache_utils import QuantizedLayer
@@ -24,11 +25,6 @@ STAGES = [lk.Stage(*stage) for stage in SCHEDULE]
 RAGGED = [prompt(4, "image", 6), prompt(2, "image", 3, "image", 4, seed=1), prompt(9, seed=2)]
 GROUPS = {"nbits": 4, "q_group_size": 16, "residual_length": 6}
 
-attentions = pytest.mark.parametrize("attention", ["eager", "sdpa"])
-policies = pytest.mark.parametrize("positions", ["preserve", "reindex"])
-ways = pytest.mark.parametrize(
-    ("attention", "positions"), [("eager", "reindex"), ("sdpa", "preserve")]
-)
 
 fp8 = pytest.mark.skipif(
     not hasattr(cache_utils, "Fp8QuantizedLayer"), reason="transformers without fp8 caches"

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from families.loop import FamilyLoop
+from marks import NO_PLACEHOLDER, attentions, policies, ways
 from models import (
-    IMAGE_TOKEN,
     RESETS,
     alone,
     batch,
@@ -33,14 +33,7 @@ RAGGED = [prompt(4, "image", 6), prompt(2, "image", 3, "image", 4, seed=1), prom
 ALTERNATING = ["full_attention", "sliding_attention"] * 3
 STEPS = 12
 
-# A placeholder in the answer would be taken for one more image token in an uncached step.
-NO_PLACEHOLDER: dict[str, Any] = {"suppress_tokens": [IMAGE_TOKEN]}
 
-attentions = pytest.mark.parametrize("attention", ["eager", "sdpa"])
-policies = pytest.mark.parametrize("positions", ["preserve", "reindex"])
-ways = pytest.mark.parametrize(
-    ("attention", "positions"), [("eager", "reindex"), ("sdpa", "preserve")]
-)
 windows = pytest.mark.parametrize("window", [5, 26, 32])
 kinds = pytest.mark.parametrize("kind", ["dynamic", "static"])
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from families.loop import FamilyLoop
+from marks import NO_PLACEHOLDER, attentions, policies, ways
 from models import (
-    IMAGE_TOKEN,
     alone,
     batch,
     cache_lengths,
@@ -33,15 +33,6 @@ RAGGED = [prompt(4, "image", 6), prompt(2, "image", 3, "image", 4, seed=1), prom
 PROMPT = (4, "image", 6)
 REMOVED = [0, 0, 8, 8, 12, 12]  # of PROMPT, in each layer
 SLOTS = 64
-
-# A placeholder in the answer would be taken for one more image token in an uncached step.
-NO_PLACEHOLDER: dict[str, Any] = {"suppress_tokens": [IMAGE_TOKEN]}
-
-attentions = pytest.mark.parametrize("attention", ["eager", "sdpa"])
-policies = pytest.mark.parametrize("positions", ["preserve", "reindex"])
-ways = pytest.mark.parametrize(
-    ("attention", "positions"), [("eager", "reindex"), ("sdpa", "preserve")]
-)
 
 
 def configured(positions: str = "preserve", **options: Any) -> lk.LightKVConfig:

@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 import torch
+from marks import attentions
 from models import batch, cache_lengths, check_ledger, greedy, near, prompt, tiny_llava
 
 import lightkv_gnn as lk
@@ -14,7 +15,6 @@ import lightkv_gnn as lk
 STAGES = [lk.Stage(1, 2, 0.5), lk.Stage(3, 1, 0.5)]
 RAGGED = [prompt(4, "image", 6), prompt(2, "image", 3, "image", 4, seed=1), prompt(9, seed=2)]
 
-attentions = pytest.mark.parametrize("attention", ["eager", "sdpa"])
 GUIDANCE = ["vision_to_text", "text_to_vision", "none"]
 
 

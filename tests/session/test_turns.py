@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from families.loop import FamilyLoop
+from marks import attentions, policies, ways
 from models import (
     RESETS,
     alone,
@@ -34,11 +35,6 @@ SCHEDULE = ((1, 2, 0.5), (3, 1, 0.5))
 STAGES = [lk.Stage(*stage) for stage in SCHEDULE]
 RAGGED = [prompt(4, "image", 6), prompt(2, "image", 3, "image", 4, seed=1), prompt(9, seed=2)]
 
-attentions = pytest.mark.parametrize("attention", ["eager", "sdpa"])
-policies = pytest.mark.parametrize("positions", ["preserve", "reindex"])
-ways = pytest.mark.parametrize(
-    ("attention", "positions"), [("eager", "reindex"), ("sdpa", "preserve")]
-)
 
 TURNS = {
     "text": [(5,)],
