@@ -1,0 +1,84 @@
+"""What a suite is: a model, questions with exact answers, and how to ask them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A trained model, in evaluation mode, with what turns questions into its inputs.
+
+    Attributes:
+        model: The model.
+        processor: Its processor; None where the suite makes the inputs itself.
+    """
+
+    model: Any
+    processor: Any = None
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Some questions, ready to be asked.
+
+    Attributes:
+        inputs: What the model takes.
+        answers: The right answer to each.
+        relevant: Vision tokens that the answer depends on, `[batch, vision]` bool, each sample's
+            in the order of the sequence, padded at the end; None where that is not known.
+    """
+
+    inputs: Mapping[str, Tensor]
+    answers: tuple[str, ...]
+    relevant: Tensor | None = None
+
+
+class Suite(ABC):
+    """Questions of one kind, in groups, and a model that was trained to answer them."""
+
+    name: ClassVar[str]
+    groups: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def subject(self, seed: int, folder: Path, device: str = "cpu") -> Subject:
+        """The model of a seed: read from ``folder``, or trained and kept there.
+
+        Args:
+            seed: Of the initial weights and of the pictures to train on.
+            folder: For trained models; every suite and seed has a folder of its own in it.
+            device: Where to put it.
+        """
+
+    @abstractmethod
+    def batches(
+        self, subject: Subject, group: str, questions: int, seed: int, side: float = 1.0
+    ) -> Iterator[Batch]:
+        """Fresh questions; a seed always gives the same ones, whatever the batches.
+
+        Args:
+            subject: Who is asked.
+            group: One of :attr:`groups`.
+            questions: How many.
+            seed: Of pictures and questions; apart from those that training uses.
+            side: Side of the pictures as a fraction of the full one, for fewer vision tokens.
+
+        Raises:
+            ValueError: An unknown group, or a ``side`` that the model cannot take.
+        """
+
+    @abstractmethod
+    def ask(self, subject: Subject, group: str, batch: Batch) -> list[float]:
+        """Score of each answer, 0 to 1; runs the model, compressed or not, as the caller left it.
+
+        Args:
+            subject: Who is asked.
+            group: Of the batch.
+            batch: The questions.
+        """
