@@ -16,23 +16,39 @@ from lightkv_gnn.scatter import ScatterName, backend, softmax_per_target
 from lightkv_graphs import (
     Matcher,
     Matching,
+    PromptMatching,
     StagePlan,
     TokenLayout,
     WindowPartition,
     cosine_matching,
     merge_graph,
     message_edges,
+    protecting_matching,
     random_matching,
+    resisting_matching,
     stride_matching,
     survivors,
     window_partition,
 )
 
-MATCHERS = {
+MATCHERS: dict[str, Matcher] = {
     "cosine_matching": cosine_matching,
     "random_matching": random_matching,
     "stride_matching": stride_matching,
+    "resisting_matching": resisting_matching,
+    "protecting_matching": protecting_matching,
 }
+"""Matchers that have a name in a file.  All alternate sources and destinations."""
+
+
+def check_ratio(matcher: Matcher, ratio: float) -> None:
+    """Raises ValueError if a matcher of the library is to merge more than half away."""
+    if ratio > 0.5 and (matcher in MATCHERS.values() or isinstance(matcher, PromptMatching)):
+        name = getattr(matcher, "__name__", matcher)
+        raise ValueError(
+            f"ratio is {ratio}, but {name} merges every other token away at most: expected 0 to "
+            "0.5, or a matcher of your own"
+        )
 
 
 class Compressed(NamedTuple):
@@ -72,6 +88,7 @@ class TokenCompressor:
     ) -> None:
         self.message = message
         self.matcher = matcher
+        self._matcher_listens = _listens(matcher)
         self.scatter = backend(scatter)
         if isinstance(message, MessagePassing):
             if "edge_weight" not in inspect.signature(message.forward).parameters:
@@ -96,8 +113,8 @@ class TokenCompressor:
             guidance: Logarithm of the prompt's guidance, `[token]`; equal for all if not given.
 
         Raises:
-            ValueError: Features or guidance do not fit the layout, or the matcher or the message
-                broke its contract.
+            ValueError: Features or guidance do not fit the layout, the ratio is too large for
+                the matcher, or the matcher or the message broke its contract.
             TypeError: The matcher returned no ``Matching``.
         """
         if x.ndim != 2 or x.shape[0] != len(layout):
@@ -110,14 +127,16 @@ class TokenCompressor:
             raise ValueError(
                 f"guidance has shape {list(guidance.shape)}: expected [token] = [{len(layout)}]"
             )
+        check_ratio(self.matcher, plan.ratio)
         partition = window_partition(layout, plan)
-        matching = self.matcher(x, partition)
+        given = (x, partition, guidance) if self._matcher_listens else (x, partition)
+        matching = self.matcher(*given)
         if self.matcher not in MATCHERS.values():
             if not isinstance(matching, Matching):
                 raise TypeError(f"the matcher returned {type(matching)}: expected a Matching")
             matching.check(partition)
         kept, survivor = survivors(matching, len(layout))
-        weight = self._weights(guidance, layout, kept, survivor)
+        weight = self._weights(guidance, layout, matching, kept, survivor)
         graph = merge_graph(layout, partition, matching, weight)
         hidden_states = self._pass_messages(x, graph, kept)
         mass = layout.mass.new_zeros(len(kept)).index_add_(0, survivor, layout.mass)
@@ -126,12 +145,21 @@ class TokenCompressor:
         )
 
     def _weights(
-        self, guidance: Tensor, layout: TokenLayout, kept: Tensor, survivor: Tensor
+        self,
+        guidance: Tensor,
+        layout: TokenLayout,
+        matching: Matching,
+        kept: Tensor,
+        survivor: Tensor,
     ) -> Tensor:
         """Share of each token in its survivor, `[token]`."""
         message = self.message if isinstance(self.message, WeightedMean) else guided_mean
         stays = torch.zeros_like(layout.protected).index_fill_(0, kept, True)
         log_weight = message.weigh(guidance, layout.mass, stays).to(guidance.dtype)
+        if matching.dropped is not None:
+            silent = stays.index_copy(0, matching.edge_index[0], matching.dropped) & ~stays
+            least = torch.finfo(log_weight.dtype).min / 4
+            log_weight = log_weight.clamp(min=least).masked_fill(silent, -torch.inf)
         order = survivor.argsort(stable=True)
         share = softmax_per_target(log_weight[order], survivor[order], len(kept), self.scatter)
         return torch.zeros_like(share).index_copy(0, order, share)
@@ -154,6 +182,14 @@ class TokenCompressor:
             )
             out = torch.where((alone == 1)[:, None], own, out)
         return out.to(x.dtype)
+
+
+def _listens(matcher: Matcher) -> bool:
+    """Whether a matcher takes the prompt's guidance."""
+    try:
+        return "guidance" in inspect.signature(matcher).parameters
+    except ValueError:  # some callables have no signature
+        return False
 
 
 def _accumulator(x: Tensor) -> torch.dtype:

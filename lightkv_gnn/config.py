@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from torch_geometric.nn import MessagePassing
 
 from lightkv_gnn.adapters import adapter_for
-from lightkv_gnn.compressor import MATCHERS
+from lightkv_gnn.compressor import MATCHERS, check_ratio
 from lightkv_gnn.guidance import GUIDANCE, GuidanceFunction, GuidanceName
 from lightkv_gnn.messages import MESSAGES, Message, guided_mean
 from lightkv_gnn.scatter import ScatterName
@@ -34,7 +34,8 @@ class LightKVConfig:
         rotary: Whether guidance sees queries and keys with their rotary positions.
         message: guided_mean, mean, mass_mean, destination_only, a callable
             ``(x_i, x_j, weight)``, or a ``MessagePassing``.
-        matcher: cosine_matching, random_matching, stride_matching, or a callable.
+        matcher: cosine_matching, random_matching, stride_matching, resisting_matching,
+            protecting_matching, or a callable.
         positions: "preserve": a survivor keeps its own position; "reindex": positions close up.
         scatter: "torch" or "torch_scatter".
     """
@@ -55,6 +56,8 @@ class LightKVConfig:
         layers = [stage.layer for stage in self.stages]
         if sorted(set(layers)) != layers:
             raise ValueError(f"stages run after layers {layers}: expected each once, ascending")
+        for stage in self.stages:
+            check_ratio(self.matcher, stage.ratio)
         if not isinstance(self.rotary, bool):
             raise TypeError(f"rotary is {self.rotary!r}: expected True or False")
         if not callable(self.guidance) and self.guidance not in GUIDANCE:

@@ -29,7 +29,8 @@ class Stage:
     Attributes:
         layer: The stage runs after this decoder layer (0-based), which keeps its full cache.
         windows: Windows per side, W.
-        ratio: Fraction of the vision tokens that is merged away, 0 to 0.5.
+        ratio: Fraction of the vision tokens that is merged away, 0 to 0.5; a matcher of one's
+            own may go up to 0.99.
     """
 
     layer: int
@@ -47,9 +48,10 @@ class Stage:
             raise ValueError(f"Stage.layer is {self.layer}: decoder layers are counted from 0")
         if self.windows < 1:
             raise ValueError(f"Stage.windows is {self.windows}: expected 1 or more per side")
-        if not 0 <= self.ratio <= 0.5:
+        if not 0 <= self.ratio <= 0.99:
             raise ValueError(
-                f"Stage.ratio is {self.ratio}: expected the fraction merged away, 0 to 0.5"
+                f"Stage.ratio is {self.ratio}: expected the fraction merged away, 0 to 0.5, or to "
+                "0.99 with a matcher of your own"
             )
 
 

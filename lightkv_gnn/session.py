@@ -24,7 +24,9 @@ from lightkv_graphs import MergeTrace, part_of
 _attached: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
-def attach(model: PreTrainedModel, config: LightKVConfig) -> Handle:
+def attach(
+    model: PreTrainedModel, config: LightKVConfig, *, compressor: TokenCompressor | None = None
+) -> Handle:
     """Makes a model compress its vision tokens during prefill.
 
     Use it as a context manager around prefill *and* decoding, or call ``remove()``::
@@ -39,9 +41,11 @@ def attach(model: PreTrainedModel, config: LightKVConfig) -> Handle:
     Args:
         model: A transformers model whose family has an adapter.
         config: What to do.
+        compressor: Runs the stages in place of ``TokenCompressor(config.message, config.matcher,
+            config.scatter)``: one of a class of your own, to change or to watch what it does.
 
     Raises:
-        TypeError: ``config`` or ``model`` is something else.
+        TypeError: ``config``, ``model`` or ``compressor`` is something else.
         UnsupportedModelError: No adapter for this family, or not for this variant of it.
         ScheduleError: Layers or windows that the model does not have.
         UnsupportedInputError: An attention backend or a kind of rotary positions that is not
@@ -51,6 +55,10 @@ def attach(model: PreTrainedModel, config: LightKVConfig) -> Handle:
     """
     if not isinstance(config, LightKVConfig):
         raise TypeError(f"config is {config!r}: expected a LightKVConfig")
+    if compressor is None:
+        compressor = TokenCompressor(config.message, config.matcher, config.scatter)
+    elif not isinstance(compressor, TokenCompressor):
+        raise TypeError(f"compressor is {compressor!r}: expected a TokenCompressor")
     model = uncompiled(model)
     adapter = adapter_for(model)
     if not isinstance(model, PreTrainedModel):
@@ -63,7 +71,7 @@ def attach(model: PreTrainedModel, config: LightKVConfig) -> Handle:
     check_adapter(adapter)
     check_schedule(adapter, config)
     check_backend(adapter, config)
-    return Handle(adapter, config, TokenCompressor(config.message, config.matcher, config.scatter))
+    return Handle(adapter, config, compressor)
 
 
 class Handle:

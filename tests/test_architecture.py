@@ -13,7 +13,18 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"lightkv_gnn": ROOT, "lightkv_graphs": ROOT / "graphs"}
 
-GRAPH_ORDER = ("host", "occupancy", "layout", "partition", "matching", "build", "trace", "draw")
+GRAPH_ORDER = (
+    "host",
+    "occupancy",
+    "layout",
+    "partition",
+    "matching",
+    "prompt_matching",
+    "dropping",
+    "build",
+    "trace",
+    "draw",
+)
 """Each module of the graph layer may import those before it."""
 
 LOWER = {

@@ -2,6 +2,7 @@
 
 from lightkv_graphs.build import add_text, merge_graph, message_edges, part_of, survivors
 from lightkv_graphs.draw import draw_merges, draw_stages, draw_windows
+from lightkv_graphs.dropping import drop_lowest
 from lightkv_graphs.layout import Grid, Tile, TokenLayout
 from lightkv_graphs.matching import (
     Matcher,
@@ -21,6 +22,11 @@ from lightkv_graphs.occupancy import (
     leading_cut,
 )
 from lightkv_graphs.partition import StagePlan, WindowPartition, plan_stage, window_partition
+from lightkv_graphs.prompt_matching import (
+    PromptMatching,
+    protecting_matching,
+    resisting_matching,
+)
 from lightkv_graphs.trace import MergeTrace, StageTrace
 
 __all__ = [
@@ -29,6 +35,7 @@ __all__ = [
     "Matching",
     "MergeTrace",
     "Occupancy",
+    "PromptMatching",
     "StagePlan",
     "StageTrace",
     "Tile",
@@ -41,6 +48,7 @@ __all__ = [
     "draw_merges",
     "draw_stages",
     "draw_windows",
+    "drop_lowest",
     "edge_cosine",
     "exact_count",
     "float32_count",
@@ -49,7 +57,9 @@ __all__ = [
     "message_edges",
     "part_of",
     "plan_stage",
+    "protecting_matching",
     "random_matching",
+    "resisting_matching",
     "stride_matching",
     "survivors",
     "take_edges",

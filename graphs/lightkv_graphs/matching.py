@@ -19,10 +19,13 @@ class Matching:
     Attributes:
         edge_index: Source and destination token of each edge, `[2, edge]`, sorted by source.
         similarity: Cosine of the two tokens' features, `[edge]`.
+        dropped: True for edges whose source is dropped: its survivor counts it, but hears nothing
+            of it; `[edge]`, or None where every source sends its message.
     """
 
     edge_index: Tensor
     similarity: Tensor
+    dropped: Tensor | None = None
 
     def check(self, partition: WindowPartition) -> None:
         """Verifies what every matcher owes; reads the device, so only user matchers pass here.
@@ -38,6 +41,11 @@ class Matching:
                 f"the matcher returned edge_index {list(self.edge_index.shape)} and similarity "
                 f"{list(self.similarity.shape)}: expected [2, {sum(planned)}] and "
                 f"[{sum(planned)}], one edge per token merged away"
+            )
+        if self.dropped is not None and self.dropped.shape != self.similarity.shape:
+            raise ValueError(
+                f"the matcher returned dropped {list(self.dropped.shape)}: expected one bool per "
+                f"edge, {list(self.similarity.shape)}"
             )
         source, destination = self.edge_index
         window = partition.window
@@ -68,8 +76,9 @@ class Matching:
                 )
 
 
-Matcher = Callable[[Tensor, WindowPartition], Matching]
-"""``matcher(x, partition)`` with features `[token, channel]`; see :class:`Matching`."""
+Matcher = Callable[..., Matching]
+"""``matcher(x, partition)`` with features `[token, channel]`, or ``matcher(x, partition,
+guidance)`` with the logarithm of the prompt's guidance `[token]` too; see :class:`Matching`."""
 
 
 def cosine_matching(x: Tensor, partition: WindowPartition) -> Matching:
@@ -84,17 +93,32 @@ def cosine_matching(x: Tensor, partition: WindowPartition) -> Matching:
         partition: The windows, with the number of edges to take.
     """
     sources, destinations = bipartition(partition.slots())
-    unit = torch.nn.functional.normalize(x.detach().float(), dim=1)
-    unit = torch.cat([unit, unit.new_zeros(1, unit.shape[1])])
-    cosine = unit[sources] @ unit[destinations].transpose(1, 2)
-    impossible = cosine.isnan() | (destinations == x.shape[0])[:, None, :]
-    cosine = cosine.masked_fill(impossible, -torch.inf)
+    cosine = source_cosines(x, sources, destinations)
     nearest = cosine.argmax(dim=2)
     divergence = 1 - cosine.gather(2, nearest[:, :, None])[:, :, 0]
     edge_index, divergence = take_edges(
         partition, sources, destinations.gather(1, nearest), divergence
     )
     return Matching(edge_index, 1 - divergence)
+
+
+def source_cosines(x: Tensor, sources: Tensor, destinations: Tensor) -> Tensor:
+    """Cosine of every source and every destination of its window, in float32.
+
+    Args:
+        x: Features, `[token, channel]`.
+        sources: `[window, slot]`, the number of tokens standing for none.
+        destinations: `[window, slot]`, likewise.
+
+    Returns:
+        `[window, source slot, destination slot]`; minus infinity where there is no destination or
+        a feature is NaN.
+    """
+    unit = torch.nn.functional.normalize(x.detach().float(), dim=1)
+    unit = torch.cat([unit, unit.new_zeros(1, unit.shape[1])])
+    cosine = unit[sources] @ unit[destinations].transpose(1, 2)
+    impossible = cosine.isnan() | (destinations == x.shape[0])[:, None, :]
+    return cosine.masked_fill(impossible, -torch.inf)
 
 
 def random_matching(x: Tensor, partition: WindowPartition) -> Matching:

@@ -60,17 +60,17 @@ def plan_stage(
     Args:
         occupancy: Of each image before the stage.
         windows: Windows per side.
-        ratio: Fraction merged away, 0 to 0.5.
+        ratio: Fraction merged away, 0 to 0.99; alternating sources and destinations allow 0.5.
         cut: How a side is cut into ``windows`` pieces.
         count: Tokens a window of n tokens gives up.
 
     Raises:
-        ValueError: ``windows`` is below 1 or ``ratio`` outside 0 to 0.5.
+        ValueError: ``windows`` is below 1 or ``ratio`` outside 0 to 0.99.
     """
     if windows < 1:
         raise ValueError(f"windows is {windows}: expected at least one window per side")
-    if not 0 <= ratio <= 0.5:
-        raise ValueError(f"ratio is {ratio}: expected a fraction merged away from 0 to 0.5")
+    if not 0 <= ratio <= 0.99:
+        raise ValueError(f"ratio is {ratio}: expected a fraction merged away from 0 to 0.99")
     merges: list[int] = []
     after: list[Occupancy] = []
     largest = 0
@@ -78,8 +78,9 @@ def plan_stage(
         per_window = image.in_windows(windows, cut)
         if per_window is None:
             tokens = image.tokens
-            most = max(0, (tokens - windows**2 + 1) // 2)
-            total = min(int(count(torch.tensor(tokens), ratio)), most)
+            spread = windows**2  # at worst every window holds a token that cannot leave
+            most = tokens - spread if ratio > 0.5 else (tokens - spread + 1) // 2
+            total = max(0, min(int(count(torch.tensor(tokens), ratio)), most))
             after.append(image.blurred(total))
             largest = max(largest, image.largest_window(windows, cut))
         else:
