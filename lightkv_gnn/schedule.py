@@ -123,14 +123,24 @@ def _badness(stages: tuple[Stage, ...], layers: int, retention: float) -> tuple[
 
 def halving(chosen: Sequence[int], grid: Grid | None) -> tuple[Stage, ...]:
     """A halving stage after each of up to three layers, in windows that a grid has tokens for."""
-    stages = []
-    for number, layer in enumerate(chosen):
-        windows = WINDOWS[number]
-        if grid is not None:
-            tokens = grid[0] * grid[1] / 2**number
-            while windows > 1 and (
-                tokens < LEAST_TOKENS_PER_WINDOW * windows**2 or windows > min(grid)
-            ):
-                windows //= 2
-        stages.append(Stage(layer, windows, 0.5))
-    return tuple(stages)
+    return tuple(
+        Stage(layer, windows_of(number, grid, 0.5**number), 0.5)
+        for number, layer in enumerate(chosen)
+    )
+
+
+def windows_of(stage: int, grid: Grid | None, left: float) -> int:
+    """Windows per side of the stage of that number, fewer where a grid has too few tokens.
+
+    Args:
+        stage: Number of the stage, from 0.
+        grid: The images' grid, or None where it is not always the same.
+        left: Share of the tokens that is left when the stage runs.
+    """
+    windows = WINDOWS[min(stage, len(WINDOWS) - 1)]
+    if grid is None:
+        return windows
+    tokens = grid[0] * grid[1] * left
+    while windows > 1 and (tokens < LEAST_TOKENS_PER_WINDOW * windows**2 or windows > min(grid)):
+        windows //= 2
+    return windows

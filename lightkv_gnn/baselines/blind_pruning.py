@@ -1,0 +1,48 @@
+"""Pruning that looks at nothing: at random, or every so many tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightkv_gnn.baselines.method import Budget, StageMethod
+from lightkv_gnn.baselines.schedules import single
+from lightkv_gnn.schedule import Stage
+from lightkv_graphs import Matching, WindowPartition, drop_lowest
+
+
+class Once(StageMethod):
+    """A method with one stage, over the whole picture."""
+
+    def stages(self, budget: Budget) -> tuple[Stage, ...]:
+        """One."""
+        return single(budget.layers, budget.retention, budget.depth)
+
+
+def drop_at_random(x: Tensor, partition: WindowPartition) -> Matching:
+    """Every token is as likely to be dropped as any other."""
+    return drop_lowest(torch.rand(x.shape[0], device=x.device), x, partition)
+
+
+def drop_evenly(x: Tensor, partition: WindowPartition) -> Matching:
+    """Drops tokens at even distances in raster order, whatever is in them."""
+    slots = partition.slots()
+    place = torch.arange(slots.shape[1], device=x.device)
+    share = 1 - partition.plan.ratio
+    # A token stays where the number of tokens that should have stayed so far goes up.
+    crossing = ((place + 1) * share).floor() - (place * share).floor()
+    score = torch.zeros(x.shape[0] + 1, device=x.device)
+    score = score.index_copy(0, slots.reshape(-1), crossing.expand(slots.shape).reshape(-1))
+    return drop_lowest(score[:-1], x, partition)
+
+
+RANDOM_PRUNING = Once(
+    "random_pruning",
+    "vision tokens dropped at random, once (ImgRand)",
+    {"guidance": "none", "matcher": drop_at_random},
+)
+STRIDE = Once(
+    "stride",
+    "vision tokens kept at even distances in raster order, once",
+    {"guidance": "none", "matcher": drop_evenly},
+)

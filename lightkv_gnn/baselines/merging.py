@@ -1,0 +1,55 @@
+"""Merging, with the prompt and without: the windows and the matching are the same for all."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightkv_gnn.baselines.method import Budget, StageMethod
+from lightkv_gnn.guidance import GuidanceBlock, share_of_text, total_share
+from lightkv_gnn.messages import mass_mean, mean
+from lightkv_gnn.schedule import Stage
+
+
+class NoCompression(StageMethod):
+    """No stages; attached only so that the books are kept."""
+
+    def stages(self, budget: Budget) -> tuple[Stage, ...]:
+        """None."""
+        return ()
+
+
+def random_attention(block: GuidanceBlock) -> Tensor:
+    """Weights from random numbers in place of the attention's logits, `[batch, vision]`."""
+    batch, heads = block.query.shape[:2]
+    shape = batch, heads, block.vision.shape[1], block.text.shape[1]
+    logits = torch.rand(shape, device=block.query.device)
+    return total_share(share_of_text(logits, block.vision_mask), block.text_mask).exp()
+
+
+def random_weights(block: GuidanceBlock) -> Tensor:
+    """Weights drawn evenly between 0 and 1, `[batch, vision]`."""
+    return torch.rand(block.vision.shape, device=block.query.device)
+
+
+NONE = NoCompression("none", "no compression")
+GUIDED = StageMethod("guided", "LightKV (Chen et al. 2026) as this library does it by default")
+MEAN = StageMethod(
+    "mean",
+    "windowed token merging without the prompt; matching as in ToMe (Bolya et al. 2023)",
+    {"guidance": "none", "message": mean},
+)
+MASS_MEAN = StageMethod(
+    "mass_mean",
+    "the mean weighted by the original tokens that each token stands for, as in ToMe",
+    {"guidance": "none", "message": mass_mean},
+)
+RANDOM_ATTENTION = StageMethod(
+    "random_attention",
+    "random numbers in place of attention logits, as in the released LLaVA code; the weights are "
+    "nearly equal",
+    {"guidance": random_attention},
+)
+RANDOM_WEIGHTS = StageMethod(
+    "random_weights", "weights drawn evenly from 0 to 1", {"guidance": random_weights}
+)
