@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -13,6 +16,12 @@ from lightkv_gnn.schedule import Stage
 
 class NoCompression(StageMethod):
     """No stages; attached only so that the books are kept."""
+
+    def budgets(
+        self, model: Any, retentions: Sequence[float], depths: Sequence[int]
+    ) -> list[Budget]:
+        """One: everything, of which nothing leaves at any depth."""
+        return [Budget.of(model, 1.0, -1)]
 
     def stages(self, budget: Budget) -> tuple[Stage, ...]:
         """None."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -103,6 +103,12 @@ class Method(ABC):
     @abstractmethod
     def source(self) -> str:
         """Where it comes from, and what differs from there."""
+
+    def budgets(
+        self, model: Any, retentions: Sequence[float], depths: Sequence[int]
+    ) -> list[Budget]:
+        """The budgets to try it on, out of every retention with every depth."""
+        return [Budget.of(model, share, depth) for share in retentions for depth in depths]
 
     @abstractmethod
     def applied(self, model: Any, budget: Budget) -> Any:

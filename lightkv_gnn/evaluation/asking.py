@@ -1,0 +1,109 @@
+"""Asks a group of questions with one method at work, and adds up what that cost and lost."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lightkv_gnn.baselines import Bill, Budget, Loss, Method
+from lightkv_gnn.evaluation.rows import StageLoss
+from lightkv_gnn.evaluation.suite import Subject, Suite
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Answers to a group of questions; costs are per question.
+
+    Attributes:
+        scores: Of each question.
+        held: Vision tokens held, averaged over layers and questions; fraction.
+        kv_bytes: Keys and values after the prefill.
+        flops: Of the prefill.
+        seconds: Wall time.
+        stages: What each stage lost.
+    """
+
+    scores: tuple[float, ...]
+    held: float
+    kv_bytes: float
+    flops: float
+    seconds: float
+    stages: tuple[StageLoss, ...]
+
+
+def ask_all(
+    suite: Suite,
+    subject: Subject,
+    group: str,
+    method: Method,
+    budget: Budget,
+    questions: int,
+    seed: int,
+) -> Asked:
+    """Asks a suite's questions of one group.
+
+    Args:
+        suite: Asks.
+        subject: Is asked.
+        group: Of questions.
+        method: At work meanwhile.
+        budget: Its budget.
+        questions: How many.
+        seed: Of the questions, and of what the method draws at random.
+
+    Raises:
+        ScheduleError: The method cannot keep to the budget.
+    """
+    scores: list[float] = []
+    bills: list[tuple[int, Bill]] = []
+    losses: dict[int, list[Loss]] = defaultdict(list)
+    seconds = 0.0
+    with (
+        torch.random.fork_rng(devices=_devices(subject)),
+        method.applied(subject.model, budget) as applied,
+    ):
+        torch.manual_seed(seed)
+        for batch in suite.batches(subject, group, questions, seed, applied.side):
+            applied.hints.relevant = batch.relevant
+            applied.compressor.forget()
+            started = time.perf_counter()
+            found = suite.ask(subject, group, batch)
+            seconds += time.perf_counter() - started
+            scores += found
+            bills.append((len(found), applied.bill()))
+            for stage, loss in zip(applied.handle.trace, applied.compressor.losses, strict=True):
+                losses[stage.layer].append(loss)
+    total = len(scores)
+    return Asked(
+        scores=tuple(scores),
+        held=sum(number * bill.held for number, bill in bills) / total,
+        kv_bytes=sum(bill.kv_bytes for _, bill in bills) / total,
+        flops=sum(bill.flops for _, bill in bills) / total,
+        seconds=seconds / total,
+        stages=tuple(_lost(layer, own, total) for layer, own in sorted(losses.items())),
+    )
+
+
+def _lost(layer: int, losses: Sequence[Loss], questions: int) -> StageLoss:
+    before, after = (sum(getattr(loss, name) for loss in losses) for name in ("before", "after"))
+    divergence, error, norm = (
+        sum(float(getattr(loss, name)) for loss in losses)
+        for name in ("divergence", "squared_error", "squared_norm")
+    )
+    return StageLoss(
+        layer=layer,
+        before=before / questions,
+        after=after / questions,
+        divergence=divergence / (before - after),
+        error=math.sqrt(error / norm),
+    )
+
+
+def _devices(subject: Subject) -> list[torch.device]:
+    device = subject.model.device
+    return [] if device.type == "cpu" else [device]

@@ -1,0 +1,173 @@
+"""Runs methods on suites and leaves one row each; what is done already is not done again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from lightkv_gnn.baselines import NONE, Budget, Method
+from lightkv_gnn.errors import ScheduleError
+from lightkv_gnn.evaluation import machine
+from lightkv_gnn.evaluation.asking import Asked, ask_all
+from lightkv_gnn.evaluation.rows import Key, Row, read_rows
+from lightkv_gnn.evaluation.statistics import paired_difference, score_interval
+from lightkv_gnn.evaluation.suite import Subject, Suite
+
+ROWS = "rows.jsonl"
+"""Where a run leaves its rows, one JSON object a line."""
+
+
+class Cell(NamedTuple):
+    """One row to be."""
+
+    group: str
+    method: Method
+    budget: Budget
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What to evaluate.
+
+    Attributes:
+        suites: The suites, each with the groups of it to ask.
+        methods: What to compare; no compression is always run too.
+        retentions: Vision tokens to keep, averaged over the layers; fractions.
+        depths: First decoder layers after which tokens may leave.
+        seeds: Of models and questions.
+        questions: Of each group.
+    """
+
+    suites: Mapping[Suite, Sequence[str]]
+    methods: Sequence[Method]
+    retentions: Sequence[float]
+    depths: Sequence[int]
+    seeds: Sequence[int]
+    questions: int
+
+    def run(self, folder: Path, device: str = "cpu", progress: bool = True) -> list[Row]:
+        """Asks every question that no row in ``folder`` answers yet.
+
+        Rows are written one by one as they come, so that a run that was stopped goes on where it
+        was.  A budget that a method cannot keep to from some depth on is left out, and said.
+
+        Args:
+            folder: For rows, trained models, and what machine it was.
+            device: Where to run.
+            progress: Whether to show a bar.
+
+        Returns:
+            The rows of this evaluation, old and new.
+
+        Raises:
+            ValueError: The rows in ``folder`` are of another number of questions.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        store = Store(folder / ROWS, self.questions)
+        note = json.dumps(machine.describe(), indent=2) + "\n"
+        (folder / machine.FILE).write_text(note, encoding="utf-8")
+        rows = []
+        with tqdm(unit="row", total=0, disable=not progress) as bar:
+            for suite, groups in self.suites.items():
+                for seed in self.seeds:
+                    subject = suite.subject(seed, folder, device)
+                    cells = list(self._cells(subject, groups))
+                    bar.total += len(cells)
+                    for cell in cells:
+                        bar.set_postfix_str(f"{suite.name} {cell.group} {cell.method.name}")
+                        row = self._row(suite, subject, seed, cell, store)
+                        if row is None:
+                            bar.write(f"left out: {cell.method.name} cannot keep to {cell.budget}")
+                        else:
+                            rows.append(row)
+                        bar.update()
+        return rows
+
+    def _cells(self, subject: Subject, groups: Sequence[str]) -> Iterator[Cell]:
+        others = [method for method in self.methods if method.name != NONE.name]
+        for group in groups:
+            for method in (NONE, *others):
+                for budget in method.budgets(subject.model, self.retentions, self.depths):
+                    yield Cell(group, method, budget)
+
+    def _row(
+        self, suite: Suite, subject: Subject, seed: int, cell: Cell, store: Store
+    ) -> Row | None:
+        group, method, budget = cell
+        key = Key(suite.name, group, method.name, budget.retention, budget.depth, seed)
+        if key in store:
+            return store[key]
+        try:
+            asked = ask_all(suite, subject, group, method, budget, self.questions, seed)
+        except ScheduleError:
+            return None
+        full = key._replace(method=NONE.name, retention=1.0, depth=-1)
+        row = _row_of(key, asked, store[full] if full in store else None)
+        store.add(row)
+        return row
+
+
+class Store:
+    """The rows of a folder, in a file that grows line by line.
+
+    Args:
+        file: Where they are, or will be.
+        questions: Of each row.
+
+    Raises:
+        ValueError: The file has rows of another number of questions.
+    """
+
+    def __init__(self, file: Path, questions: int) -> None:
+        self._file = file
+        self._rows = {row.key: row for row in read_rows(file)} if file.is_file() else {}
+        others = {row.questions for row in self._rows.values()} - {questions}
+        if others:
+            raise ValueError(
+                f"{file} has rows of {sorted(others)} questions, this run asks {questions}: choose "
+                "another folder, or ask as many"
+            )
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._rows
+
+    def __getitem__(self, key: Key) -> Row:
+        return self._rows[key]
+
+    def add(self, row: Row) -> None:
+        """Keeps a row."""
+        self._rows[row.key] = row
+        with self._file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row.to_dict()) + "\n")
+
+
+def _row_of(key: Key, asked: Asked, full: Row | None) -> Row:
+    """A row; ``full`` is that without compression, and none for that itself."""
+    accuracy = sum(asked.scores) / len(asked.scores)
+    low, high = score_interval(asked.scores)
+    base = asked.scores if full is None else full.scores
+    difference = paired_difference(asked.scores, base)
+    return Row(
+        **key._asdict(),
+        questions=len(asked.scores),
+        accuracy=accuracy,
+        low=low,
+        high=high,
+        difference=difference.value,
+        difference_low=difference.low,
+        difference_high=difference.high,
+        p_value=difference.p_value,
+        held=asked.held,
+        kv_bytes=asked.kv_bytes,
+        kv_ratio=1.0 if full is None else asked.kv_bytes / full.kv_bytes,
+        flops=asked.flops,
+        flops_ratio=1.0 if full is None else asked.flops / full.flops,
+        seconds=asked.seconds,
+        stages=asked.stages,
+        scores=tuple(asked.scores),
+    )

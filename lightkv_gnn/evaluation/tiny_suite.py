@@ -1,0 +1,100 @@
+"""The bundled tiny LLaVA and its four groups of questions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from lightkv_gnn import tiny
+from lightkv_gnn.evaluation.suite import Batch, Subject, Suite
+from lightkv_gnn.tiny.model import PATCH_SIZE
+from lightkv_gnn.tiny.scenes import IMAGE_SIZE
+
+BATCH = 50
+
+
+class TinySuite(Suite):
+    """Drawn pictures of small objects; answers are right if they are equal word by word."""
+
+    name: ClassVar[str] = "tiny"
+    groups: ClassVar[tuple[str, ...]] = tiny.GROUPS
+
+    def subject(self, seed: int, folder: Path, device: str = "cpu") -> Subject:
+        """The bundled model for seed 0, else one that ``examples/train_tiny.py`` trained.
+
+        Raises:
+            FileNotFoundError: That has not been trained yet; it takes most of an hour.
+        """
+        if seed == 0:
+            return Subject(*tiny.load(device))
+        own = folder / f"tiny-{seed}"
+        if not own.is_dir():
+            raise FileNotFoundError(
+                f"there is no tiny LLaVA of seed {seed} in {folder}: train it, "
+                f"python examples/train_tiny.py --seed {seed} --out {own}"
+            )
+        model = AutoModelForImageTextToText.from_pretrained(own, local_files_only=True)
+        processor = AutoProcessor.from_pretrained(own, local_files_only=True)
+        return Subject(model.to(device).eval(), processor)
+
+    def batches(
+        self, subject: Subject, group: str, questions: int, seed: int, side: float = 1.0
+    ) -> Iterator[Batch]:
+        """Fresh questions; see :meth:`Suite.batches`."""
+        pairs = tiny.sample_questions(group, questions, seed)
+        patches = round(side * IMAGE_SIZE / PATCH_SIZE)
+        size = {"height": patches * PATCH_SIZE, "width": patches * PATCH_SIZE}
+        for start in range(0, questions, BATCH):
+            chunk = pairs[start : start + BATCH]
+            inputs = subject.processor(
+                images=[tiny.render(scene) for scene, _ in chunk],
+                text=[tiny.format_prompt(question.prompt_text) for _, question in chunk],
+                images_kwargs={"size": size, "crop_size": size},
+                padding=True,
+                return_tensors="pt",
+            )
+            relevant = torch.stack(
+                [shown(asked_about(scene, question), patches) for scene, question in chunk]
+            )
+            answers = tuple(question.answer for _, question in chunk)
+            yield Batch(inputs.to(subject.model.device), answers, relevant)
+
+    def ask(self, subject: Subject, group: str, batch: Batch) -> list[float]:
+        """1 for each answer that is exactly right."""
+        with torch.no_grad():
+            tokens = subject.model.generate(
+                **batch.inputs, do_sample=False, max_new_tokens=tiny.MAX_NEW_TOKENS[group]
+            )
+        new = tokens[:, batch.inputs["input_ids"].shape[1] :]
+        found = subject.processor.batch_decode(new, skip_special_tokens=True)
+        pairs = zip(found, batch.answers, strict=True)
+        return [float(text.strip() == answer) for text, answer in pairs]
+
+
+def asked_about(scene: tiny.Scene, question: tiny.Question) -> list[tiny.SceneObject]:
+    """The objects that an answer depends on: those named by colour, else by shape, else all."""
+    words = question.prompt_text.split()
+    by_colour = [item for item in scene.objects if item.colour in words]
+    if by_colour or any(colour in words for colour in tiny.COLOURS):
+        return by_colour
+    plurals = {word.removesuffix("es") for word in words} | {w.removesuffix("s") for w in words}
+    by_shape = [item for item in scene.objects if item.shape in plurals]
+    return by_shape or list(scene.objects)
+
+
+def shown(objects: list[tiny.SceneObject], patches: int) -> Tensor:
+    """True for patches that a box of ``objects`` touches, `[patch]`, in raster order."""
+    patch = IMAGE_SIZE / patches
+    edge = np.arange(patches) * patch
+    mask = np.zeros((patches, patches), dtype=bool)
+    for item in objects:
+        rows = (edge < item.y + item.size) & (edge + patch > item.y)
+        cols = (edge < item.x + item.size) & (edge + patch > item.x)
+        mask |= rows[:, None] & cols[None, :]
+    return torch.from_numpy(mask.reshape(-1))
