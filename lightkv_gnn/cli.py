@@ -1,4 +1,4 @@
-"""The command line: ``lightkv-gnn demo``."""
+"""The command line: ``lightkv-gnn demo`` and ``lightkv-gnn report``."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from lightkv_gnn import __version__, demo, tiny
 from lightkv_gnn.config import LightKVConfig
+from lightkv_gnn.evaluation import report_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--json", action="store_true", help="print one JSON object")
     command.set_defaults(run=_demo)
+    report_command.add_parser(commands)
     return parser
 
 

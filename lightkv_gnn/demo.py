@@ -17,6 +17,7 @@ from lightkv_gnn import tiny
 from lightkv_gnn.adapters import adapter_for
 from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.errors import UnsupportedModelError
+from lightkv_gnn.evaluation.statistics import wilson
 from lightkv_gnn.ledger import Ledger
 from lightkv_gnn.messages import destination_only, mean
 from lightkv_gnn.pictures import seen_tiles
@@ -209,7 +210,7 @@ def _score(model: Any, processor: Any, questions: int, seed: int) -> Score:
     for group, share in zip(groups, shares, strict=True):
         if share:
             right += sum(tiny.accuracy(model, processor, group, share, seed).correct)
-    return Score(right / questions, *tiny.wilson(right, questions))
+    return Score(right / questions, *wilson(right, questions))
 
 
 SCORED_GROUPS = ("vqa", "hallucination")

@@ -8,7 +8,6 @@ from lightkv_gnn.tiny.evaluate import (
     accuracy,
     object_f1,
     sample_questions,
-    wilson,
 )
 from lightkv_gnn.tiny.model import WEIGHTS, build_model, build_processor, load
 from lightkv_gnn.tiny.questions import GROUPS, Question, ask
@@ -46,5 +45,4 @@ __all__ = [
     "render",
     "sample_questions",
     "sample_scene",
-    "wilson",
 ]

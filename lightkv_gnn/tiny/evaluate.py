@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -11,11 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from lightkv_gnn.evaluation.statistics import wilson
 from lightkv_gnn.tiny.questions import GROUPS, Question, ask
 from lightkv_gnn.tiny.scenes import COLOURS, Scene, render, sample_scene
 from lightkv_gnn.tiny.words import format_prompt
 
-__all__ = ["MAX_NEW_TOKENS", "Evaluation", "accuracy", "object_f1", "sample_questions", "wilson"]
+__all__ = ["MAX_NEW_TOKENS", "Evaluation", "accuracy", "object_f1", "sample_questions"]
 
 # Lists hold a colour and a shape per object, a comma between two, and the end mark.
 MAX_NEW_TOKENS: dict[str, int] = {
@@ -54,17 +54,6 @@ class Evaluation:
     def interval(self, z: float = 1.96) -> tuple[float, float]:
         """Wilson score interval of the accuracy, 95 % by default."""
         return wilson(sum(self.correct), len(self.correct), z)
-
-
-def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """Return the Wilson score interval of a proportion."""
-    if not 0 <= successes <= trials or trials == 0:
-        raise ValueError(f"expected 0 <= successes <= trials, got {successes} of {trials}")
-    share = successes / trials
-    scale = 1 + z**2 / trials
-    middle = (share + z**2 / (2 * trials)) / scale
-    half = z / scale * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def object_f1(prediction: str, answer: str) -> float:

@@ -1,0 +1,240 @@
+"""Figures of an evaluation: one line per method, one panel per depth or budget."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from lightkv_gnn.evaluation.pooling import BASELINE, Pooled
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F")
+"""Told apart by colour-blind readers too. Source: Okabe and Ito 2008; yellow is too pale."""
+
+MARKERS = "osD^vP*Xp"
+"""Not as many as a multiple of the colours, so that a pair comes again only after 63 methods."""
+
+COLUMNS = 3
+"""Panels beside each other."""
+
+INCHES = 9.0
+"""Width of a figure."""
+
+SPREAD = 0.03
+"""Methods at one place are set apart over so much of the axis."""
+
+FILE_COLOURS = 128
+
+
+@dataclass(frozen=True)
+class Plot:
+    """What is drawn against what.
+
+    Attributes:
+        name: Of the file.
+        x: Of a point; NaN leaves it out.
+        x_label: What x is.
+        panel: What entries of one panel share.
+        panel_label: Title of a panel.
+        caption: What is seen.
+        percent: Whether x is a fraction.
+        layers: Whether x is a layer; drawn where there are two or more.
+        against: "accuracy", or its "difference" to no compression.
+    """
+
+    name: str
+    x: Callable[[Pooled], float]
+    x_label: str
+    panel: Callable[[Pooled], float]
+    panel_label: Callable[[Any], str]
+    caption: str
+    percent: bool = True
+    layers: bool = False
+    against: str = "accuracy"
+
+
+def relative_error(entry: Pooled) -> float:
+    """Of the hidden states, averaged over the stages that lost any; NaN without stages."""
+    errors = [stage.error for stage in entry.stages]
+    return sum(errors) / len(errors) if errors else math.nan
+
+
+def depth_title(depth: int) -> str:
+    """What a panel or a table of one depth is headed."""
+    return f"first compressed after layer {depth}" if depth >= 0 else "before the decoder"
+
+
+LINE = "The dashed line is no compression, the grey band its interval."
+BARS = "Bars are 95 % intervals."
+APART = "Points that share a place are set apart a little sideways."
+
+PLOTS = (
+    Plot(
+        "retention",
+        lambda entry: entry.mean("held"),
+        "vision tokens held, layer average, observed",
+        lambda entry: entry.first.depth,
+        depth_title,
+        f"Accuracy against the vision tokens held, a panel per depth. {BARS} {LINE} {APART}",
+    ),
+    Plot(
+        "depth",
+        lambda entry: entry.first.depth if entry.first.depth >= 0 else math.nan,
+        "first decoder layer after which tokens leave",
+        lambda entry: entry.first.retention,
+        lambda retention: f"{retention:.1%} of the vision tokens asked for",
+        f"Accuracy against depth, a panel per budget. {BARS} {LINE} {APART}",
+        percent=False,
+        layers=True,
+    ),
+    Plot(
+        "kv",
+        lambda entry: entry.mean("kv_ratio"),
+        "KV bytes after the prefill, text included, of those without compression",
+        lambda entry: entry.first.depth,
+        depth_title,
+        f"Accuracy against the size of the KV cache, a panel per depth. {BARS} {LINE} {APART}",
+    ),
+    Plot(
+        "flops",
+        lambda entry: entry.mean("flops_ratio"),
+        "prefill FLOPs, of those without compression",
+        lambda entry: entry.first.depth,
+        depth_title,
+        f"Accuracy against the work of the prefill, a panel per depth. {BARS} {LINE} {APART}",
+    ),
+    Plot(
+        "loss",
+        relative_error,
+        "relative error of the hidden states, mean of the stages",
+        lambda entry: entry.first.depth,
+        depth_title,
+        "Accuracy less that without compression, against the information that the stages lost "
+        f"(relative error of the vision tokens' hidden states), a panel per depth. {BARS} "
+        "The dashed line is no difference.",
+        percent=False,
+        against="difference",
+    ),
+)
+
+
+def styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """A colour and a marker of its own for each method, the same in every figure of a page."""
+    others = sorted(set(methods) - {BASELINE})
+    return {
+        method: {
+            "color": COLOURS[number % len(COLOURS)],
+            "marker": MARKERS[number % len(MARKERS)],
+        }
+        for number, method in enumerate(others)
+    }
+
+
+def draw(plot: Plot, entries: Sequence[Pooled], look: dict[str, dict[str, Any]]) -> Figure | None:
+    """The panels of a plot; None where nothing varies that it could show.
+
+    Args:
+        plot: What to draw.
+        entries: Of one group.
+        look: From :func:`styles`.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    base = next((entry for entry in entries if entry.first.method == BASELINE), None)
+    drawn = [
+        entry
+        for entry in entries
+        if entry.first.method != BASELINE and math.isfinite(plot.x(entry))
+    ]
+    places = sorted({plot.x(entry) for entry in drawn})
+    if len(places) < (2 if plot.layers else 1):
+        return None
+    panels = sorted({plot.panel(entry) for entry in drawn})
+    columns = min(COLUMNS, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    canvas = Figure(figsize=(INCHES, 3.1 * rows + 1.2), layout="constrained")
+    axes = canvas.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    shown = {m: style for m, style in look.items() if any(e.first.method == m for e in drawn)}
+    width = 0 if plot.against == "difference" else SPREAD * (places[-1] - places[0] or 0.1)
+    for panel, ax in zip(panels, axes.flat, strict=False):
+        _baseline(ax, base, plot.against)
+        here = [entry for entry in drawn if plot.panel(entry) == panel]
+        for number, (method, style) in enumerate(shown.items()):
+            points = sorted((e for e in here if e.first.method == method), key=plot.x)
+            _line(ax, plot, points, ((number + 0.5) / len(shown) - 0.5) * width, style)
+        ax.set_title(plot.panel_label(panel), fontsize=10)
+        ax.grid(color="0.9")
+        ax.yaxis.set_major_formatter(PercentFormatter(1))
+        if plot.percent:
+            ax.xaxis.set_major_formatter(PercentFormatter(1))
+        if plot.layers:
+            ax.set_xticks(places)
+        else:
+            ax.locator_params(axis="x", nbins=6)
+        ax.tick_params(labelbottom=True)
+    for ax in axes.flat[len(panels) :]:
+        ax.set_axis_off()
+    canvas.supxlabel(plot.x_label, fontsize=10)
+    what = "accuracy" if plot.against == "accuracy" else "accuracy less that of none"
+    canvas.supylabel(what, fontsize=10)
+    _legend(canvas, shown)
+    return canvas
+
+
+def _baseline(ax: Any, base: Pooled | None, against: str) -> None:
+    if against == "difference":
+        ax.axhline(0, color="black", linestyle="--", linewidth=1)
+    elif base is not None:
+        ax.axhspan(*base.interval, color="0.88", zorder=0)
+        ax.axhline(base.accuracy, color="black", linestyle="--", linewidth=1)
+
+
+def _line(
+    ax: Any, plot: Plot, points: Sequence[Pooled], shift: float, look: dict[str, Any]
+) -> None:
+    if not points:
+        return
+    if plot.against == "accuracy":
+        values = [(entry.accuracy, *entry.interval) for entry in points]
+    else:
+        values = [entry.difference[:3] for entry in points]
+    below = [max(0.0, value - low) for value, low, _ in values]
+    above = [max(0.0, high - value) for value, _, high in values]
+    ax.errorbar(
+        [plot.x(entry) + shift for entry in points],
+        [value for value, _, _ in values],
+        yerr=[below, above],
+        markersize=5.5,
+        linewidth=1.2 if plot.against == "accuracy" else 0,
+        elinewidth=0.9,
+        markeredgecolor="white",
+        markeredgewidth=0.5,
+        **look,
+    )
+
+
+def _legend(canvas: Figure, look: dict[str, dict[str, Any]]) -> None:
+    from matplotlib.lines import Line2D
+
+    names = [method.replace("$", r"\$") for method in look]
+    handles = [Line2D([], [], linewidth=1.2, markersize=6, **style) for style in look.values()]
+    longest = max(map(len, names))
+    columns = max(1, min(5, int(100 / (longest + 8))))
+    canvas.legend(handles, names, loc="outside upper center", ncols=columns, fontsize=9)
+
+
+def save(canvas: Figure, file: Path) -> None:
+    """A compact PNG."""
+    buffer = io.BytesIO()
+    canvas.savefig(buffer, dpi=130)
+    picture = Image.open(buffer).convert("RGB")
+    picture.quantize(FILE_COLOURS, dither=Image.Dither.NONE).save(file, optimize=True)

@@ -1,0 +1,45 @@
+"""Versions and hardware of a run."""
+
+from __future__ import annotations
+
+import os
+import platform
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import lightkv_gnn
+
+FILE = "machine.json"
+"""Where a run leaves what :func:`describe` says, beside its rows."""
+
+PACKAGES = ("torch", "transformers", "torch-geometric", "numpy")
+
+
+def describe() -> dict[str, Any]:
+    """What timings, and rounding in the last place, depend on; plain values, nothing personal."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "lightkv-gnn": lightkv_gnn.__version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+    }
+
+
+def _cpu(information: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name, as Linux has it, else as Python does."""
+    if information.is_file():
+        for line in information.read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,235 @@
+"""Rows as a page: tables and figures of every suite and group, without conclusions."""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from lightkv_gnn.evaluation import figures
+from lightkv_gnn.evaluation.pooling import BASELINE, Group, Pooled, best_at_budget, pool
+from lightkv_gnn.evaluation.rows import Row
+
+PAGE = "README.md"
+
+MARK = "<!-- written by lightkv-gnn report -->"
+"""First line of a page, so that nobody's own page is overwritten."""
+
+HEAD = (
+    "method",
+    "budget",
+    "held",
+    "KV bytes (ratio)",
+    "prefill FLOPs (ratio)",
+    "accuracy, %",
+    "difference, points",
+    "p",
+    "s / question",
+    "divergence merged",
+    "relative error",
+)
+
+NOTES = """\
+**Columns.** *Budget*: vision tokens asked for, averaged over the layers; *held*: observed. *KV
+bytes*: keys and values after the prefill, text included; *ratio*: of those without compression.
+*Accuracy*: mean score with its 95 % interval. *Difference*: to no compression on the same
+questions, with its 95 % interval and two-sided p value. *Divergence merged* (mean of 1 − cos
+between tokens that left and their survivors) and *relative error* (of the vision tokens' hidden
+states) are given stage by stage, first to last. **Bold**: better than every other method at that
+budget (p < 0.05 against each, paired; not `none`, not `oracle`); where nothing is bold, no method
+is.
+
+**One seed.** Wilson's interval where every score is 0 or 1, else the percentile bootstrap's;
+differences with the bootstrap's interval, and McNemar's exact test or the bootstrap's.
+**Several seeds.** Means over the seeds. Intervals and p values are Student's over the seeds,
+widened where needed to those of all questions together. No p value is corrected for the number of
+rows. An interval of width 0 means that no question differs, not that none could."""
+
+
+def write_report(
+    rows: Iterable[Row],
+    folder: Path,
+    *,
+    title: str = "Evaluation",
+    command: str | None = None,
+    machines: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[Path]:
+    """Writes a page with tables, and beside it figures where matplotlib is installed.
+
+    Args:
+        rows: With different keys.
+        folder: Where to; made if it is not there.
+        title: Of the page.
+        command: That the page was made with.
+        machines: What ``machine.json`` says of the runs, by the name of the rows' file.
+
+    Returns:
+        The page, then the figures.
+
+    Raises:
+        ValueError: There are no rows, two have the same key, or the scores of one are not as many
+            as its questions.
+        FileExistsError: The folder has a page that this did not write.
+    """
+    rows = list(rows)
+    _check(rows)
+    page = folder / PAGE
+    if page.exists() and MARK not in page.read_text(encoding="utf-8", errors="replace"):
+        raise FileExistsError(f"{page} is not a report's page and is left alone: choose --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    groups: dict[Group, list[Pooled]] = {}
+    for entry in pool(rows):
+        groups.setdefault(entry.group, []).append(entry)
+    look = figures.styles([row.method for row in rows])
+    files, parts = [page], [MARK, f"# {_plain(title)}", _origin(command, machines or {}), NOTES]
+    drawing = find_spec("matplotlib") is not None
+    if not drawing:
+        parts.append("Figures are drawn with matplotlib: `pip install 'lightkv-gnn[draw]'`.")
+    for number, (group, entries) in enumerate(groups.items(), start=1):
+        parts += [f"## {_plain(group.suite)}: {_plain(group.group)}", *_tables(entries)]
+        for plot in figures.PLOTS if drawing else ():
+            canvas = figures.draw(plot, entries, look)
+            if canvas is not None:
+                file = folder / f"{number:02}-{_slug(group)}-{plot.name}.png"
+                figures.save(canvas, file)
+                files.append(file)
+                parts += [f"![{plot.caption}]({file.name})", f"*{plot.caption}*"]
+    page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return files
+
+
+def _check(rows: Sequence[Row]) -> None:
+    if not rows:
+        raise ValueError("there are no rows to report")
+    seen = set()
+    for row in rows:
+        if row.key in seen:
+            raise ValueError(f"two rows for {row.key}: expected one; were runs mixed?")
+        seen.add(row.key)
+        if not row.questions or row.questions != len(row.scores):
+            raise ValueError(
+                f"{row.key}: {len(row.scores)} scores of {row.questions} questions; "
+                "expected one each, and at least one"
+            )
+
+
+def _origin(command: str | None, machines: Mapping[str, Mapping[str, Any]]) -> str:
+    """Where the numbers and the page are from."""
+    lines = [
+        f"- {_plain(name)}: "
+        + "; ".join(f"{_plain(key)} {_plain(value)}" for key, value in facts.items() if value)
+        for name, facts in machines.items()
+    ]
+    if not lines:
+        lines = ["- The runs left no `machine.json`: versions and hardware are not known."]
+    made = f"- This page: {datetime.now(timezone.utc).date().isoformat()}"
+    return "\n".join([*lines, made + (f", by {_code(command)}" if command else "")])
+
+
+def _tables(entries: Sequence[Pooled]) -> list[str]:
+    """One for each depth; methods without one are in all."""
+    base = [entry for entry in entries if entry.first.method == BASELINE]
+    others = [entry for entry in entries if entry.first.method != BASELINE]
+    parts = []
+    if not base:
+        parts.append("There are no rows of `none`: differences are as the rows have them.")
+    depths = sorted({entry.first.depth for entry in others if entry.first.depth >= 0}) or [-1]
+    for depth in depths:
+        here = [entry for entry in others if entry.first.depth in (depth, -1)]
+        here.sort(key=lambda entry: (-entry.first.retention, -entry.accuracy))
+        best = best_at_budget(here)
+        table = [HEAD, ("---",) * len(HEAD)]
+        table += [_cells(entry, entry in best) for entry in base + here]
+        if others:
+            parts.append(f"### {figures.depth_title(depth).capitalize()}")
+        parts.append(_asked(base + here))
+        parts.append("\n".join(f"| {' | '.join(cells)} |" for cells in table))
+    return parts
+
+
+def _asked(entries: Sequence[Pooled]) -> str:
+    """How many seeds and questions are behind a table."""
+    kinds: dict[str, list[str]] = {}
+    for entry in entries:
+        questions = sorted({f"{row.questions:,}" for row in entry.rows})
+        seeds = len(entry.rows)
+        words = f"{seeds} seed{'s' if seeds > 1 else ''}, {' or '.join(questions)} questions each"
+        kinds.setdefault(words, []).append(_plain(entry.first.method))
+    if len(kinds) == 1:
+        return f"{next(iter(kinds))}."
+    return "; ".join(f"{words}: {', '.join(dict.fromkeys(who))}" for words, who in kinds.items())
+
+
+def _cells(entry: Pooled, best: bool) -> tuple[str, ...]:
+    first, value, difference = entry.first, f"{entry.accuracy:.1%}", entry.difference
+    baseline = first.method == BASELINE
+    value = value.rstrip("%")
+    return (
+        _plain(first.method),
+        "" if baseline else f"{first.retention:.1%}",
+        _share(entry.mean("held")),
+        f"{_bytes(entry.mean('kv_bytes'))} ({_share(entry.mean('kv_ratio'))})",
+        f"{_count(entry.mean('flops'))} ({_share(entry.mean('flops_ratio'))})",
+        (f"**{value}**" if best else value) + " " + _points(*entry.interval, sign=""),
+        ""
+        if baseline
+        else f"{100 * difference.value:+.1f} {_points(difference.low, difference.high)}",
+        "" if baseline else _p_value(difference.p_value),
+        f"{entry.mean('seconds'):.3g}",
+        _listed([stage.divergence for stage in entry.stages]),
+        _listed([stage.error for stage in entry.stages]),
+    )
+
+
+def _share(value: float) -> str:
+    return f"{value:.1%}" if math.isfinite(value) else "–"
+
+
+def _points(low: float, high: float, sign: str = "+") -> str:
+    return f"[{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
+
+
+def _p_value(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.3f}" if math.isfinite(value) else "–" for value in values) or "–"
+
+
+def _bytes(value: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.4g} {unit}"
+        value /= 1024
+    return f"{value:.4g} GiB"
+
+
+def _count(value: float) -> str:
+    for unit in ("", " k", " M", " G"):
+        if value < 1000:
+            return f"{value:.3g}{unit}"
+        value /= 1000
+    return f"{value:.3g} T"
+
+
+def _plain(text: object) -> str:
+    """Text that Markdown takes literally, on one line."""
+    line = html.escape(" ".join(str(text).split()), quote=False)
+    return re.sub(r"([\\`*_\[\]|#~$!])", r"\\\1", line) or "(no name)"
+
+
+def _code(text: str) -> str:
+    """A command as code, whatever backticks it has."""
+    line = " ".join(text.split())
+    fence = "`" * (max(map(len, re.findall("`+", line)), default=0) + 1)
+    return f"{fence} {line} {fence}" if "`" in line else f"`{line}`"
+
+
+def _slug(group: Group) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", " ".join(group).lower()).strip("-")[:60] or "group"

@@ -1,0 +1,89 @@
+"""The command ``lightkv-gnn report``: a page from files of rows."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightkv_gnn.evaluation import machine
+from lightkv_gnn.evaluation.report import write_report
+from lightkv_gnn.evaluation.rows import Row, read_rows
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command to those of a parser."""
+    command = commands.add_parser("report", help="make a page of tables and figures from rows")
+    command.add_argument("rows", nargs="+", type=Path, metavar="ROWS", help="what eval wrote")
+    command.add_argument(
+        "--out", type=Path, default=Path("lightkv-report"), help="folder of the page"
+    )
+    command.add_argument("--title", default="Evaluation", help="of the page")
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+    command.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Writes the page.
+
+    Raises:
+        ValueError: A file holds no rows, or rows do not go together.
+        OSError: A file cannot be read, or the page not be written.
+    """
+    if options.out.exists() and not options.out.is_dir():
+        raise NotADirectoryError(f"--out {options.out} is a file: give a folder for the page")
+    rows = read_all(options.rows)
+    machines = {str(file): facts for file in options.rows if (facts := machine_of(file))}
+    files = write_report(
+        rows,
+        options.out,
+        title=options.title,
+        command=shlex.join(["lightkv-gnn", *sys.argv[1:]]),
+        machines=machines,
+    )
+    if options.json:
+        print(json.dumps({"rows": len(rows), "files": [str(file) for file in files]}, indent=2))
+    else:
+        print(f"wrote {files[0]}, {len(files) - 1} figures, from {len(rows)} rows")
+
+
+def read_all(files: Sequence[Path]) -> list[Row]:
+    """The rows of all files.
+
+    Raises:
+        ValueError: A file is not JSON Lines, or has no rows.
+    """
+    rows = []
+    for file in files:
+        if file.suffix != ".jsonl":
+            raise ValueError(f"{file}: expected rows as JSON Lines (.jsonl), which has the scores")
+        try:
+            found = read_rows(file)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file} is not text: expected rows as JSON Lines") from error
+        if not found:
+            raise ValueError(f"{file} has no rows")
+        rows += found
+    return rows
+
+
+def machine_of(file: Path) -> dict[str, Any]:
+    """What the run that left these rows said of itself; empty if nothing.
+
+    Raises:
+        ValueError: It is there and cannot be read.
+    """
+    beside = file.with_name(machine.FILE)
+    if not beside.is_file():
+        return {}
+    try:
+        facts = json.loads(beside.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{beside} cannot be read: {error}") from error
+    if not isinstance(facts, dict):
+        raise ValueError(f"{beside}: expected one JSON object, not {type(facts).__name__}")
+    return facts
