@@ -34,6 +34,7 @@ METHODS: dict[str, Method] = {
 
 __all__ = [
     "METHODS",
+    "NONE",
     "Applied",
     "Bill",
     "Budget",

@@ -100,14 +100,14 @@ class Evaluation:
     ) -> Row | None:
         group, method, budget = cell
         key = Key(suite.name, group, method.name, budget.retention, budget.depth, seed)
-        if key in store:
-            return store[key]
+        if (row := store.get(key)) is not None:
+            return row
         try:
             asked = ask_all(suite, subject, group, method, budget, self.questions, seed)
         except ScheduleError:
             return None
         full = key._replace(method=NONE.name, retention=1.0, depth=-1)
-        row = _row_of(key, asked, store[full] if full in store else None)
+        row = _row_of(key, asked, store.get(full))
         store.add(row)
         return row
 
@@ -133,11 +133,9 @@ class Store:
                 "another folder, or ask as many"
             )
 
-    def __contains__(self, key: Key) -> bool:
-        return key in self._rows
-
-    def __getitem__(self, key: Key) -> Row:
-        return self._rows[key]
+    def get(self, key: Key) -> Row | None:
+        """The row of that key, if there is one."""
+        return self._rows.get(key)
 
     def add(self, row: Row) -> None:
         """Keeps a row."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ class TinySuite(Suite):
                 f"there is no tiny LLaVA of seed {seed} in {folder}: train it, "
                 f"python examples/train_tiny.py --seed {seed} --out {own}"
             )
-        model = AutoModelForImageTextToText.from_pretrained(own, local_files_only=True)
+        model: Any = AutoModelForImageTextToText.from_pretrained(own, local_files_only=True)
         processor = AutoProcessor.from_pretrained(own, local_files_only=True)
         return Subject(model.to(device).eval(), processor)
 
