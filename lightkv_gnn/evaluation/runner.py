@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,7 @@ class Evaluation:
                         bar.set_postfix_str(f"{suite.name} {cell.group} {cell.method.name}")
                         row = self._row(suite, subject, seed, cell, store)
                         if row is None:
-                            bar.write(f"left out: {cell.method.name} cannot keep to {cell.budget}")
+                            bar.write(_left_out(cell), file=sys.stderr)
                         else:
                             rows.append(row)
                         bar.update()
@@ -142,6 +143,14 @@ class Store:
         self._rows[row.key] = row
         with self._file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row.to_dict()) + "\n")
+
+
+def _left_out(cell: Cell) -> str:
+    budget = cell.budget
+    return (
+        f"left out: {cell.method.name} cannot keep {budget.retention:.0%} from layer "
+        f"{budget.depth} of {budget.layers} on"
+    )
 
 
 def _row_of(key: Key, asked: Asked, full: Row | None) -> Row:

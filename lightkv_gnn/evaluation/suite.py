@@ -45,6 +45,8 @@ class Suite(ABC):
 
     name: ClassVar[str]
     groups: ClassVar[tuple[str, ...]]
+    retentions: ClassVar[tuple[float, ...]] = (0.75, 0.55, 0.4)
+    """Budgets that are within reach of its model, and tell something."""
 
     @abstractmethod
     def subject(self, seed: int, folder: Path, device: str = "cpu") -> Subject:

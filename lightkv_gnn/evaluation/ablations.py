@@ -1,0 +1,155 @@
+"""Ablations: the default with one choice varied, each variant a method of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lightkv_gnn.baselines import Budget, StageMethod, progressive
+from lightkv_gnn.baselines.merging import random_attention
+from lightkv_gnn.messages import (
+    WeightedMean,
+    destination_only,
+    guided_mean,
+    mass_mean,
+    mean,
+)
+from lightkv_gnn.schedule import Stage
+from lightkv_graphs import PromptMatching, cosine_matching
+
+ORIGIN = "a variant of guided merging"
+
+
+@dataclass(frozen=True)
+class Windowed(StageMethod):
+    """Guided merging with windows of one's own.
+
+    Attributes:
+        windows: Windows per side of each stage; the last number counts for later stages too.
+    """
+
+    windows: tuple[int, ...] = (1,)
+
+    def stages(self, budget: Budget) -> tuple[Stage, ...]:
+        """The usual ones, with these windows."""
+        last = len(self.windows) - 1
+        return tuple(
+            replace(stage, windows=self.windows[min(number, last)])
+            for number, stage in enumerate(super().stages(budget))
+        )
+
+
+@dataclass(frozen=True)
+class Stepped(StageMethod):
+    """Guided merging in a number of stages.
+
+    Attributes:
+        number: How many stages, where the budget allows it.
+    """
+
+    number: int = 3
+
+    def stages(self, budget: Budget) -> tuple[Stage, ...]:
+        """So many of equal ratio."""
+        return progressive(
+            budget.layers, budget.retention, budget.depth, budget.grid, stages=self.number
+        )
+
+
+@dataclass(frozen=True)
+class HalvedOnce(StageMethod):
+    """Half of the tokens leave, after one layer: the same for every depth."""
+
+    def budgets(
+        self, model: Any, retentions: Sequence[float], depths: Sequence[int]
+    ) -> list[Budget]:
+        """One for every layer that a stage may run after."""
+        layers = Budget.of(model, 1.0, 0).layers
+        return [
+            Budget.of(model, round((depth + 1 + layers) / (2 * layers), 4), depth)
+            for depth in range(layers - 1)
+        ]
+
+    def stages(self, budget: Budget) -> tuple[Stage, ...]:
+        """One."""
+        return (Stage(budget.depth, 1, 0.5),)
+
+
+mass_guided = WeightedMean("mass_guided", lambda guidance, mass, stays: guidance + mass.log())
+"""The prompt's guidance times the mass."""
+
+
+def _guidance() -> list[StageMethod]:
+    names = ("vision_to_text", "text_to_vision", "last_token")
+    variants = [
+        StageMethod(f"{name}{'' if rotary else ', no rotary'}", ORIGIN, _options(name, rotary))
+        for name in names
+        for rotary in (True, False)
+    ]
+    blind = StageMethod("none: equal weights", ORIGIN, {"guidance": "none"})
+    random = StageMethod("random logits", ORIGIN, {"guidance": random_attention})
+    return [*variants, blind, random]
+
+
+def _options(guidance: str, rotary: bool) -> dict[str, Any]:
+    return {"guidance": guidance, "rotary": rotary}
+
+
+def _prompt() -> list[StageMethod]:
+    matchers = {
+        "": cosine_matching,
+        "matching": PromptMatching(resist=True),
+        "protection": PromptMatching(resist=False, protect=0.1),
+        "matching, protection": PromptMatching(resist=True, protect=0.1),
+    }
+    variants = []
+    for where, matcher in matchers.items():
+        for weights in (guided_mean, mean):
+            parts = ["weights"] * (weights is guided_mean) + [where] * bool(where)
+            name = f"prompt in {', '.join(parts) or 'nothing'}"
+            variants.append(StageMethod(name, ORIGIN, {"matcher": matcher, "message": weights}))
+    return variants
+
+
+def _windows() -> list[StageMethod]:
+    choices = ((1,), (2,), (4,), (8,), (4, 2, 1))
+    return [
+        Windowed(f"windows {'-'.join(map(str, windows))}", ORIGIN, {}, windows)
+        for windows in choices
+    ]
+
+
+def _stages() -> list[StageMethod]:
+    return [Stepped(f"{number} stages", ORIGIN, {}, number) for number in (1, 2, 3, 4, 6)]
+
+
+def _depth() -> list[StageMethod]:
+    return [
+        HalvedOnce("guided, halved once", ORIGIN),
+        HalvedOnce("mean, halved once", ORIGIN, {"guidance": "none", "message": mean}),
+        HalvedOnce(
+            "pruned, halved once", ORIGIN, {"guidance": "none", "message": destination_only}
+        ),
+    ]
+
+
+def _positions() -> list[StageMethod]:
+    return [StageMethod(name, ORIGIN, {"positions": name}) for name in ("preserve", "reindex")]
+
+
+def _message() -> list[StageMethod]:
+    messages = (guided_mean, mean, mass_mean, mass_guided, destination_only)
+    return [StageMethod(message.name, ORIGIN, {"message": message}) for message in messages]
+
+
+ABLATIONS: dict[str, Callable[[], Sequence[StageMethod]]] = {
+    "guidance": _guidance,
+    "prompt": _prompt,
+    "windows": _windows,
+    "stages": _stages,
+    "depth": _depth,
+    "positions": _positions,
+    "message": _message,
+}
+"""What is varied, and the variants."""

@@ -1,0 +1,143 @@
+"""The command ``lightkv-gnn eval``: suites, methods, budgets, depths and seeds to rows."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from lightkv_gnn.baselines import METHODS, Method
+from lightkv_gnn.evaluation.ablations import ABLATIONS
+from lightkv_gnn.evaluation.rows import Row, write_rows
+from lightkv_gnn.evaluation.runner import ROWS, Evaluation
+from lightkv_gnn.evaluation.suite import Suite
+from lightkv_gnn.evaluation.suites import SUITES
+
+QUESTIONS = 1000
+QUICK_QUESTIONS = 256
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command to those of a parser."""
+    command = commands.add_parser(
+        "eval", help="ask trained models questions, without compression and with many methods"
+    )
+    suites, methods = list(SUITES), list(METHODS)
+    command.add_argument(
+        "--suite", nargs="+", choices=suites, default=["cued"], metavar="SUITE", help=_one(suites)
+    )
+    command.add_argument("--group", nargs="+", metavar="GROUP", help="only these of the suites'")
+    what = command.add_mutually_exclusive_group()
+    what.add_argument(
+        "--methods",
+        nargs="+",
+        choices=methods,
+        default=methods,
+        metavar="METHOD",
+        help=f"{_one(methods)}; all if not given",
+    )
+    what.add_argument(
+        "--ablation",
+        choices=list(ABLATIONS),
+        metavar="CHOICE",
+        help=f"variants of guided merging instead: {_one(list(ABLATIONS))}",
+    )
+    command.add_argument(
+        "--retention",
+        nargs="+",
+        type=float,
+        metavar="SHARE",
+        help="vision tokens to keep, averaged over the layers (default: the suite's)",
+    )
+    command.add_argument(
+        "--depth",
+        nargs="+",
+        type=int,
+        default=[0],
+        metavar="LAYER",
+        help="first layer after which tokens may leave (default: 0)",
+    )
+    command.add_argument("--seeds", nargs="+", type=int, default=[0], help="default: 0")
+    command.add_argument(
+        "--questions",
+        type=int,
+        help=f"of each group (default: {QUESTIONS}, quick {QUICK_QUESTIONS})",
+    )
+    command.add_argument("--quick", action="store_true", help="fewer questions")
+    command.add_argument(
+        "--out",
+        type=Path,
+        default=Path("lightkv-eval"),
+        help="folder of rows and trained models; a run goes on where one there was stopped",
+    )
+    command.add_argument("--device", default="cpu", help="cpu or cuda")
+    command.add_argument("--json", action="store_true", help="print the rows as one JSON list")
+    command.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Evaluates.
+
+    Raises:
+        ValueError: A group that no suite has, or numbers out of range.
+        OSError: The folder cannot be written.
+    """
+    if options.out.exists() and not options.out.is_dir():
+        raise NotADirectoryError(f"--out {options.out} is a file: give a folder for the rows")
+    questions = options.questions or (QUICK_QUESTIONS if options.quick else QUESTIONS)
+    if questions < 1:
+        raise ValueError(f"--questions is {questions}: expected 1 or more")
+    methods: list[Method] = [METHODS[name] for name in options.methods]
+    if options.ablation:
+        methods = list(ABLATIONS[options.ablation]())
+    rows: list[Row] = []
+    for suite, groups in _groups(options).items():
+        evaluation = Evaluation(
+            {suite: groups},
+            methods,
+            options.retention or suite.retentions,
+            options.depth,
+            options.seeds,
+            questions,
+        )
+        rows += evaluation.run(options.out, options.device)
+    write_rows(rows, options.out / "rows.csv")
+    if options.json:
+        print(json.dumps([_told(row) for row in rows], indent=2))
+        return
+    for row in rows:
+        print(_line(row))
+    print(f"wrote {options.out / ROWS}; lightkv-gnn report makes a page of it")
+
+
+def _groups(options: argparse.Namespace) -> dict[Suite, list[str]]:
+    """The groups to ask of each suite."""
+    suites = [SUITES[name]() for name in options.suite]
+    known = {group for suite in suites for group in suite.groups}
+    unknown = sorted(set(options.group or ()) - known)
+    if unknown:
+        raise ValueError(f"--group {unknown[0]}: expected one of {sorted(known)}")
+    chosen = {
+        suite: [group for group in suite.groups if group in (options.group or suite.groups)]
+        for suite in suites
+    }
+    return {suite: groups for suite, groups in chosen.items() if groups}
+
+
+def _told(row: Row) -> dict[str, Any]:
+    values = row.to_dict()
+    del values["scores"]
+    return values
+
+
+def _line(row: Row) -> str:
+    return (
+        f"{row.suite:12} {row.group:13} {row.method:28} held {row.held:6.1%} "
+        f"layer {row.depth:2} seed {row.seed} {row.accuracy:6.1%} "
+        f"[{row.low:6.1%}, {row.high:6.1%}]  KV {row.kv_ratio:4.0%}  FLOPs {row.flops_ratio:4.0%}"
+    )
+
+
+def _one(names: list[str]) -> str:
+    return "one or more of " + ", ".join(names)

@@ -1,0 +1,10 @@
+"""All suites, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lightkv_gnn.evaluation.suite import Suite
+from lightkv_gnn.evaluation.tiny_suite import TinySuite
+
+SUITES: dict[str, Callable[[], Suite]] = {suite.name: suite for suite in (TinySuite,)}
