@@ -116,6 +116,8 @@ class Evaluation:
 class Store:
     """The rows of a folder, in a file that grows line by line.
 
+    A last line without an end was being written when a run was stopped; it is taken away.
+
     Args:
         file: Where they are, or will be.
         questions: Of each row.
@@ -126,6 +128,10 @@ class Store:
 
     def __init__(self, file: Path, questions: int) -> None:
         self._file = file
+        if file.is_file():
+            text = file.read_bytes()
+            if not text.endswith(b"\n"):
+                file.write_bytes(text[: text.rfind(b"\n") + 1])
         self._rows = {row.key: row for row in read_rows(file)} if file.is_file() else {}
         others = {row.questions for row in self._rows.values()} - {questions}
         if others:

@@ -1,0 +1,208 @@
+"""Rows come one by one, are kept, and are not computed twice."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from models import tiny_llava
+from torch import Tensor
+
+from lightkv_gnn import LightKVConfig, attach, plan_prefill
+from lightkv_gnn.baselines import METHODS, Budget
+from lightkv_gnn.evaluation import runner
+from lightkv_gnn.evaluation.rows import read_rows
+from lightkv_gnn.evaluation.runner import ROWS, Evaluation
+from lightkv_gnn.evaluation.suite import Batch, Subject, Suite
+from lightkv_gnn.schedule import layer_average
+
+SIDE, TEXT = 8, 5
+
+
+class Halves(Suite):
+    """Is the model's next token an even number?  Two groups, some questions a batch."""
+
+    name = "halves"
+    groups = ("even", "odd")
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, str]] = []
+        self.fail_after: int | None = None
+
+    def subject(self, seed: int, folder: Path, device: str = "cpu") -> Subject:
+        return Subject(tiny_llava(side=SIDE, seed=seed).to(device).eval())
+
+    def batches(
+        self, subject: Subject, group: str, questions: int, seed: int, side: float = 1.0
+    ) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(seed)
+        for start in range(0, questions, 4):
+            number = min(4, questions - start)
+            yield Batch(_inputs(subject, number, generator), ("?",) * number)
+
+    def ask(self, subject: Subject, group: str, batch: Batch) -> list[float]:
+        if self.fail_after is not None and len(self.asked) >= self.fail_after:
+            raise KeyboardInterrupt
+        self.asked.append((len(batch.answers), group))
+        with torch.no_grad():
+            best = subject.model(**batch.inputs).logits[:, -1].argmax(-1)
+        return [float(token % 2 == (group == "odd")) for token in best]
+
+
+def _inputs(subject: Subject, number: int, generator: torch.Generator) -> dict[str, Tensor]:
+    image = torch.full((number, SIDE**2), subject.model.config.image_token_id)
+    words = torch.randint(3, 100, (number, TEXT), generator=generator)
+    pixels = torch.randn(number, 3, 7 * SIDE, 7 * SIDE, generator=generator)
+    return {
+        "input_ids": torch.cat([words[:, :1], image, words[:, 1:]], dim=1),
+        "attention_mask": torch.ones(number, SIDE**2 + TEXT, dtype=torch.int64),
+        "pixel_values": pixels,
+    }
+
+
+def evaluation(suite: Suite, methods=("guided", "mean"), retentions=(0.5,), depths=(0, 1), n=10):
+    chosen = [METHODS[name] for name in methods]
+    return Evaluation({suite: suite.groups}, chosen, retentions, depths, (0, 1), n)
+
+
+def test_a_row_for_every_cell_in_order(tmp_path):
+    rows = evaluation(Halves()).run(tmp_path, progress=False)
+    expected = [
+        ("halves", group, method, retention, depth, seed)
+        for seed in (0, 1)
+        for group in ("even", "odd")
+        for method, retention, depth in [
+            ("none", 1.0, -1),
+            *((m, r, d) for m in ("guided", "mean") for r in (0.5,) for d in (0, 1)),
+        ]
+    ]
+    assert [tuple(row.key) for row in rows] == expected
+    assert read_rows(tmp_path / ROWS) == rows
+
+
+def test_costs_are_the_plans_and_differences_are_paired(tmp_path):
+    suite = Halves()
+    rows = evaluation(suite).run(tmp_path, progress=False)
+    full = {(row.group, row.seed): row for row in rows if row.method == "none"}
+    for row in rows:
+        base = full[row.group, row.seed]
+        assert row.questions == len(row.scores) == 10
+        assert row.accuracy == pytest.approx(sum(row.scores) / 10)
+        assert row.low <= row.accuracy <= row.high
+        assert row.difference == pytest.approx(row.accuracy - base.accuracy)
+        assert row.kv_ratio == pytest.approx(row.kv_bytes / base.kv_bytes)
+        assert row.flops_ratio == pytest.approx(row.flops / base.flops)
+        assert row.seconds > 0
+        subject = suite.subject(row.seed, tmp_path)
+        inputs = _inputs(subject, 1, torch.Generator())
+        config = LightKVConfig(())
+        if row.method != "none":
+            budget = Budget.of(subject.model, row.retention, row.depth)
+            config = METHODS[row.method].config(budget)
+            assert row.held == pytest.approx(layer_average(config.stages, budget.layers), abs=0.1)
+        totals = plan_prefill(subject.model, config, inputs).totals()
+        assert (row.held, row.kv_bytes, row.flops) == pytest.approx(
+            (totals["retention"], totals["kv_bytes"], totals["flops"])
+        )
+        assert [stage.layer for stage in row.stages] == [s.layer for s in config.stages]
+
+
+def test_scores_are_those_of_asking_by_hand(tmp_path):
+    suite = Halves()
+    row = next(
+        row
+        for row in evaluation(suite).run(tmp_path, progress=False)
+        if tuple(row.key) == ("halves", "odd", "mean", 0.5, 1, 1)
+    )
+    subject = suite.subject(1, tmp_path)
+    budget = Budget.of(subject.model, 0.5, 1)
+    by_hand: list[float] = []
+    with attach(subject.model, METHODS["mean"].config(budget)):
+        for batch in suite.batches(subject, "odd", 10, 1):
+            by_hand += suite.ask(subject, "odd", batch)
+    assert list(row.scores) == by_hand
+    assert len(set(by_hand)) == 2
+
+
+def test_what_is_done_is_not_done_again(tmp_path):
+    first = evaluation(Halves()).run(tmp_path, progress=False)
+    again = Halves()
+    assert evaluation(again).run(tmp_path, progress=False) == first
+    assert again.asked == []
+    more = Halves()
+    rows = evaluation(more, methods=("guided", "mean", "stride")).run(tmp_path, progress=False)
+    assert {row.method for row in rows} == {"none", "guided", "mean", "stride"}
+    assert sum(number for number, _ in more.asked) == 10 * sum(r.method == "stride" for r in rows)
+
+
+def test_a_run_that_was_stopped_goes_on(tmp_path):
+    whole = evaluation(Halves()).run(tmp_path / "whole", progress=False)
+    stopped = Halves()
+    stopped.fail_after = 10
+    with pytest.raises(KeyboardInterrupt):
+        evaluation(stopped).run(tmp_path / "parts", progress=False)
+    kept = read_rows(tmp_path / "parts" / ROWS)
+    assert 0 < len(kept) < len(whole)
+    rows = evaluation(Halves()).run(tmp_path / "parts", progress=False)
+    assert [(row.key, row.scores) for row in rows] == [(row.key, row.scores) for row in whole]
+    assert len(read_rows(tmp_path / "parts" / ROWS)) == len(whole)
+
+
+@pytest.mark.parametrize("cut", [1, 40])
+def test_a_line_that_was_being_written_is_written_again(tmp_path, cut):
+    whole = evaluation(Halves()).run(tmp_path, progress=False)
+    file = tmp_path / ROWS
+    file.write_text(file.read_text()[:-cut])
+    again = Halves()
+    rows = evaluation(again).run(tmp_path, progress=False)
+    assert [(row.key, row.scores) for row in rows] == [(row.key, row.scores) for row in whole]
+    assert {row.key for row in read_rows(file)} == {row.key for row in whole}
+    assert sum(number for number, _ in again.asked) == 10
+
+
+def test_a_line_that_is_no_row_is_named(tmp_path):
+    evaluation(Halves()).run(tmp_path, progress=False)
+    with (tmp_path / ROWS).open("a") as stream:
+        stream.write('{"suite": "halves"}\n')
+    with pytest.raises(ValueError, match=r"rows\.jsonl, line 21: a row has the fields"):
+        evaluation(Halves()).run(tmp_path, progress=False)
+
+
+def test_rows_of_another_number_of_questions_are_refused(tmp_path):
+    evaluation(Halves()).run(tmp_path, progress=False)
+    with pytest.raises(ValueError, match=r"rows of \[10\] questions, this run asks 12"):
+        evaluation(Halves(), n=12).run(tmp_path, progress=False)
+
+
+def test_a_budget_out_of_reach_is_left_out_and_said(tmp_path, capsys):
+    rows = evaluation(Halves(), retentions=(0.1, 0.75), depths=(1,)).run(tmp_path)
+    assert {row.retention for row in rows} == {1.0, 0.75}
+    printed = capsys.readouterr()
+    assert "left out: guided cannot keep 10% from layer 1 of 6 on" in printed.err
+    assert printed.out == ""
+
+
+def test_random_methods_repeat_and_leave_the_generator_alone(tmp_path):
+    def scores(folder: Path) -> list[tuple[float, ...]]:
+        run = evaluation(Halves(), methods=("random_pruning", "random_weights"))
+        return [row.scores for row in run.run(folder, progress=False)]
+
+    state = torch.get_rng_state()
+    first = scores(tmp_path / "a")
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(3)
+    assert scores(tmp_path / "b") == first
+
+
+def test_no_compression_runs_even_if_not_asked_for(tmp_path):
+    rows = evaluation(Halves(), methods=("none",)).run(tmp_path, progress=False)
+    assert [row.method for row in rows] == ["none"] * 4
+    for row in rows:
+        assert (row.difference, row.p_value, row.kv_ratio, row.held) == (0, 1, 1, 1)
+
+
+def test_what_machine_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner.machine, "describe", lambda: {"cpu": "an abacus"})
+    evaluation(Halves(), methods=()).run(tmp_path, progress=False)
+    assert json.loads((tmp_path / "machine.json").read_text()) == {"cpu": "an abacus"}
