@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +71,13 @@ def add_parser(commands: Any) -> None:
         "--out",
         type=Path,
         default=Path("lightkv-eval"),
-        help="folder of rows and trained models; a run goes on where one there was stopped",
+        help="folder of the rows; a run goes on where one there was stopped",
+    )
+    command.add_argument(
+        "--models",
+        type=Path,
+        default=Path("lightkv-models"),
+        help="folder of trained models, which are trained where they are missing",
     )
     command.add_argument("--device", default="cpu", help="cpu or cuda")
     command.add_argument("--json", action="store_true", help="print the rows as one JSON list")
@@ -83,14 +91,17 @@ def run(options: argparse.Namespace) -> None:
         ValueError: A group that no suite has, or numbers out of range.
         OSError: The folder cannot be written.
     """
-    if options.out.exists() and not options.out.is_dir():
-        raise NotADirectoryError(f"--out {options.out} is a file: give a folder for the rows")
-    questions = options.questions or (QUICK_QUESTIONS if options.quick else QUESTIONS)
-    if questions < 1:
-        raise ValueError(f"--questions is {questions}: expected 1 or more")
+    for name in ("out", "models"):
+        folder = getattr(options, name)
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(f"--{name} {folder} is a file: give a folder")
+    questions = options.questions
+    if questions is None:
+        questions = QUICK_QUESTIONS if options.quick else QUESTIONS
     methods: list[Method] = [METHODS[name] for name in options.methods]
     if options.ablation:
         methods = list(ABLATIONS[options.ablation]())
+    command = shlex.join(["lightkv-gnn", *sys.argv[1:]])
     rows: list[Row] = []
     for suite, groups in _groups(options).items():
         evaluation = Evaluation(
@@ -101,7 +112,7 @@ def run(options: argparse.Namespace) -> None:
             options.seeds,
             questions,
         )
-        rows += evaluation.run(options.out, options.device)
+        rows += evaluation.run(options.out, options.models, options.device, command=command)
     write_rows(rows, options.out / "rows.csv")
     if options.json:
         print(json.dumps([_told(row) for row in rows], indent=2))

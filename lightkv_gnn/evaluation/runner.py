@@ -42,6 +42,9 @@ class Evaluation:
         depths: First decoder layers after which tokens may leave.
         seeds: Of models and questions.
         questions: Of each group.
+
+    Raises:
+        ValueError: Numbers out of range.
     """
 
     suites: Mapping[Suite, Sequence[str]]
@@ -51,15 +54,35 @@ class Evaluation:
     seeds: Sequence[int]
     questions: int
 
-    def run(self, folder: Path, device: str = "cpu", progress: bool = True) -> list[Row]:
+    def __post_init__(self) -> None:
+        for share in self.retentions:
+            if not 0 < share <= 1:
+                raise ValueError(f"retention is {share}: expected a fraction above 0, at most 1")
+        for depth in self.depths:
+            if depth < 0:
+                raise ValueError(f"depth is {depth}: expected a decoder layer, counted from 0")
+        if self.questions < 1:
+            raise ValueError(f"questions is {self.questions}: expected 1 or more of each group")
+
+    def run(
+        self,
+        folder: Path,
+        models: Path,
+        device: str = "cpu",
+        *,
+        command: str = "",
+        progress: bool = True,
+    ) -> list[Row]:
         """Asks every question that no row in ``folder`` answers yet.
 
         Rows are written one by one as they come, so that a run that was stopped goes on where it
         was.  A budget that a method cannot keep to from some depth on is left out, and said.
 
         Args:
-            folder: For rows, trained models, and what machine it was.
+            folder: For the rows, and what machine it was.
+            models: For trained models.
             device: Where to run.
+            command: That this was called by; noted beside the machine.
             progress: Whether to show a bar.
 
         Returns:
@@ -70,13 +93,12 @@ class Evaluation:
         """
         folder.mkdir(parents=True, exist_ok=True)
         store = Store(folder / ROWS, self.questions)
-        note = json.dumps(machine.describe(), indent=2) + "\n"
-        (folder / machine.FILE).write_text(note, encoding="utf-8")
+        _note(folder / machine.FILE, command)
         rows = []
         with tqdm(unit="row", total=0, disable=not progress) as bar:
             for suite, groups in self.suites.items():
                 for seed in self.seeds:
-                    subject = suite.subject(seed, folder, device)
+                    subject = suite.subject(seed, models, device)
                     cells = list(self._cells(subject, groups))
                     bar.total += len(cells)
                     for cell in cells:
@@ -149,6 +171,14 @@ class Store:
         self._rows[row.key] = row
         with self._file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row.to_dict()) + "\n")
+
+
+def _note(file: Path, command: str) -> None:
+    """Notes the machine, and the command with those before it."""
+    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    commands = [*before.get("commands", []), *([command] if command else [])]
+    facts = {**machine.describe(), "commands": list(dict.fromkeys(commands))}
+    file.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
 def _left_out(cell: Cell) -> str:

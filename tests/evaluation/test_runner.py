@@ -67,7 +67,7 @@ def evaluation(suite: Suite, methods=("guided", "mean"), retentions=(0.5,), dept
 
 
 def test_a_row_for_every_cell_in_order(tmp_path):
-    rows = evaluation(Halves()).run(tmp_path, progress=False)
+    rows = evaluation(Halves()).run(tmp_path, tmp_path, progress=False)
     expected = [
         ("halves", group, method, retention, depth, seed)
         for seed in (0, 1)
@@ -83,7 +83,7 @@ def test_a_row_for_every_cell_in_order(tmp_path):
 
 def test_costs_are_the_plans_and_differences_are_paired(tmp_path):
     suite = Halves()
-    rows = evaluation(suite).run(tmp_path, progress=False)
+    rows = evaluation(suite).run(tmp_path, tmp_path, progress=False)
     full = {(row.group, row.seed): row for row in rows if row.method == "none"}
     for row in rows:
         base = full[row.group, row.seed]
@@ -112,7 +112,7 @@ def test_scores_are_those_of_asking_by_hand(tmp_path):
     suite = Halves()
     row = next(
         row
-        for row in evaluation(suite).run(tmp_path, progress=False)
+        for row in evaluation(suite).run(tmp_path, tmp_path, progress=False)
         if tuple(row.key) == ("halves", "odd", "mean", 0.5, 1, 1)
     )
     subject = suite.subject(1, tmp_path)
@@ -126,57 +126,59 @@ def test_scores_are_those_of_asking_by_hand(tmp_path):
 
 
 def test_what_is_done_is_not_done_again(tmp_path):
-    first = evaluation(Halves()).run(tmp_path, progress=False)
+    first = evaluation(Halves()).run(tmp_path, tmp_path, progress=False)
     again = Halves()
-    assert evaluation(again).run(tmp_path, progress=False) == first
+    assert evaluation(again).run(tmp_path, tmp_path, progress=False) == first
     assert again.asked == []
     more = Halves()
-    rows = evaluation(more, methods=("guided", "mean", "stride")).run(tmp_path, progress=False)
+    rows = evaluation(more, methods=("guided", "mean", "stride")).run(
+        tmp_path, tmp_path, progress=False
+    )
     assert {row.method for row in rows} == {"none", "guided", "mean", "stride"}
     assert sum(number for number, _ in more.asked) == 10 * sum(r.method == "stride" for r in rows)
 
 
 def test_a_run_that_was_stopped_goes_on(tmp_path):
-    whole = evaluation(Halves()).run(tmp_path / "whole", progress=False)
+    whole = evaluation(Halves()).run(tmp_path / "whole", tmp_path / "whole", progress=False)
     stopped = Halves()
     stopped.fail_after = 10
     with pytest.raises(KeyboardInterrupt):
-        evaluation(stopped).run(tmp_path / "parts", progress=False)
+        evaluation(stopped).run(tmp_path / "parts", tmp_path / "parts", progress=False)
     kept = read_rows(tmp_path / "parts" / ROWS)
     assert 0 < len(kept) < len(whole)
-    rows = evaluation(Halves()).run(tmp_path / "parts", progress=False)
+    rows = evaluation(Halves()).run(tmp_path / "parts", tmp_path / "parts", progress=False)
     assert [(row.key, row.scores) for row in rows] == [(row.key, row.scores) for row in whole]
     assert len(read_rows(tmp_path / "parts" / ROWS)) == len(whole)
 
 
 @pytest.mark.parametrize("cut", [1, 40])
 def test_a_line_that_was_being_written_is_written_again(tmp_path, cut):
-    whole = evaluation(Halves()).run(tmp_path, progress=False)
+    whole = evaluation(Halves()).run(tmp_path, tmp_path, progress=False)
     file = tmp_path / ROWS
     file.write_text(file.read_text()[:-cut])
     again = Halves()
-    rows = evaluation(again).run(tmp_path, progress=False)
+    rows = evaluation(again).run(tmp_path, tmp_path, progress=False)
     assert [(row.key, row.scores) for row in rows] == [(row.key, row.scores) for row in whole]
     assert {row.key for row in read_rows(file)} == {row.key for row in whole}
     assert sum(number for number, _ in again.asked) == 10
 
 
 def test_a_line_that_is_no_row_is_named(tmp_path):
-    evaluation(Halves()).run(tmp_path, progress=False)
+    evaluation(Halves()).run(tmp_path, tmp_path, progress=False)
     with (tmp_path / ROWS).open("a") as stream:
         stream.write('{"suite": "halves"}\n')
     with pytest.raises(ValueError, match=r"rows\.jsonl, line 21: a row has the fields"):
-        evaluation(Halves()).run(tmp_path, progress=False)
+        evaluation(Halves()).run(tmp_path, tmp_path, progress=False)
 
 
 def test_rows_of_another_number_of_questions_are_refused(tmp_path):
-    evaluation(Halves()).run(tmp_path, progress=False)
+    evaluation(Halves()).run(tmp_path, tmp_path, progress=False)
     with pytest.raises(ValueError, match=r"rows of \[10\] questions, this run asks 12"):
-        evaluation(Halves(), n=12).run(tmp_path, progress=False)
+        evaluation(Halves(), n=12).run(tmp_path, tmp_path, progress=False)
 
 
 def test_a_budget_out_of_reach_is_left_out_and_said(tmp_path, capsys):
-    rows = evaluation(Halves(), retentions=(0.1, 0.75), depths=(1,)).run(tmp_path)
+    rows = evaluation(Halves(), retentions=(0.1, 0.75), depths=(1,)).run(tmp_path, tmp_path)
     assert {row.retention for row in rows} == {1.0, 0.75}
     printed = capsys.readouterr()
     assert "left out: guided cannot keep 10% from layer 1 of 6 on" in printed.err
@@ -186,7 +188,7 @@ def test_a_budget_out_of_reach_is_left_out_and_said(tmp_path, capsys):
 def test_random_methods_repeat_and_leave_the_generator_alone(tmp_path):
     def scores(folder: Path) -> list[tuple[float, ...]]:
         run = evaluation(Halves(), methods=("random_pruning", "random_weights"))
-        return [row.scores for row in run.run(folder, progress=False)]
+        return [row.scores for row in run.run(folder, folder, progress=False)]
 
     state = torch.get_rng_state()
     first = scores(tmp_path / "a")
@@ -196,7 +198,7 @@ def test_random_methods_repeat_and_leave_the_generator_alone(tmp_path):
 
 
 def test_no_compression_runs_even_if_not_asked_for(tmp_path):
-    rows = evaluation(Halves(), methods=("none",)).run(tmp_path, progress=False)
+    rows = evaluation(Halves(), methods=("none",)).run(tmp_path, tmp_path, progress=False)
     assert [row.method for row in rows] == ["none"] * 4
     for row in rows:
         assert (row.difference, row.p_value, row.kv_ratio, row.held) == (0, 1, 1, 1)
@@ -204,5 +206,7 @@ def test_no_compression_runs_even_if_not_asked_for(tmp_path):
 
 def test_what_machine_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(runner.machine, "describe", lambda: {"cpu": "an abacus"})
-    evaluation(Halves(), methods=()).run(tmp_path, progress=False)
-    assert json.loads((tmp_path / "machine.json").read_text()) == {"cpu": "an abacus"}
+    for command in ("eval --one", "eval --two", "eval --one"):
+        evaluation(Halves(), methods=()).run(tmp_path, tmp_path, command=command, progress=False)
+    noted = json.loads((tmp_path / "machine.json").read_text())
+    assert noted == {"cpu": "an abacus", "commands": ["eval --one", "eval --two"]}

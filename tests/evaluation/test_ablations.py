@@ -1,0 +1,79 @@
+"""Every variant differs from the default in what its name says, and runs."""
+
+import pytest
+import torch
+from models import tiny_llava
+
+from lightkv_gnn import LightKVConfig, messages
+from lightkv_gnn.baselines import Budget
+from lightkv_gnn.evaluation.ablations import ABLATIONS, mass_guided
+
+ALL = [(choice, variant) for choice, variants in ABLATIONS.items() for variant in variants()]
+IDS = [f"{choice}: {variant.name}" for choice, variant in ALL]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_llava(side=16).eval()
+
+
+@pytest.fixture(scope="module")
+def inputs(model):
+    generator = torch.Generator().manual_seed(0)
+    words = torch.randint(3, 100, (2, 6), generator=generator)
+    image = torch.full((2, 256), model.config.image_token_id)
+    return {
+        "input_ids": torch.cat([words[:, :1], image, words[:, 1:]], dim=1),
+        "attention_mask": torch.ones(2, 262, dtype=torch.int64),
+        "pixel_values": torch.randn(2, 3, 112, 112, generator=generator),
+    }
+
+
+@pytest.mark.parametrize(("choice", "variant"), ALL, ids=IDS)
+def test_a_variant_runs_on_its_budgets(model, inputs, choice, variant):
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        for budget in variant.budgets(model, [0.5], [0]):
+            with variant.applied(model, budget) as applied:
+                compressed = model(**inputs).logits
+                assert applied.bill().held == pytest.approx(budget.retention, abs=0.06)
+            assert not torch.equal(compressed, expected)
+        assert torch.equal(model(**inputs).logits, expected)
+
+
+def test_names_tell_variants_apart():
+    for variants in ABLATIONS.values():
+        names = [variant.name for variant in variants()]
+        assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(("choice", "variant"), ALL, ids=IDS)
+def test_nothing_but_the_choice_varies(choice, variant):
+    budget = Budget(0.5, 0, 8, (16, 16))
+    found, default = variant.config(budget), LightKVConfig(variant.stages(budget))
+    fields = {"guidance": ("guidance", "rotary"), "prompt": ("matcher", "message")}
+    fields["depth"] = ("guidance", "message")
+    free = fields.get(choice, (choice,))
+    for name in ("guidance", "rotary", "message", "matcher", "positions"):
+        if name not in free:
+            assert getattr(found, name) == getattr(default, name)
+
+
+def test_windows_and_stages_are_those_of_the_name():
+    budget = Budget(0.5, 0, 8, (16, 16))
+    for variant in ABLATIONS["windows"]():
+        named = [int(number) for number in variant.name.split()[1].split("-")]
+        windows = [stage.windows for stage in variant.stages(budget)]
+        assert windows == (named + named[-1:] * 3)[: len(windows)]
+        assert len(windows) == 3
+    for variant in ABLATIONS["stages"]():
+        if variant.number > 1:
+            assert len(variant.stages(budget)) == variant.number
+
+
+def test_mass_guided_is_guidance_times_mass():
+    guidance = torch.tensor([0.2, 1.5, -3.0])
+    mass = torch.tensor([1, 4, 2])
+    weight = mass_guided.weigh(guidance, mass, torch.ones(3, dtype=torch.bool))
+    torch.testing.assert_close(weight.exp(), guidance.exp() * mass)
+    assert mass_guided not in messages.MESSAGES.values()

@@ -1,0 +1,100 @@
+"""``lightkv-gnn eval`` as it is called."""
+
+import csv
+import json
+
+import pytest
+
+from lightkv_gnn.baselines import METHODS
+from lightkv_gnn.cli import main
+from lightkv_gnn.evaluation import eval_command
+from lightkv_gnn.evaluation.ablations import ABLATIONS
+from lightkv_gnn.evaluation.rows import read_rows
+from lightkv_gnn.evaluation.suites import SUITES
+
+TINY = ("eval", "--suite", "tiny", "--group", "vqa", "--questions", "8", "--retention", "0.55")
+CONTRACT = ("suite", "method", "retention", "depth", "seed", "accuracy", "low", "high")
+
+
+def run(capsys, *arguments):
+    status = main([*map(str, arguments)])
+    return status, capsys.readouterr()
+
+
+def test_json_is_a_list_of_rows_and_nothing_else(capsys, tmp_path):
+    out = tmp_path / "rows"
+    status, printed = run(
+        capsys, *TINY, "--methods", "guided", "mean", "--depth", 0, 6, "--out", out, "--json"
+    )
+    assert status == 0, printed.err
+    rows = json.loads(printed.out)
+    assert [(row["method"], row["depth"]) for row in rows] == [
+        ("none", -1),
+        ("guided", 0),
+        ("mean", 0),
+    ]
+    for row in rows:
+        assert {*CONTRACT, "kv_bytes", "flops"} <= set(row)
+        assert "scores" not in row
+        assert row["questions"] == 8
+    assert "left out: guided cannot keep 55% from layer 6 of 8 on" in printed.err
+    kept = read_rows(out / "rows.jsonl")
+    assert [row.accuracy for row in kept] == [row["accuracy"] for row in rows]
+    with (out / "rows.csv").open(newline="") as stream:
+        table = list(csv.DictReader(stream))
+    assert [line["method"] for line in table] == [row["method"] for row in rows]
+
+
+def test_people_get_a_line_a_row(capsys, tmp_path):
+    status, printed = run(
+        capsys, *TINY, "--ablation", "positions", "--out", tmp_path / "rows", "--device", "cpu"
+    )
+    assert status == 0, printed.err
+    lines = printed.out.splitlines()
+    assert [line.split()[2] for line in lines[:-1]] == ["none", "preserve", "reindex"]
+    assert lines[-1].startswith("wrote ")
+
+
+def test_quick_asks_fewer(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(eval_command, "QUICK_QUESTIONS", 4)
+    arguments = ("eval", "--suite", "tiny", "--group", "vqa", "--methods", "none", "--quick")
+    status, printed = run(capsys, *arguments, "--out", tmp_path / "rows", "--json")
+    assert status == 0, printed.err
+    assert [row["questions"] for row in json.loads(printed.out)] == [4]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--group", "poetry"), "--group poetry: expected one of"),
+        (("--questions", "-3"), "questions is -3: expected 1 or more"),
+        (("--retention", "1.5"), "retention is 1.5"),
+        (("--depth", "-1"), "depth is -1"),
+        (("--seeds", "77"), "no tiny LLaVA of seed 77"),
+    ],
+)
+def test_bad_options(capsys, tmp_path, arguments, message):
+    fixed = ("eval", "--suite", "tiny", "--methods", "guided", "--out", tmp_path / "rows")
+    status, printed = run(capsys, *fixed, "--questions", "4", *arguments)
+    assert status == 1
+    assert message in printed.err
+    assert printed.out == ""
+
+
+def test_a_file_is_no_folder(capsys, tmp_path):
+    (tmp_path / "rows").write_text("mine")
+    status, printed = run(capsys, *TINY, "--out", tmp_path / "rows")
+    assert status == 1
+    assert "is a file: give a folder" in printed.err
+    assert (tmp_path / "rows").read_text() == "mine"
+    status, printed = run(capsys, *TINY, "--out", tmp_path, "--models", tmp_path / "rows")
+    assert status == 1
+    assert "--models" in printed.err
+
+
+def test_names_are_listed(capsys):
+    with pytest.raises(SystemExit):
+        main(["eval", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for name in (*SUITES, *METHODS, *ABLATIONS):
+        assert name in text
