@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluation.factory import make_row, make_rows
 from PIL import Image
 
+from evaluation.factory import make_row, make_rows
 from lightkv_gnn.cli import main
 from lightkv_gnn.evaluation import figures, machine
 from lightkv_gnn.evaluation.pooling import best_at_budget, pool
