@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -20,7 +21,10 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7
 """Told apart by colour-blind readers too. Source: Okabe and Ito 2008; yellow is too pale."""
 
 MARKERS = "osD^vP*Xp"
-"""Not as many as a multiple of the colours, so that a pair comes again only after 63 methods."""
+"""As many as share no factor with the colours: a pair comes again only after 63 methods."""
+
+DASHES = ("-", "--", ":")
+"""Solid as far as the colours go, then dashed, then dotted."""
 
 COLUMNS = 3
 """Panels beside each other."""
@@ -30,6 +34,9 @@ INCHES = 9.0
 
 SPREAD = 0.03
 """Methods at one place are set apart over so much of the axis."""
+
+LONGEST = 60
+"""Characters of a method's name in a legend."""
 
 FILE_COLOURS = 128
 
@@ -133,6 +140,7 @@ def styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
         method: {
             "color": COLOURS[number % len(COLOURS)],
             "marker": MARKERS[number % len(MARKERS)],
+            "linestyle": DASHES[number // len(COLOURS) % len(DASHES)],
         }
         for number, method in enumerate(others)
     }
@@ -225,7 +233,7 @@ def _line(
 def _legend(canvas: Figure, look: dict[str, dict[str, Any]]) -> None:
     from matplotlib.lines import Line2D
 
-    names = [method.replace("$", r"\$") for method in look]
+    names = [shorten(method, LONGEST).replace("$", r"\$") for method in look]
     handles = [Line2D([], [], linewidth=1.2, markersize=6, **style) for style in look.values()]
     longest = max(map(len, names))
     columns = max(1, min(5, int(100 / (longest + 8))))

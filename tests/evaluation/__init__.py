@@ -1,0 +1,1 @@
+"""Evaluations: rows, statistics, pages."""

@@ -1,0 +1,335 @@
+"""The page: what it says, read back from Markdown and PNG."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evaluation.factory import make_row, make_rows
+from lightkv_gnn.cli import main
+from lightkv_gnn.evaluation import figures, machine
+from lightkv_gnn.evaluation.pooling import best_at_budget, pool
+from lightkv_gnn.evaluation.report import HEAD, MARK, PAGE, write_report
+from lightkv_gnn.evaluation.rows import Row, StageLoss, write_rows
+from lightkv_gnn.evaluation.statistics import difference_over_seeds, over_seeds
+
+HOSTILE = "_a|b `c`\n# $x_1$ <b>*d*</b> [e](f) \\"
+
+Table = list[dict[str, str]]
+
+
+def tables(page: str) -> list[Table]:
+    """Cells of each table by column."""
+    found = []
+    for block in re.findall(r"(?:^\|.*\n)+", page, re.MULTILINE):
+        lines = [re.split(r" (?<!\\)\| ", line[2:-2]) for line in block.splitlines()]
+        assert {len(line) for line in lines} == {len(HEAD)}
+        found.append([dict(zip(lines[0], line, strict=True)) for line in lines[2:]])
+    return found
+
+
+def report(rows: list[Row], folder: Path, **options) -> tuple[str, list[Path]]:
+    """The page without figures' being looked at."""
+    files = write_report(rows, folder, **options)
+    return files[0].read_text(encoding="utf-8"), files
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    monkeypatch.setattr(figures, "PLOTS", ())
+
+
+def test_a_table_for_each_depth_has_none_first(tmp_path, undrawn):
+    page, _ = report(make_rows(), tmp_path)
+    found = tables(page)
+    assert len(found) == 2
+    for table in found:
+        assert table[0]["method"] == "none"
+        assert len(table) == 1 + 2 * 3
+        budgets = [row["budget"] for row in table[1:]]
+        assert budgets == ["55.0%"] * 3 + ["25.0%"] * 3
+    assert page.index("First compressed after layer 0") < page.index("after layer 2")
+
+
+def test_cells_are_the_row(tmp_path, undrawn):
+    row = make_row("mean", 0.8)
+    stages = (StageLoss(0, 64, 32, 0.25, 0.5), StageLoss(3, 32, 16, float("nan"), 0.125))
+    row = replace(row, stages=stages, difference=-0.2, p_value=1e-9)
+    page, _ = report([make_row("none", 1.0), row], tmp_path)
+    ((none, cells),) = tables(page)
+    assert none["accuracy, %"] == "100.0 [94.0, 100.0]"
+    assert (none["budget"], none["difference, points"], none["p"]) == ("", "", "")
+    low, high = 100 * row.difference_low, 100 * row.difference_high
+    assert list(cells.values()) == [
+        "mean",
+        "55.0%",
+        "55.0%",
+        "1.1 KiB (55.0%)",
+        "2.75 M (55.0%)",
+        f"80.0 [{100 * row.low:.1f}, {100 * row.high:.1f}]",
+        f"-20.0 [{low:+.1f}, {high:+.1f}]",
+        "< 0.001",
+        "0.0123",
+        "0.250, –",
+        "0.500, 0.125",
+    ]
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_seeds_are_pooled(tmp_path, undrawn, binary):
+    rows = make_rows(seeds=3, binary=binary)
+    page, _ = report(rows, tmp_path)
+    assert page.count("3 seeds, 60 questions each.") == 2
+    first = next(row for row in tables(page)[0] if row["method"] == "random")
+    mine = [row for row in rows if row.method == "random"]
+    mine = [row for row in mine if (row.depth, row.retention) == (0, 0.55)]
+    base = [row for row in rows if row.method == "none"]
+    low, high = over_seeds([row.scores for row in mine])
+    pairs = [(row.scores, other.scores) for row, other in zip(mine, base, strict=True)]
+    difference = difference_over_seeds(pairs)
+    assert first["accuracy, %"].endswith(f"[{100 * low:.1f}, {100 * high:.1f}]")
+    assert first["difference, points"] == (
+        f"{100 * difference.value:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+    )
+
+
+def test_numbers_of_seeds_that_differ_are_told(tmp_path, undrawn):
+    rows = [make_row("none", 1.0, seed=seed) for seed in (0, 1)]
+    rows += [make_row("mean", seed=0), make_row("guided", seed=1, questions=20)]
+    page, _ = report(rows, tmp_path)
+    assert "2 seeds, 60 questions each: none; 1 seed, 60 questions each: mean" in page
+    assert "1 seed, 20 questions each: guided" in page
+
+
+def test_without_none_the_rows_own_differences_stand(tmp_path, undrawn):
+    rows = [make_row("mean", 0.5 + seed / 10, seed=seed) for seed in range(2)]
+    page, _ = report(rows, tmp_path)
+    assert "There are no rows of `none`" in page
+    ((cells,),) = tables(page)
+    assert cells["difference, points"].startswith("-45.0 [")
+
+
+def test_only_none(tmp_path):
+    page, files = report([make_row("none", 1.0)], tmp_path)
+    assert len(files) == 1
+    assert [row["method"] for row in tables(page)[0]] == ["none"]
+
+
+def test_methods_before_the_decoder_are_in_every_table(tmp_path, undrawn):
+    page, _ = report([*make_rows(), make_row("smaller", depth=-1)], tmp_path)
+    for table in tables(page):
+        assert "smaller" in [row["method"] for row in table]
+
+
+def best_of(rows: list[Row]) -> list[str]:
+    return [entry.first.method for entry in best_at_budget(pool(rows))]
+
+
+def test_the_best_is_marked_where_it_is_significantly_better():
+    clear, close = make_row("guided", 0.95), make_row("guided", 0.82)
+    assert best_of([clear, make_row("mean", 0.7), make_row("random", 0.6)]) == ["guided"]
+    assert best_of([close, make_row("mean", 0.8), make_row("random", 0.2)]) == []
+    assert best_of([clear]) == []
+
+
+def test_the_best_is_not_marked_where_the_comparison_is_not_fair():
+    clear, other = make_row("guided", 0.95), make_row("mean", 0.5)
+    assert best_of([replace(clear, held=0.6), other]) == []
+    assert best_of([replace(clear, seed=1), other]) == []
+    assert best_of([make_row("guided", 0.95, questions=50), other]) == []
+    assert best_of([make_row("guided", 0.95, retention=0.6), other]) == []
+    assert best_of([make_row("oracle", 1.0), make_row("none", 1.0), clear, other]) == ["guided"]
+
+
+def test_the_mark_is_on_the_page(tmp_path, undrawn):
+    rows = [make_row("none", 1.0), make_row("guided", 0.95), make_row("mean", 0.5)]
+    page, _ = report(rows, tmp_path)
+    bold = [row["method"] for row in tables(page)[0] if "**" in row["accuracy, %"]]
+    assert bold == ["guided"]
+
+
+def test_names_cannot_break_the_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "PLOTS", figures.PLOTS[:1])
+    rows = make_rows(suite=HOSTILE, group=HOSTILE)
+    rows.append(make_row(HOSTILE * 9, suite=HOSTILE, group=HOSTILE))
+    rows += [replace(row, group=HOSTILE + "?") for row in rows]  # the same file name but for this
+    page, files = report(rows, tmp_path, title=HOSTILE, command="run `it`\nnow")
+    assert len({row["method"] for table in tables(page) for row in table}) == 5
+    assert "<b>" not in page
+    assert "`` run `it` now ``" in page
+    assert len(re.findall(r"^#+ ", page, re.MULTILINE)) == 1 + 2 + 4
+    named = re.findall(r"\]\(([^)]*\.png)\)", page)
+    assert named == [file.name for file in files[1:]]
+    assert len(set(named)) == 2 * len(figures.PLOTS)
+    assert all((tmp_path / name).is_file() for name in named)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_figures_are_pictures_of_page_width(tmp_path, binary):
+    _, files = report(make_rows(seeds=2, binary=binary), tmp_path)
+    names = [file.stem.split("-")[-1] for file in files[1:]]
+    assert names == ["retention", "depth", "kv", "flops", "loss"]
+    for file in files[1:]:
+        with Image.open(file) as picture:
+            assert picture.width == pytest.approx(130 * figures.INCHES, abs=2)
+            assert len(picture.convert("RGB").getcolors(100_000)) > 10
+
+
+def test_figures_show_the_rows():
+    entries = pool(make_rows())
+    look = figures.styles([entry.first.method for entry in entries])
+    canvas = figures.draw(figures.PLOTS[0], entries, look)
+    shallow, deep = canvas.axes
+    assert [ax.get_title() for ax in canvas.axes] == [
+        "first compressed after layer 0",
+        "first compressed after layer 2",
+    ]
+    for depth, ax in ((0, shallow), (2, deep)):
+        drawn = {box.lines[0].get_color(): box.lines[0].get_xydata() for box in ax.containers}
+        assert len(drawn) == 3
+        for method, style in look.items():
+            mine = [e for e in entries if (e.first.method, e.first.depth) == (method, depth)]
+            mine.sort(key=lambda entry: entry.mean("held"))
+            points = np.array([(entry.mean("held"), entry.accuracy) for entry in mine])
+            assert drawn[style["color"]] == pytest.approx(points, abs=0.01)
+    (legend,) = canvas.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["guided", "mean", "random"]
+
+
+def test_depth_is_drawn_where_it_varies():
+    entries = [entry for entry in pool(make_rows()) if entry.first.depth < 2]
+    look = figures.styles([entry.first.method for entry in entries])
+    drawn = [plot.name for plot in figures.PLOTS if figures.draw(plot, entries, look)]
+    assert drawn == ["retention", "kv", "flops", "loss"]
+
+
+def test_a_method_looks_the_same_everywhere_and_unlike_others():
+    names = [f"method {number}" for number in range(60)]
+    look = figures.styles([*names, "none"])
+    pairs = {(style["color"], style["marker"]) for style in look.values()}
+    assert len(pairs) == len(look) == 60
+    assert figures.styles(names[::-1]) == look
+
+
+def test_without_matplotlib_the_page_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr("lightkv_gnn.evaluation.report.find_spec", lambda name: None)
+    page, files = report(make_rows(), tmp_path)
+    assert files == [tmp_path / PAGE]
+    assert "pip install 'lightkv-gnn[draw]'" in page
+    assert len(tables(page)) == 2
+
+
+def test_a_page_is_written_over_but_not_that_of_others(tmp_path, undrawn):
+    report(make_rows(), tmp_path, title="first")
+    page, _ = report(make_rows(), tmp_path, title="second")
+    assert page.startswith(MARK)
+    assert "# second" in page
+    (tmp_path / PAGE).write_text("# My project")
+    with pytest.raises(FileExistsError, match=r"README\.md is not a report's page"):
+        report(make_rows(), tmp_path)
+    assert (tmp_path / PAGE).read_text() == "# My project"
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "no rows to report"),
+        ([make_row(), make_row(right=0.5)], "two rows for Key.*were runs mixed"),
+        ([replace(make_row(), questions=59)], "60 scores of 59 questions"),
+        ([replace(make_row(), questions=0, scores=())], "0 scores of 0 questions"),
+    ],
+)
+def test_rows_that_do_not_go_together_are_refused(tmp_path, rows, message):
+    with pytest.raises(ValueError, match=message):
+        write_report(rows, tmp_path / "page")
+    assert not (tmp_path / "page").exists()
+
+
+def test_the_command_makes_a_page_of_several_files(capsys, tmp_path, undrawn):
+    facts = machine.describe()
+    for number in (0, 1):
+        folder = tmp_path / f"run{number}"
+        folder.mkdir()
+        write_rows(make_rows(group=f"g{number}"), folder / "rows.jsonl")
+    (tmp_path / "run0" / machine.FILE).write_text(json.dumps({**facts, "command": "eval it"}))
+    files = [str(tmp_path / f"run{number}" / "rows.jsonl") for number in (0, 1)]
+    out = tmp_path / "page"
+    assert main(["report", *files, "--out", str(out), "--title", "T", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == {"rows": 26, "files": [str(out / PAGE)]}
+    page = (out / PAGE).read_text()
+    assert "# T" in page
+    assert "command eval it" in page
+    assert f"torch {facts['torch']}" in page
+    assert len(tables(page)) == 4
+    assert main(["report", *files, "--out", str(out)]) == 0
+    assert "from 26 rows" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("rows.csv", "suite,group\n", "expected rows as JSON Lines"),
+        ("rows.jsonl", "", "has no rows"),
+        ("rows.jsonl", '{"suite": "cued"}\n', "line 1: a row has the fields"),
+        ("rows.jsonl", "not json\n", "line 1:"),
+        ("rows.jsonl", b"\xff\xfe\x00", "is not text"),
+        ("rows.jsonl", None, "No such file"),
+    ],
+)
+def test_bad_files_end_with_one_line(capsys, tmp_path, name, content, message):
+    file, out = tmp_path / name, tmp_path / "page"
+    if content is not None:
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert main(["report", str(file), "--out", str(out)]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(("content", "message"), [("{", "cannot be read"), ("[]", "JSON object")])
+def test_a_bad_machine_file_is_named(capsys, tmp_path, content, message):
+    write_rows(make_rows(), tmp_path / "rows.jsonl")
+    (tmp_path / machine.FILE).write_text(content)
+    assert main(["report", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "page")]) == 1
+    error = capsys.readouterr().err
+    assert machine.FILE in error
+    assert message in error
+
+
+def test_the_same_file_twice_is_refused(capsys, tmp_path):
+    write_rows(make_rows(), tmp_path / "rows.jsonl")
+    file = str(tmp_path / "rows.jsonl")
+    assert main(["report", file, file, "--out", str(tmp_path / "page")]) == 1
+    assert "two rows for" in capsys.readouterr().err
+
+
+def test_out_must_be_a_folder(capsys, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    write_rows(make_rows(), file)
+    assert main(["report", str(file), "--out", str(file)]) == 1
+    assert "is a file: give a folder" in capsys.readouterr().err
+
+
+def test_the_machine_is_described_in_plain_values():
+    facts = machine.describe()
+    assert json.loads(json.dumps(facts)) == facts
+    assert {"date", "torch", "transformers", "cpu", "threads", "gpu"} <= set(facts)
+    assert facts["cpu"]
+
+
+def test_the_processor_is_read_where_linux_has_it(tmp_path):
+    file = tmp_path / "cpuinfo"
+    file.write_text("processor\t: 0\nmodel name\t: Some: CPU 9000\nmodel name\t: other\n")
+    assert machine._cpu(file) == "Some: CPU 9000"
+    file.write_text("processor\t: 0\n")
+    assert machine._cpu(file) == machine._cpu(tmp_path / "nowhere")
