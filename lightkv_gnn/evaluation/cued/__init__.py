@@ -1,0 +1,29 @@
+"""Cued objects and their like: small worlds whose right scores are known in advance.
+
+Pictures are grids of cells, one vision token each; a tiny stock ``LlavaForConditionalGeneration``
+is trained on them in about a minute on one CPU core.
+"""
+
+from lightkv_gnn.evaluation.cued.base import CellSuite
+from lightkv_gnn.evaluation.cued.suites import (
+    SUITES,
+    CountingSuite,
+    Cued,
+    Dense,
+    Plain,
+    SecondQuestion,
+    TwoImages,
+)
+from lightkv_gnn.evaluation.cued.training import Recipe
+
+__all__ = [
+    "SUITES",
+    "CellSuite",
+    "CountingSuite",
+    "Cued",
+    "Dense",
+    "Plain",
+    "Recipe",
+    "SecondQuestion",
+    "TwoImages",
+]

@@ -67,7 +67,7 @@ class Objects(World):
 
     Args:
         side: Cells per side of a picture.
-        objects: In each of a sample's pictures.
+        objects: In each of a sample's pictures, which come in random order.
     """
 
     least = len(COLOURS)
@@ -83,8 +83,9 @@ class Objects(World):
         cells, total = self.side**2, sum(self.objects)
         colour = _shuffled(generator, batch, len(COLOURS))[:, :total]
         shape = torch.randint(len(SHAPES), (batch, total), generator=generator)
+        picture = _shuffled(generator, batch, len(self.objects))
         place = [
-            number * cells + _shuffled(generator, batch, cells)[:, :count]
+            picture[:, number, None] * cells + _shuffled(generator, batch, cells)[:, :count]
             for number, count in enumerate(self.objects)
         ]
         where = torch.cat(place, dim=1)
@@ -100,15 +101,16 @@ class Objects(World):
 class Counting(World):
     """Cells filled with colours; a colour asks how many are of it.
 
-    Every picture has the same number of colours; each fills 1 to ``words.MOST`` cells.
+    Every picture has ``colours`` colours, and each fills 1 to ``most`` cells.
     """
 
     colours: ClassVar[int] = 4
-    least = colours * words.MOST
+    most: ClassVar[int] = 6
+    least = colours * most
 
     def draw(self, generator: Generator, batch: int) -> Lesson:
         """Every colour that is there is asked for once, in random order."""
-        cells, most = self.side**2, words.MOST
+        cells, most = self.side**2, self.most
         colour = _shuffled(generator, batch, len(COLOURS))[:, : self.colours]
         count = 1 + torch.randint(most, (batch, self.colours), generator=generator)
         filled = torch.arange(most) < count[:, :, None]
@@ -117,7 +119,7 @@ class Counting(World):
         codes = torch.full((batch, cells), BACKGROUND)
         codes.scatter_(1, where, code.where(filled, torch.tensor(BACKGROUND)).flatten(1))
         relevant = codes[:, None, :] == patch_code(colour)[:, :, None]
-        return _in_turn(codes[:, None], words.COLOUR + colour, words.COUNT + count, relevant)
+        return _in_turn(codes[:, None], words.COLOUR + colour, words.DIGIT + count, relevant)
 
 
 class Digits(World):
