@@ -33,6 +33,7 @@ KNOWS_MODELS = (
     "capture.py",
     "cache*.py",
     "tiny/*",
+    "evaluation/cued/model.py",
     "cli*.py",
     "demo*.py",
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -62,7 +62,8 @@ class CellSuite(Suite):
         own = Path(folder) / f"{self.trained_as}-{size}{seed}"
         if not own.is_dir():
             save(train(self.lessons(), self.recipe, seed, device), own)
-        return Subject(load(own, self.side).to(device).eval())
+        model: Any = load(own, self.side)
+        return Subject(model.to(device).eval())
 
     def batches(
         self, subject: Subject, group: str, questions: int, seed: int, side: float = 1.0
@@ -82,7 +83,8 @@ class CellSuite(Suite):
             numbers = range(start, min(start + self.batch_size, questions))
             drawn = [self._draw(group, seed, number) for number in numbers]
             lesson = Lesson(
-                *(torch.cat([getattr(one, name) for one in drawn]) for name in ("codes", "text")),
+                torch.cat([one.codes for one in drawn]),
+                torch.cat([one.text for one in drawn]),
                 drawn[0].answer,
                 torch.cat([one.relevant for one in drawn]),
             )

@@ -70,7 +70,7 @@ def build(side: int, layers: int, seed: int) -> LlavaForConditionalGeneration:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlavaForConditionalGeneration(config)
-    _favour_matching(model)
+        _favour_matching(model)
     model.generation_config.eos_token_id = None  # answers are of known length
     return model
 
@@ -88,9 +88,7 @@ def _favour_matching(model: Any) -> None:
             layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
 
 
-def with_listening_layer(
-    model: LlavaForConditionalGeneration, side: int
-) -> LlavaForConditionalGeneration:
+def with_listening_layer(model: Any, side: int) -> LlavaForConditionalGeneration:
     """The same model behind one more decoder layer, which listens and says nothing.
 
     A stage runs after a decoder layer and takes the prompt's guidance from that layer's attention.

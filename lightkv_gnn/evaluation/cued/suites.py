@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightkv_gnn.evaluation.cued import words
 from lightkv_gnn.evaluation.cued.base import CellSuite
+from lightkv_gnn.evaluation.cued.drawing import COLOURS
 from lightkv_gnn.evaluation.cued.training import Recipe, inputs_of
 from lightkv_gnn.evaluation.cued.worlds import Counting, Digits, Lesson, Objects, World
 from lightkv_gnn.evaluation.suite import Batch, Subject
@@ -23,14 +24,13 @@ class _ObjectSuite(CellSuite):
     """A suite on objects; all of these share one model, which has seen every kind."""
 
     trained_as = "cued"
-    own_recipe = Recipe(steps=300, batch=32, layers=3, rate=3e-3)
+    own_recipe = Recipe(steps=400, batch=32, layers=2, rate=5e-3)
 
     def lessons(self) -> Sequence[World]:
-        """Many objects every other time; else few, in one picture or two."""
-        kinds: tuple[tuple[int, ...], ...] = ((FEW,), (FEW, FEW), (FEW, 0))
-        few = [Objects(self.side, objects) for objects in kinds]
-        many = Objects(self.side)
-        return [world for one in few for world in (many, one)]
+        """Mostly as many objects as there are colours; in one picture or in two."""
+        half = len(COLOURS) // 2
+        kinds: tuple[tuple[int, ...], ...] = ((2 * half,), (half, half), (2 * half,), (FEW,))
+        return [Objects(self.side, objects) for objects in kinds]
 
 
 class Cued(_ObjectSuite):
@@ -139,7 +139,7 @@ class CountingSuite(CellSuite):
     name = "counting"
     groups = ("count",)
     trained_as = "counting"
-    own_recipe = Recipe(steps=500, batch=64, layers=2, rate=5e-3)
+    own_recipe = Recipe(steps=500, batch=64, layers=2, rate=6e-3)
 
     def lessons(self) -> Sequence[World]:
         """What is asked."""

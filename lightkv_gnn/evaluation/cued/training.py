@@ -26,6 +26,7 @@ class Recipe:
         layers: Of the decoder, the listening layer not counted.
         rate: Highest learning rate.
         warmup: Steps until it.
+        symmetric: Whether queries and keys share one projection while training.
     """
 
     steps: int = 300
@@ -33,6 +34,7 @@ class Recipe:
     layers: int = 3
     rate: float = 3e-3
     warmup: int = 30
+    symmetric: bool = False
 
     def rate_at(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
@@ -55,7 +57,11 @@ def train(worlds: Sequence[World], recipe: Recipe, seed: int, device: str = "cpu
     from tqdm import tqdm  # of the extra "train"
 
     side = worlds[0].side
-    model: Any = build(side, recipe.layers, seed).to(device).train()
+    model: Any = build(side, recipe.layers, seed)
+    model.to(device).train()
+    if recipe.symmetric:
+        for layer in model.model.language_model.layers:
+            layer.self_attn.k_proj.weight = layer.self_attn.q_proj.weight
     learnt = [weight for weight in model.parameters() if weight.requires_grad]
     optimiser = torch.optim.AdamW(learnt, lr=recipe.rate, betas=(0.9, 0.98), weight_decay=0.01)
     generator = torch.Generator().manual_seed(seed)
@@ -71,7 +77,8 @@ def train(worlds: Sequence[World], recipe: Recipe, seed: int, device: str = "cpu
         optimiser.step()
         if step % 20 == 0:
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-    return with_listening_layer(model, side).to(device).eval()
+    longer: Any = with_listening_layer(model, side)
+    return longer.to(device).eval()
 
 
 def inputs_of(codes: Tensor, text: Tensor, side: int, device: str) -> dict[str, Tensor]:
