@@ -12,7 +12,7 @@ import torch
 from torch import Generator
 
 from lightkv_gnn.evaluation.cued import words
-from lightkv_gnn.evaluation.cued.model import load, save
+from lightkv_gnn.evaluation.cued.model import load, save, with_listening_layer
 from lightkv_gnn.evaluation.cued.training import Recipe, inputs_of, train
 from lightkv_gnn.evaluation.cued.worlds import Lesson, World
 from lightkv_gnn.evaluation.suite import Batch, Subject, Suite
@@ -33,6 +33,12 @@ class CellSuite(Suite):
         recipe: How to train; the suite's own if not given.  A model that is there already is
             taken, however it was trained.
         batch_size: Questions asked at a time.
+        listening: Layers that write nothing and stand before all others; see
+            :func:`lightkv_gnn.evaluation.cued.model.with_listening_layer`.  A stage merges at most
+            half of the tokens away, so that closed forms for a quarter need two.
+
+    Raises:
+        ValueError: No listening layer, or too few cells.
     """
 
     trained_as: ClassVar[str]
@@ -41,11 +47,18 @@ class CellSuite(Suite):
     own_recipe: ClassVar[Recipe] = Recipe()
 
     def __init__(
-        self, side: int = SIDE, recipe: Recipe | None = None, batch_size: int = 64
+        self,
+        side: int = SIDE,
+        recipe: Recipe | None = None,
+        batch_size: int = 64,
+        listening: int = 1,
     ) -> None:
+        if listening < 1:
+            raise ValueError(f"listening is {listening}: expected 1 or more layers")
         self.side = side
         self.recipe = recipe or self.own_recipe
         self.batch_size = batch_size
+        self.listening = listening
         self.worlds = self.make_worlds()
 
     @abstractmethod
@@ -63,6 +76,8 @@ class CellSuite(Suite):
         if not own.is_dir():
             save(train(self.lessons(), self.recipe, seed, device), own)
         model: Any = load(own, self.side)
+        for _ in range(self.listening - 1):
+            model = with_listening_layer(model, self.side)
         return Subject(model.to(device).eval())
 
     def batches(

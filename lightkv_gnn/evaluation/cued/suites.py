@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -45,6 +45,19 @@ class Cued(_ObjectSuite):
     def make_worlds(self) -> Mapping[str, World]:
         """One picture with an object of every colour."""
         return {"shape": Objects(self.side)}
+
+
+class CuedSymmetric(Cued):
+    """The same from a model whose queries and keys are one projection.
+
+    A causal model that reads pictures first never trains their queries on the text's keys, which
+    "vision_to_text" guidance asks.  Here they are trained, since both are one: the two directions
+    are equal, and what is lost elsewhere by the direction alone can be told.
+    """
+
+    name = "cued_symmetric"
+    trained_as = "cued_symmetric"
+    own_recipe = replace(Cued.own_recipe, symmetric=True)
 
 
 class Plain(_ObjectSuite):
@@ -168,6 +181,7 @@ class Dense(CellSuite):
 
 
 SUITES: dict[str, type[CellSuite]] = {
-    suite.name: suite for suite in (Cued, Plain, TwoImages, SecondQuestion, CountingSuite, Dense)
+    suite.name: suite
+    for suite in (Cued, CuedSymmetric, Plain, TwoImages, SecondQuestion, CountingSuite, Dense)
 }
 """By name."""
