@@ -1,0 +1,23 @@
+"""Counting, where two tokens that are one are one too few."""
+
+from __future__ import annotations
+
+import pytest
+from cued_scores import LAST, MEAN, Exam
+
+from lightkv_gnn.evaluation.cued import CountingSuite
+
+
+@pytest.fixture(scope="module")
+def exam(tmp_path_factory: pytest.TempPathFactory) -> Exam:
+    suite = CountingSuite()
+    return Exam(suite, suite.subject(0, tmp_path_factory.mktemp("models")))
+
+
+def test_the_model_counts_uncompressed(exam: Exam) -> None:
+    assert exam.accuracy() >= 0.99
+
+
+@pytest.mark.parametrize("options", [{}, LAST, MEAN], ids=["guided", "last", "mean"])
+def test_merging_makes_cells_fewer(exam: Exam, options: dict) -> None:
+    assert exam.accuracy(0.5, **options) < 0.7

@@ -1,0 +1,34 @@
+"""A digit in every cell, all of them asked for: nothing is redundant."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cued_scores import MEAN, Exam
+
+import lightkv_gnn as lk
+from lightkv_gnn.evaluation.cued import Dense
+
+
+@pytest.fixture(scope="module")
+def exam(tmp_path_factory: pytest.TempPathFactory) -> Exam:
+    suite = Dense()
+    return Exam(suite, suite.subject(0, tmp_path_factory.mktemp("models")), questions=64)
+
+
+def test_the_model_reads_uncompressed(exam: Exam) -> None:
+    assert exam.accuracy() >= 0.99
+
+
+@pytest.mark.parametrize("options", [{}, MEAN], ids=["guided", "mean"])
+def test_a_lighter_cache_reads_worse(exam: Exam, options: dict) -> None:
+    """That accuracy stays above 95 % of the full is false where nothing is redundant."""
+    assert exam.accuracy(0.5, **options) < 0.8
+
+
+def test_the_cache_is_lighter(exam: Exam) -> None:
+    batch = exam.batches(None)[1][0]
+    config = lk.LightKVConfig([lk.Stage(0, 1, 0.5)])
+    with torch.no_grad(), lk.attach(exam.subject.model, config) as handle:
+        exam.subject.model(**batch.inputs)
+        assert handle.ledger.vision_retention < 0.7

@@ -1,0 +1,130 @@
+"""Objects asked for by colour: closed forms, guidance, what must be free and what must fail."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cued_scores import LAST, MEAN, ORACLE, PRUNE, RANDOM, Exam, binomial_band, keep_top, saliency
+
+import lightkv_gnn as lk
+from lightkv_gnn.evaluation.cued import SUITES, closed_forms
+from lightkv_gnn.evaluation.suite import Subject
+
+CELLS, OBJECTS, CHOICES = 36, 12, 6
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory):
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="module")
+def exams(folder) -> dict[str, Exam]:
+    """One model, trained once, and every suite that asks it."""
+    names = ("cued", "plain", "two_images", "second_question")
+    suites = [SUITES[name]() for name in names]
+    return {suite.name: Exam(suite, suite.subject(0, folder)) for suite in suites}
+
+
+@pytest.fixture(scope="module")
+def twice(folder, exams) -> Exam:
+    """The same model behind two listening layers: closed forms for a quarter."""
+    suite = SUITES["cued"](listening=2)
+    return Exam(suite, suite.subject(0, folder))
+
+
+def test_the_model_knows_everything_uncompressed(exams: dict[str, Exam]) -> None:
+    for exam in exams.values():
+        for group in exam.suite.groups:
+            assert exam.accuracy(group=group) >= 0.99, (exam.suite.name, group)
+
+
+def test_the_listening_layers_write_nothing(twice: Exam) -> None:
+    batch = twice.batches(None)[1][0]
+    with torch.no_grad():
+        states = twice.subject.model(**batch.inputs, output_hidden_states=True).hidden_states
+    assert torch.equal(states[0], states[1])
+    assert torch.equal(states[0], states[2])
+    assert not torch.equal(states[2], states[3])
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.5])
+def test_random_pruning_is_as_good_as_its_closed_form(exams: dict[str, Exam], ratio: float) -> None:
+    kept = CELLS - int(CELLS * ratio)
+    expected = closed_forms.random_pruning(kept, CELLS, CHOICES)
+    found = exams["cued"].accuracy(ratio, **RANDOM)
+    assert abs(found - expected) < binomial_band(expected) + 0.01  # the model itself may err
+
+
+def test_closed_forms_hold_where_a_quarter_is_kept(twice: Exam) -> None:
+    kept = CELLS // 4
+    expected = closed_forms.random_pruning(kept, CELLS, CHOICES)
+    assert abs(twice.accuracy(0.5, 0.5, **RANDOM) - expected) < binomial_band(expected) + 0.01
+    matcher = keep_top(saliency(twice.subject, 6))
+    expected = closed_forms.prompt_blind_saliency(kept, CELLS, OBJECTS, CHOICES)
+    assert 0.7 < expected < 0.9
+    found = twice.accuracy(0.5, 0.5, matcher=matcher, **PRUNE)
+    assert abs(found - expected) < binomial_band(expected) + 0.01
+    expected = closed_forms.oracle(kept, CELLS, CHOICES)
+    assert twice.accuracy(0.5, 0.5, **ORACLE) >= expected - 0.01
+
+
+def test_objects_survive_before_background_where_there_is_room(exams: dict[str, Exam]) -> None:
+    matcher = keep_top(saliency(exams["cued"].subject, 6))
+    assert exams["cued"].accuracy(0.5, matcher=matcher, **PRUNE) >= 0.99
+
+
+def test_the_prompt_matters(exams: dict[str, Exam]) -> None:
+    """By ten points, three times what chance makes of a difference."""
+    mean = exams["cued"].accuracy(0.5, **MEAN)
+    assert exams["cued"].accuracy(0.5, **ORACLE) >= 0.99
+    assert exams["cued"].accuracy(0.5, **LAST) > mean + 0.2
+    assert exams["cued"].accuracy(0.5) > mean + 0.05
+
+
+def test_deep_down_nothing_is_left_to_lose(exams: dict[str, Exam]) -> None:
+    """Behind the first layer that reads the picture the answer stands in the text."""
+    assert exams["cued"].accuracy(0.0, 0.5, **RANDOM) >= 0.98
+
+
+@pytest.mark.parametrize("options", [{}, MEAN], ids=["guided", "mean"])
+def test_what_is_mostly_background_is_free(exams: dict[str, Exam], options: dict) -> None:
+    for name, group in (("plain", "shape"), ("two_images", "empty"), ("two_images", "others")):
+        assert exams[name].accuracy(0.4, group=group, **options) >= 0.99, (name, group)
+
+
+def test_the_second_question_finds_what_the_first_one_left(exams: dict[str, Exam]) -> None:
+    exam = exams["second_question"]
+    for options in (LAST, ORACLE):
+        first = exam.accuracy(0.5, group="first", **options)
+        second = exam.accuracy(0.5, group="second", **options)
+        assert second < first - 0.15, (options, first, second)
+
+
+def test_the_second_question_is_the_question_of_its_group_alone(exams: dict[str, Exam]) -> None:
+    """Asked first, on a fresh cache, it has the answer that it has as the second one."""
+    exam = exams["second_question"]
+    _, batches = exam.batches("second")
+    for batch in batches[:1]:
+        inputs = dict(batch.inputs)
+        inputs["input_ids"] = inputs["input_ids"].clone()
+        inputs["input_ids"][:, -1] = batch.follow_up
+        assert sum(SUITES["cued"]().ask(exam.subject, "shape", type(batch)(inputs, batch.answers)))
+
+
+def test_symmetric_attention_makes_both_directions_of_guidance_equal(folder) -> None:
+    from dataclasses import replace
+
+    symmetric = SUITES["cued_symmetric"]
+    suite = symmetric(recipe=replace(symmetric.own_recipe, steps=2, batch=2))
+    exam = Exam(suite, suite.subject(0, folder), questions=8)
+    model = exam.subject.model
+    batch = exam.batches(None)[1][0]
+    logits = []
+    for guidance in ("vision_to_text", "text_to_vision", "none"):
+        config = lk.LightKVConfig([lk.Stage(0, 1, 0.5)], guidance=guidance)
+        with torch.no_grad(), lk.attach(model, config):
+            logits.append(model(**batch.inputs).logits[:, -1])
+    assert torch.allclose(logits[0], logits[1], atol=1e-5)
+    assert not torch.allclose(logits[0], logits[2], atol=1e-5)
+    assert isinstance(exam.subject, Subject)
