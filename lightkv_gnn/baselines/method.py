@@ -148,11 +148,11 @@ class StageMethod(Method):
         """Its schedule: several stages of equal ratio; see :func:`progressive`."""
         return progressive(budget.layers, budget.retention, budget.depth, budget.grid)
 
-    def config(self, budget: Budget, hints: Hints) -> LightKVConfig:
+    def config(self, budget: Budget) -> LightKVConfig:
         """How it compresses."""
         return LightKVConfig(self.stages(budget), **self.options)
 
-    def compressor(self, config: LightKVConfig) -> TokenCompressor:
+    def compressor(self, config: LightKVConfig, hints: Hints) -> TokenCompressor:
         """Runs its stages."""
         return TokenCompressor(config.message, config.matcher, config.scatter)
 
@@ -160,7 +160,7 @@ class StageMethod(Method):
     def applied(self, model: Any, budget: Budget) -> Iterator[Applied]:
         """The method at work; see :meth:`Method.applied`."""
         hints = Hints()
-        config = self.config(budget, hints)
-        measured = MeasuredCompressor(self.compressor(config))
+        config = self.config(budget)
+        measured = MeasuredCompressor(self.compressor(config, hints))
         with attach(model, config, compressor=measured) as handle:
             yield Applied(handle, hints, measured)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from lightkv_gnn.errors import ScheduleError
+from lightkv_gnn.plan import plan_stages
 from lightkv_gnn.schedule import Stage, layer_average, windows_of
-from lightkv_graphs import Grid
+from lightkv_graphs import Grid, TokenLayout
+
+NEAR = 0.005
+"""Retentions nearer than this to the one asked for are good enough."""
 
 
 def progressive(
@@ -15,29 +19,45 @@ def progressive(
     """Stages of equal ratio, at most one half, that keep ``retention`` averaged over the layers.
 
     The first one runs after layer ``depth``, the others follow at equal distances, as far apart as
-    the budget allows.  There are more than ``stages`` where no distance allows it, and fewer where
+    the budget allows, or a little closer where a grid's windows, which lose whole tokens, then come
+    nearer to the budget.  There are more than ``stages`` where no distance allows it, and fewer where
     no more layers follow.
 
     Args:
         layers: Decoder layers.
         retention: Vision tokens kept, averaged over layers; fraction.
         depth: Layer that the first stage runs after.
-        grid: Limits the windows.
+        grid: Limits the windows, and says how many tokens they lose.
         stages: How many, if possible.
 
     Raises:
         ScheduleError: No such layer, or even halving after every layer would keep more.
     """
     room = _room(layers, retention, depth)
+    nearest, least = None, 1.0
     for number in range(min(stages, room), room + 1):
         for gap in range((room - 1) // max(1, number - 1), 0, -1):
             chosen = [depth + gap * step for step in range(number)]
-            ratio = _ratio(chosen, layers, retention, 0.5)
-            if ratio is not None:
+
+            def of(ratio: float, chosen: Sequence[int] = chosen) -> tuple[Stage, ...]:
                 return tuple(
                     Stage(layer, windows_of(step, grid, (1 - ratio) ** step), ratio)
                     for step, layer in enumerate(chosen)
                 )
+
+            def held(ratio: float, of: Callable[[float], tuple[Stage, ...]] = of) -> float:
+                return _held(of(ratio), layers, grid)
+
+            ratio = _ratio(held, retention, 0.5)
+            if ratio is None:
+                continue
+            error = abs(held(ratio) - retention)
+            if error < least - 1e-9:
+                nearest, least = of(ratio), error
+            if least <= NEAR:
+                return of(ratio)
+        if nearest is not None:
+            return nearest
     raise _out_of_reach(layers, retention, depth)
 
 
@@ -48,7 +68,7 @@ def single(layers: int, retention: float, depth: int) -> tuple[Stage, ...]:
         ScheduleError: No such layer, or the layers up to it hold more than the budget already.
     """
     _room(layers, retention, depth)
-    ratio = _ratio([depth], layers, retention, 0.99)
+    ratio = _ratio(lambda ratio: _held([Stage(depth, 1, ratio)], layers, None), retention, 0.99)
     if ratio is None:
         raise _out_of_reach(layers, retention, depth)
     return (Stage(depth, 1, ratio),)
@@ -63,19 +83,29 @@ def _room(layers: int, retention: float, depth: int) -> int:
     return layers - 1 - depth
 
 
-def _ratio(chosen: Sequence[int], layers: int, retention: float, most: float) -> float | None:
-    """The ratio, to four digits, that keeps ``retention``; None beyond ``most``."""
+def _held(stages: Sequence[Stage], layers: int, grid: Grid | None) -> float:
+    """Vision tokens held, averaged over the layers; of a grid with all rounding in windows."""
+    if grid is None:
+        return layer_average(stages, layers)
+    layout = TokenLayout.from_grids([[grid]])
+    after = {step.stage.layer: step.vision[0] for step in plan_stages(stages, layout, [0])}
+    left, held = len(layout), 0
+    for layer in range(layers):
+        held += left
+        left = after.get(layer, left)
+    return held / (layers * len(layout))
 
-    def held(ratio: float) -> float:
-        return layer_average([Stage(layer, 1, ratio) for layer in chosen], layers)
 
-    if held(most) > retention:
+def _ratio(held: Callable[[float], float], retention: float, most: float) -> float | None:
+    """The ratio, to four digits, that comes nearest to ``retention``; None beyond ``most``."""
+    low, high = -1, round(most * 10_000)
+    if held(most) > retention + 1e-9:
         return None
-    low, high = 0.0, most
-    while high - low > 1e-6:
-        middle = (low + high) / 2
-        low, high = (middle, high) if held(middle) > retention else (low, middle)
-    return round(high, 4)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if held(middle / 10_000) > retention else (low, middle)
+    above, below = max(low, 0) / 10_000, high / 10_000
+    return above if abs(held(above) - retention) < abs(held(below) - retention) else below
 
 
 def _out_of_reach(layers: int, retention: float, depth: int) -> ScheduleError:
