@@ -76,9 +76,10 @@ def received(
         rows = slice(start, start + step)
         logits = attention_logits(query[:, :, rows], key, scaling, softcap)
         seen = (place[None, :] <= place[rows, None]) & real[:, None, :]
-        logits = logits.masked_fill(~seen[:, None], torch.finfo(logits.dtype).min / 4)
-        share = logits.softmax(dim=3) * (seen & real[:, rows, None])[:, None]
-        total += share.mean(dim=1).sum(dim=1)
+        share = logits.masked_fill_(~seen[:, None], torch.finfo(logits.dtype).min / 4).softmax(
+            dim=3
+        )
+        total += torch.einsum("bhqk,bq->bk", share, real[:, rows].to(share.dtype)) / heads
     return total
 
 

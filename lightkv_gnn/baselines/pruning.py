@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from lightkv_gnn.baselines.method import Budget, StageMethod
-from lightkv_gnn.baselines.schedules import single
+from lightkv_gnn.baselines.schedules import progressive, single
 from lightkv_gnn.guidance import GuidanceFunction
 from lightkv_gnn.schedule import Stage
 from lightkv_graphs import Matching, WindowPartition, drop_lowest
@@ -26,7 +26,8 @@ class Staged(StageMethod):
 
     def stages(self, budget: Budget) -> tuple[Stage, ...]:
         """Those of the usual schedule, without its windows."""
-        return tuple(replace(stage, windows=1) for stage in super().stages(budget))
+        stages = progressive(budget.layers, budget.retention, budget.depth)
+        return tuple(replace(stage, windows=1) for stage in stages)
 
 
 def keep_highest(x: Tensor, partition: WindowPartition, guidance: Tensor) -> Matching:

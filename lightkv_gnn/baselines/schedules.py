@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from lightkv_gnn.errors import ScheduleError
 from lightkv_gnn.plan import plan_stages
 from lightkv_gnn.schedule import Stage, layer_average, windows_of
 from lightkv_graphs import Grid, TokenLayout
-
-NEAR = 0.005
-"""Retentions nearer than this to the one asked for are good enough."""
 
 
 def progressive(
@@ -19,9 +17,9 @@ def progressive(
     """Stages of equal ratio, at most one half, that keep ``retention`` averaged over the layers.
 
     The first one runs after layer ``depth``, the others follow at equal distances, as far apart as
-    the budget allows, or a little closer where a grid's windows, which lose whole tokens, then come
-    nearer to the budget.  There are more than ``stages`` where no distance allows it, and fewer where
-    no more layers follow.
+    the budget allows.  There are more than ``stages`` where no distance allows it, and fewer where
+    no more layers follow.  Small windows lose whole tokens only; on a known grid the stages after
+    the first one make up for that.
 
     Args:
         layers: Decoder layers.
@@ -34,31 +32,36 @@ def progressive(
         ScheduleError: No such layer, or even halving after every layer would keep more.
     """
     room = _room(layers, retention, depth)
-    nearest, least = None, 1.0
     for number in range(min(stages, room), room + 1):
         for gap in range((room - 1) // max(1, number - 1), 0, -1):
             chosen = [depth + gap * step for step in range(number)]
-
-            def of(ratio: float, chosen: Sequence[int] = chosen) -> tuple[Stage, ...]:
-                return tuple(
-                    Stage(layer, windows_of(step, grid, (1 - ratio) ** step), ratio)
-                    for step, layer in enumerate(chosen)
-                )
-
-            def held(ratio: float, of: Callable[[float], tuple[Stage, ...]] = of) -> float:
-                return _held(of(ratio), layers, grid)
-
-            ratio = _ratio(held, retention, 0.5)
-            if ratio is None:
-                continue
-            error = abs(held(ratio) - retention)
-            if error < least - 1e-9:
-                nearest, least = of(ratio), error
-            if least <= NEAR:
-                return of(ratio)
-        if nearest is not None:
-            return nearest
+            ratio = _ratio(lambda r, at=chosen: _held(_even(at, r, None), layers), retention, 0.5)
+            if ratio is not None:
+                return _exact(_even(chosen, ratio, grid), layers, retention, grid)
     raise _out_of_reach(layers, retention, depth)
+
+
+def _even(chosen: Sequence[int], ratio: float, grid: Grid | None) -> tuple[Stage, ...]:
+    """Stages of equal ratio after some layers."""
+    return tuple(
+        Stage(layer, windows_of(step, grid, (1 - ratio) ** step), ratio)
+        for step, layer in enumerate(chosen)
+    )
+
+
+def _exact(
+    stages: tuple[Stage, ...], layers: int, retention: float, grid: Grid | None
+) -> tuple[Stage, ...]:
+    """The stages, with ratios after the first one that make up for its rounding."""
+    if grid is None:
+        return stages
+    first = stages[: len(stages) > 1]
+
+    def of(ratio: float) -> tuple[Stage, ...]:
+        return first + tuple(replace(stage, ratio=ratio) for stage in stages[len(first) :])
+
+    ratio = _ratio(lambda ratio: _held(of(ratio), layers, grid), retention, 0.5)
+    return of(0.5 if ratio is None else ratio)
 
 
 def single(layers: int, retention: float, depth: int) -> tuple[Stage, ...]:
@@ -68,7 +71,7 @@ def single(layers: int, retention: float, depth: int) -> tuple[Stage, ...]:
         ScheduleError: No such layer, or the layers up to it hold more than the budget already.
     """
     _room(layers, retention, depth)
-    ratio = _ratio(lambda ratio: _held([Stage(depth, 1, ratio)], layers, None), retention, 0.99)
+    ratio = _ratio(lambda ratio: _held([Stage(depth, 1, ratio)], layers), retention, 0.99)
     if ratio is None:
         raise _out_of_reach(layers, retention, depth)
     return (Stage(depth, 1, ratio),)
@@ -83,7 +86,7 @@ def _room(layers: int, retention: float, depth: int) -> int:
     return layers - 1 - depth
 
 
-def _held(stages: Sequence[Stage], layers: int, grid: Grid | None) -> float:
+def _held(stages: Sequence[Stage], layers: int, grid: Grid | None = None) -> float:
     """Vision tokens held, averaged over the layers; of a grid with all rounding in windows."""
     if grid is None:
         return layer_average(stages, layers)
