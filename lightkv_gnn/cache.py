@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import cache_utils
 from transformers.cache_utils import (
@@ -59,6 +60,23 @@ class _GrowingMixin(CompressedMixin):
 
 class CompressedLayer(_GrowingMixin, DynamicLayer):
     """A growing layer."""
+
+    def rewrite(self, keys: Tensor, values: Tensor, logical: Tensor) -> None:
+        """Puts other entries in the place of all that it holds; its logical length stays.
+
+        Args:
+            keys: `[batch, head, entry, channel]`.
+            values: The same.
+            logical: Logical index of each entry, ascending, `[batch, entry]`; -1 for padding,
+                which comes first.
+        """
+        length = self.get_seq_length()
+        self.keys, self.values = keys, values
+        self.logical, self.shift = logical, length - logical.shape[1]
+        self.ragged = bool((logical < 0).any())
+        last = torch.arange(self.shift, length, device=logical.device)
+        in_line = (logical == last).all(0).flip(0).long().cumprod(0)
+        self.tail = int(in_line.sum())
 
 
 class CompressedSlidingLayer(_GrowingMixin, DynamicSlidingWindowLayer):

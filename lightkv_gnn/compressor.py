@@ -88,7 +88,7 @@ class TokenCompressor:
     ) -> None:
         self.message = message
         self.matcher = matcher
-        self._matcher_listens = _listens(matcher)
+        self._matcher_wants = _wants(matcher)
         self.scatter = backend(scatter)
         if isinstance(message, MessagePassing):
             if "edge_weight" not in inspect.signature(message.forward).parameters:
@@ -129,8 +129,8 @@ class TokenCompressor:
             )
         check_ratio(self.matcher, plan.ratio)
         partition = window_partition(layout, plan)
-        given = (x, partition, guidance) if self._matcher_listens else (x, partition)
-        matching = self.matcher(*given)
+        known = {"guidance": guidance, "layout": layout}
+        matching = self.matcher(x, partition, **{name: known[name] for name in self._matcher_wants})
         if self.matcher not in MATCHERS.values():
             if not isinstance(matching, Matching):
                 raise TypeError(f"the matcher returned {type(matching)}: expected a Matching")
@@ -184,12 +184,13 @@ class TokenCompressor:
         return out.to(x.dtype)
 
 
-def _listens(matcher: Matcher) -> bool:
-    """Whether a matcher takes the prompt's guidance."""
+def _wants(matcher: Matcher) -> list[str]:
+    """What a matcher takes besides features and windows."""
     try:
-        return "guidance" in inspect.signature(matcher).parameters
+        parameters = inspect.signature(matcher).parameters
     except ValueError:  # some callables have no signature
-        return False
+        return []
+    return [name for name in ("guidance", "layout") if name in parameters]
 
 
 def _accumulator(x: Tensor) -> torch.dtype:

@@ -2,7 +2,7 @@
 
 from lightkv_graphs.build import add_text, merge_graph, message_edges, part_of, survivors
 from lightkv_graphs.draw import draw_merges, draw_stages, draw_windows
-from lightkv_graphs.dropping import drop_lowest
+from lightkv_graphs.dropping import drop_lowest, heirs
 from lightkv_graphs.layout import Grid, Tile, TokenLayout
 from lightkv_graphs.matching import (
     Matcher,
@@ -52,6 +52,7 @@ __all__ = [
     "edge_cosine",
     "exact_count",
     "float32_count",
+    "heirs",
     "leading_cut",
     "merge_graph",
     "message_edges",

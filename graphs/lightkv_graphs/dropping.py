@@ -27,18 +27,28 @@ def drop_lowest(score: Tensor, x: Tensor, partition: WindowPartition) -> Matchin
     stays = torch.ones(padding + 1, dtype=torch.bool, device=x.device)
     stays = stays.index_fill(0, taken[0], False)
     stays[padding] = False
-    heir = torch.full_like(stays, padding, dtype=torch.int64)
-    heir = heir.index_copy(0, slots.reshape(-1), _beside(slots, stays[slots], padding).reshape(-1))
-    edge_index = torch.stack([taken[0], heir[taken[0]]])
+    edge_index = torch.stack([taken[0], heirs(slots, stays)[taken[0]]])
     dropped = torch.ones_like(edge_index[0], dtype=torch.bool)
     return Matching(edge_index, edge_cosine(x, edge_index), dropped)
 
 
-def _beside(slots: Tensor, stays: Tensor, padding: int) -> Tensor:
-    """For every slot the next token that stays, else the last one before it, `[window, slot]`."""
-    width = slots.shape[1]
+def heirs(slots: Tensor, stays: Tensor) -> Tensor:
+    """For every token the next one of its window that stays, else the last one before it.
+
+    Args:
+        slots: Tokens of each window in raster order, `[window, slot]`; see
+            :meth:`WindowPartition.slots`.
+        stays: Which tokens stay, `[token + 1]` bool, the last entry being that of the padding.
+
+    Returns:
+        `[token + 1]`; the number of tokens where a window has none that stays.
+    """
+    width, padding = slots.shape[1], stays.shape[0] - 1
+    stay = stays[slots]
     place = torch.arange(width, device=slots.device).expand_as(slots)
-    later = place.masked_fill(~stays, width).flip(1).cummin(1).values.flip(1)
-    earlier = place.masked_fill(~stays, -1).cummax(1).values
+    later = place.masked_fill(~stay, width).flip(1).cummin(1).values.flip(1)
+    earlier = place.masked_fill(~stay, -1).cummax(1).values
     chosen = torch.where(later < width, later, earlier)
-    return torch.where(chosen < 0, padding, slots.gather(1, chosen.clamp(min=0)))
+    beside = torch.where(chosen < 0, padding, slots.gather(1, chosen.clamp(min=0)))
+    heir = torch.full_like(stays, padding, dtype=torch.int64)
+    return heir.index_copy(0, slots.reshape(-1), beside.reshape(-1))

@@ -77,8 +77,9 @@ class Matching:
 
 
 Matcher = Callable[..., Matching]
-"""``matcher(x, partition)`` with features `[token, channel]`, or ``matcher(x, partition,
-guidance)`` with the logarithm of the prompt's guidance `[token]` too; see :class:`Matching`."""
+"""``matcher(x, partition)`` with features `[token, channel]`; see :class:`Matching`.  One with a
+parameter ``guidance`` is given the logarithm of the prompt's guidance `[token]` too, one with a
+parameter ``layout`` the tokens' :class:`~lightkv_graphs.TokenLayout`."""
 
 
 def cosine_matching(x: Tensor, partition: WindowPartition) -> Matching:
@@ -152,7 +153,8 @@ def take_edges(
 
     A window of n tokens takes ``count(n, ratio)`` of its candidates.  Where the plan could not
     know the windows' sizes, what its total for the image leaves over goes to the image's least
-    divergent candidates, never beyond half of a window.
+    divergent candidates, beyond half of a window only where the ratio is above one half, and never
+    to all of it.
 
     Args:
         partition: The windows.
@@ -168,6 +170,7 @@ def take_edges(
     rank = divergence.argsort(dim=1, stable=True).argsort(dim=1)
     size = partition.sizes()[:, None]
     tier = (rank >= plan.count(size, plan.ratio)).long() + (rank >= size // 2)
+    tier = tier + (rank >= size - 1)  # where all tokens are candidates, one stays
     by_image = (partition.images, partition.per_image * sources.shape[1])
     order = divergence.reshape(by_image).argsort(dim=1, stable=True)
     order = order.gather(1, tier.reshape(by_image).gather(1, order).argsort(dim=1, stable=True))

@@ -50,7 +50,9 @@ class PromptMatching:
         divergence = 1 - cosine.amax(dim=2) - 4 * safe[nearest].to(cosine.dtype)
         if self.resist:
             divergence = divergence * _padded(relevance(guidance, partition), 1.0)[sources]
-        divergence = divergence + _LAST * safe[sources]
+        # Scaled, not shifted alone: what is protected keeps its order in few digits.
+        last = _LAST * (2 - 1 / (1 + divergence))
+        divergence = torch.where(safe[sources], last, divergence)
         edge_index, _ = take_edges(partition, sources, nearest, divergence)
         return Matching(edge_index, edge_cosine(x, edge_index))
 

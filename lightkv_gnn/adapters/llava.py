@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isqrt
 
 from torch import Tensor
 
@@ -39,8 +40,7 @@ class LlavaAdapter(Adapter):
     def tiles(self, encoded: Encoded) -> Sequence[Sequence[Tile]]:
         """One tile a picture, after a class token where the strategy is "full" and there is one."""
         if self.grid is not None:
-            tile = Tile(*self.grid)
-            return [[tile._replace(before=int(n > tile.tokens))] for n in encoded.lengths]
+            return [[_square(n, Tile(*self.grid))] for n in encoded.lengths]
         patch = self.model.config.vision_config.patch_size
         sizes = encoded.sizes("image_sizes")
         return [[Tile(height // patch, width // patch)] for height, width in sizes]
@@ -52,3 +52,12 @@ class LlavaAdapter(Adapter):
             return [[whole_patches(picture, patch)] for picture in pixels]
         pairs = zip(pixels, encoded.sizes("image_sizes"), strict=True)
         return [[whole_patches(own[:, :height, :width], patch)] for own, (height, width) in pairs]
+
+
+def _square(tokens: int, full: Tile) -> Tile:
+    """The tile of a picture, of another size where the tower's positions were interpolated."""
+    side = isqrt(tokens)
+    class_token = tokens - side**2
+    if tokens - full.tokens in (0, 1) or class_token > 1:
+        return full._replace(before=int(tokens > full.tokens))
+    return Tile(side, side, before=class_token)

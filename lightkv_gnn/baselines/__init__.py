@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from lightkv_gnn.baselines.blind_pruning import RANDOM_PRUNING, STRIDE
+from lightkv_gnn.baselines.divprune import DIVPRUNE_LIKE
+from lightkv_gnn.baselines.downsample import DOWNSAMPLE, smaller
+from lightkv_gnn.baselines.elastic_cache import ELASTIC_CACHE_LIKE
+from lightkv_gnn.baselines.fastv import FASTV
 from lightkv_gnn.baselines.losses import Loss, MeasuredCompressor
 from lightkv_gnn.baselines.merging import (
     GUIDED,
@@ -13,8 +17,13 @@ from lightkv_gnn.baselines.merging import (
     RANDOM_WEIGHTS,
 )
 from lightkv_gnn.baselines.method import Applied, Bill, Budget, Hints, Method, StageMethod
-from lightkv_gnn.baselines.oracle import ORACLE
+from lightkv_gnn.baselines.oracle import ORACLE, ORACLE_PRUNING
+from lightkv_gnn.baselines.pooling import POOLING
+from lightkv_gnn.baselines.pruning import keep_top
+from lightkv_gnn.baselines.pyramid_drop import PYRAMID_DROP
+from lightkv_gnn.baselines.random_cache import RANDOM_CACHE
 from lightkv_gnn.baselines.schedules import progressive, single
+from lightkv_gnn.baselines.sparsevlm import SPARSEVLM_LIKE
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -26,8 +35,17 @@ METHODS: dict[str, Method] = {
         RANDOM_ATTENTION,
         RANDOM_WEIGHTS,
         RANDOM_PRUNING,
+        RANDOM_CACHE,
         STRIDE,
+        POOLING,
+        DOWNSAMPLE,
+        FASTV,
+        PYRAMID_DROP,
+        SPARSEVLM_LIKE,
+        DIVPRUNE_LIKE,
+        ELASTIC_CACHE_LIKE,
         ORACLE,
+        ORACLE_PRUNING,
     )
 }
 """By name, in the order of tables."""
@@ -43,6 +61,8 @@ __all__ = [
     "MeasuredCompressor",
     "Method",
     "StageMethod",
+    "keep_top",
     "progressive",
     "single",
+    "smaller",
 ]

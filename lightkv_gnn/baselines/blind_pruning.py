@@ -5,18 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightkv_gnn.baselines.method import Budget, StageMethod
-from lightkv_gnn.baselines.schedules import single
-from lightkv_gnn.schedule import Stage
+from lightkv_gnn.baselines.pruning import Once
 from lightkv_graphs import Matching, WindowPartition, drop_lowest
-
-
-class Once(StageMethod):
-    """A method with one stage, over the whole picture."""
-
-    def stages(self, budget: Budget) -> tuple[Stage, ...]:
-        """One."""
-        return single(budget.layers, budget.retention, budget.depth)
 
 
 def drop_at_random(x: Tensor, partition: WindowPartition) -> Matching:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from lightkv_gnn.errors import ScheduleError
+from lightkv_gnn.plan import plan_stages
 from lightkv_gnn.schedule import Stage, layer_average, windows_of
-from lightkv_graphs import Grid
+from lightkv_graphs import Grid, TokenLayout
 
 
 def progressive(
@@ -16,13 +18,14 @@ def progressive(
 
     The first one runs after layer ``depth``, the others follow at equal distances, as far apart as
     the budget allows.  There are more than ``stages`` where no distance allows it, and fewer where
-    no more layers follow.
+    no more layers follow.  Small windows lose whole tokens only; on a known grid the stages after
+    the first one make up for that.
 
     Args:
         layers: Decoder layers.
         retention: Vision tokens kept, averaged over layers; fraction.
         depth: Layer that the first stage runs after.
-        grid: Limits the windows.
+        grid: Limits the windows, and says how many tokens they lose.
         stages: How many, if possible.
 
     Raises:
@@ -32,13 +35,33 @@ def progressive(
     for number in range(min(stages, room), room + 1):
         for gap in range((room - 1) // max(1, number - 1), 0, -1):
             chosen = [depth + gap * step for step in range(number)]
-            ratio = _ratio(chosen, layers, retention, 0.5)
+            ratio = _ratio(lambda r, at=chosen: _held(_even(at, r, None), layers), retention, 0.5)
             if ratio is not None:
-                return tuple(
-                    Stage(layer, windows_of(step, grid, (1 - ratio) ** step), ratio)
-                    for step, layer in enumerate(chosen)
-                )
+                return _exact(_even(chosen, ratio, grid), layers, retention, grid)
     raise _out_of_reach(layers, retention, depth)
+
+
+def _even(chosen: Sequence[int], ratio: float, grid: Grid | None) -> tuple[Stage, ...]:
+    """Stages of equal ratio after some layers."""
+    return tuple(
+        Stage(layer, windows_of(step, grid, (1 - ratio) ** step), ratio)
+        for step, layer in enumerate(chosen)
+    )
+
+
+def _exact(
+    stages: tuple[Stage, ...], layers: int, retention: float, grid: Grid | None
+) -> tuple[Stage, ...]:
+    """The stages, with ratios after the first one that make up for its rounding."""
+    if grid is None:
+        return stages
+    first = stages[: len(stages) > 1]
+
+    def of(ratio: float) -> tuple[Stage, ...]:
+        return first + tuple(replace(stage, ratio=ratio) for stage in stages[len(first) :])
+
+    ratio = _ratio(lambda ratio: _held(of(ratio), layers, grid), retention, 0.5)
+    return of(0.5 if ratio is None else ratio)
 
 
 def single(layers: int, retention: float, depth: int) -> tuple[Stage, ...]:
@@ -48,7 +71,7 @@ def single(layers: int, retention: float, depth: int) -> tuple[Stage, ...]:
         ScheduleError: No such layer, or the layers up to it hold more than the budget already.
     """
     _room(layers, retention, depth)
-    ratio = _ratio([depth], layers, retention, 0.99)
+    ratio = _ratio(lambda ratio: _held([Stage(depth, 1, ratio)], layers), retention, 0.99)
     if ratio is None:
         raise _out_of_reach(layers, retention, depth)
     return (Stage(depth, 1, ratio),)
@@ -63,19 +86,29 @@ def _room(layers: int, retention: float, depth: int) -> int:
     return layers - 1 - depth
 
 
-def _ratio(chosen: Sequence[int], layers: int, retention: float, most: float) -> float | None:
-    """The ratio, to four digits, that keeps ``retention``; None beyond ``most``."""
+def _held(stages: Sequence[Stage], layers: int, grid: Grid | None = None) -> float:
+    """Vision tokens held, averaged over the layers; of a grid with all rounding in windows."""
+    if grid is None:
+        return layer_average(stages, layers)
+    layout = TokenLayout.from_grids([[grid]])
+    after = {step.stage.layer: step.vision[0] for step in plan_stages(stages, layout, [0])}
+    left, held = len(layout), 0
+    for layer in range(layers):
+        held += left
+        left = after.get(layer, left)
+    return held / (layers * len(layout))
 
-    def held(ratio: float) -> float:
-        return layer_average([Stage(layer, 1, ratio) for layer in chosen], layers)
 
-    if held(most) > retention:
+def _ratio(held: Callable[[float], float], retention: float, most: float) -> float | None:
+    """The ratio, to four digits, that comes nearest to ``retention``; None beyond ``most``."""
+    low, high = -1, round(most * 10_000)
+    if held(most) > retention + 1e-9:
         return None
-    low, high = 0.0, most
-    while high - low > 1e-6:
-        middle = (low + high) / 2
-        low, high = (middle, high) if held(middle) > retention else (low, middle)
-    return round(high, 4)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if held(middle / 10_000) > retention else (low, middle)
+    above, below = max(low, 0) / 10_000, high / 10_000
+    return above if abs(held(above) - retention) < abs(held(below) - retention) else below
 
 
 def _out_of_reach(layers: int, retention: float, depth: int) -> ScheduleError:
