@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from lightkv_gnn.baselines import Bill, Budget, Loss, Method
+from lightkv_gnn.errors import UnsupportedInputError
 from lightkv_gnn.evaluation.rows import StageLoss
 from lightkv_gnn.evaluation.suite import Subject, Suite
 
@@ -58,6 +59,7 @@ def ask_all(
 
     Raises:
         ScheduleError: The method cannot keep to the budget.
+        UnsupportedInputError: It wants smaller pictures, which the suite does not have.
     """
     scores: list[float] = []
     bills: list[tuple[int, Bill]] = []
@@ -67,6 +69,8 @@ def ask_all(
         torch.random.fork_rng(devices=_devices(subject)),
         method.applied(subject.model, budget) as applied,
     ):
+        if applied.side != 1 and not suite.resizable:
+            raise UnsupportedInputError(f"the pictures of {suite.name!r} cannot be made smaller")
         torch.manual_seed(seed)
         for batch in suite.batches(subject, group, questions, seed, applied.side):
             applied.hints.relevant = batch.relevant

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from lightkv_gnn.baselines import NONE, Budget, Method
-from lightkv_gnn.errors import ScheduleError
+from lightkv_gnn.errors import ScheduleError, UnsupportedInputError
 from lightkv_gnn.evaluation import machine
 from lightkv_gnn.evaluation.asking import Asked, ask_all
 from lightkv_gnn.evaluation.rows import Key, Row, read_rows
@@ -76,7 +76,8 @@ class Evaluation:
         """Asks every question that no row in ``folder`` answers yet.
 
         Rows are written one by one as they come, so that a run that was stopped goes on where it
-        was.  A budget that a method cannot keep to from some depth on is left out, and said.
+        was.  What a method cannot do, such as keeping to a budget from some depth on, is left out,
+        and said.
 
         Args:
             folder: For the rows, and what machine it was.
@@ -103,11 +104,10 @@ class Evaluation:
                     bar.total += len(cells)
                     for cell in cells:
                         bar.set_postfix_str(f"{suite.name} {cell.group} {cell.method.name}")
-                        row = self._row(suite, subject, seed, cell, store)
-                        if row is None:
-                            bar.write(_left_out(cell), file=sys.stderr)
-                        else:
-                            rows.append(row)
+                        try:
+                            rows.append(self._row(suite, subject, seed, cell, store))
+                        except (ScheduleError, UnsupportedInputError) as error:
+                            bar.write(f"left out: {cell.method.name}: {error}", file=sys.stderr)
                         bar.update()
         return rows
 
@@ -118,17 +118,12 @@ class Evaluation:
                 for budget in method.budgets(subject.model, self.retentions, self.depths):
                     yield Cell(group, method, budget)
 
-    def _row(
-        self, suite: Suite, subject: Subject, seed: int, cell: Cell, store: Store
-    ) -> Row | None:
+    def _row(self, suite: Suite, subject: Subject, seed: int, cell: Cell, store: Store) -> Row:
         group, method, budget = cell
         key = Key(suite.name, group, method.name, budget.retention, budget.depth, seed)
         if (row := store.get(key)) is not None:
             return row
-        try:
-            asked = ask_all(suite, subject, group, method, budget, self.questions, seed)
-        except ScheduleError:
-            return None
+        asked = ask_all(suite, subject, group, method, budget, self.questions, seed)
         full = key._replace(method=NONE.name, retention=1.0, depth=-1)
         row = _row_of(key, asked, store.get(full))
         store.add(row)
@@ -179,14 +174,6 @@ def _note(file: Path, command: str) -> None:
     commands = [*before.get("commands", []), *([command] if command else [])]
     facts = {**machine.describe(), "commands": list(dict.fromkeys(commands))}
     file.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-
-
-def _left_out(cell: Cell) -> str:
-    budget = cell.budget
-    return (
-        f"left out: {cell.method.name} cannot keep {budget.retention:.0%} from layer "
-        f"{budget.depth} of {budget.layers} on"
-    )
 
 
 def _row_of(key: Key, asked: Asked, full: Row | None) -> Row:

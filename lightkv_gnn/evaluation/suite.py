@@ -47,6 +47,8 @@ class Suite(ABC):
     groups: ClassVar[tuple[str, ...]]
     retentions: ClassVar[tuple[float, ...]] = (0.75, 0.55, 0.4)
     """Budgets that are within reach of its model, and tell something."""
+    resizable: ClassVar[bool] = False
+    """Whether its pictures can be made smaller."""
 
     @abstractmethod
     def subject(self, seed: int, folder: Path, device: str = "cpu") -> Subject:

@@ -24,6 +24,7 @@ class TinySuite(Suite):
 
     name: ClassVar[str] = "tiny"
     groups: ClassVar[tuple[str, ...]] = tiny.GROUPS
+    resizable: ClassVar[bool] = True
 
     def subject(self, seed: int, folder: Path, device: str = "cpu") -> Subject:
         """The bundled model for seed 0, else one that ``examples/train_tiny.py`` trained.

@@ -37,7 +37,7 @@ def test_json_is_a_list_of_rows_and_nothing_else(capsys, tmp_path):
         assert {*CONTRACT, "kv_bytes", "flops"} <= set(row)
         assert "scores" not in row
         assert row["questions"] == 8
-    assert "left out: guided cannot keep 55% from layer 6 of 8 on" in printed.err
+    assert "left out: guided: no stages from layer 6 of 8 on keep 55%" in printed.err
     kept = read_rows(out / "rows.jsonl")
     assert [row.accuracy for row in kept] == [row["accuracy"] for row in rows]
     with (out / "rows.csv").open(newline="") as stream:

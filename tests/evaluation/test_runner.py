@@ -181,7 +181,7 @@ def test_a_budget_out_of_reach_is_left_out_and_said(tmp_path, capsys):
     rows = evaluation(Halves(), retentions=(0.1, 0.75), depths=(1,)).run(tmp_path, tmp_path)
     assert {row.retention for row in rows} == {1.0, 0.75}
     printed = capsys.readouterr()
-    assert "left out: guided cannot keep 10% from layer 1 of 6 on" in printed.err
+    assert "left out: guided: no stages from layer 1 of 6 on keep 10%" in printed.err
     assert printed.out == ""
 
 
