@@ -16,7 +16,6 @@ from cued_scores import (
     Exam,
     binomial_band,
     keep_top,
-    relevant_only,
     saliency,
 )
 
