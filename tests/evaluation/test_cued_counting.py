@@ -11,7 +11,7 @@ from lightkv_gnn.evaluation.cued import CountingSuite
 @pytest.fixture(scope="module")
 def exam(tmp_path_factory: pytest.TempPathFactory) -> Exam:
     suite = CountingSuite()
-    return Exam(suite, suite.subject(0, tmp_path_factory.mktemp("models")))
+    return Exam(suite, suite.subject(0, tmp_path_factory.mktemp("models")), questions=512)
 
 
 def test_the_model_counts_uncompressed(exam: Exam) -> None:

@@ -31,4 +31,4 @@ def test_the_cache_is_lighter(exam: Exam) -> None:
     config = lk.LightKVConfig([lk.Stage(0, 1, 0.5)])
     with torch.no_grad(), lk.attach(exam.subject.model, config) as handle:
         exam.subject.model(**batch.inputs)
-        assert handle.ledger.vision_retention < 0.7
+        assert handle.ledger.retention < 0.7

@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
-from cued_scores import LAST, MEAN, ORACLE, PRUNE, RANDOM, Exam, binomial_band, keep_top, saliency
+from cued_scores import (
+    LAST,
+    MEAN,
+    ORACLE,
+    PRUNE,
+    RANDOM,
+    Exam,
+    binomial_band,
+    keep_top,
+    saliency,
+)
 
 import lightkv_gnn as lk
 from lightkv_gnn.evaluation.cued import SUITES, closed_forms
-from lightkv_gnn.evaluation.suite import Subject
 
 CELLS, OBJECTS, CHOICES = 36, 12, 6
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory):
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("models")
 
 
 @pytest.fixture(scope="module")
-def exams(folder) -> dict[str, Exam]:
+def exams(folder: Path) -> dict[str, Exam]:
     """One model, trained once, and every suite that asks it."""
-    names = ("cued", "plain", "two_images", "second_question")
-    suites = [SUITES[name]() for name in names]
-    return {suite.name: Exam(suite, suite.subject(0, folder)) for suite in suites}
+    questions = {"cued": 768, "plain": 256, "two_images": 256, "second_question": 384}
+    suites = [SUITES[name]() for name in questions]
+    return {
+        suite.name: Exam(suite, suite.subject(0, folder), questions[suite.name]) for suite in suites
+    }
 
 
 @pytest.fixture(scope="module")
-def twice(folder, exams) -> Exam:
+def twice(folder: Path, exams: dict[str, Exam]) -> Exam:
     """The same model behind two listening layers: closed forms for a quarter."""
     suite = SUITES["cued"](listening=2)
     return Exam(suite, suite.subject(0, folder))
@@ -65,8 +79,6 @@ def test_closed_forms_hold_where_a_quarter_is_kept(twice: Exam) -> None:
     assert 0.7 < expected < 0.9
     found = twice.accuracy(0.5, 0.5, matcher=matcher, **PRUNE)
     assert abs(found - expected) < binomial_band(expected) + 0.01
-    expected = closed_forms.oracle(kept, CELLS, CHOICES)
-    assert twice.accuracy(0.5, 0.5, **ORACLE) >= expected - 0.01
 
 
 def test_objects_survive_before_background_where_there_is_room(exams: dict[str, Exam]) -> None:
@@ -77,7 +89,8 @@ def test_objects_survive_before_background_where_there_is_room(exams: dict[str, 
 def test_the_prompt_matters(exams: dict[str, Exam]) -> None:
     """By ten points, three times what chance makes of a difference."""
     mean = exams["cued"].accuracy(0.5, **MEAN)
-    assert exams["cued"].accuracy(0.5, **ORACLE) >= 0.99
+    expected = closed_forms.oracle(CELLS // 2, CELLS, CHOICES)
+    assert exams["cued"].accuracy(0.5, **ORACLE) >= expected - 0.01
     assert exams["cued"].accuracy(0.5, **LAST) > mean + 0.2
     assert exams["cued"].accuracy(0.5) > mean + 0.05
 
@@ -95,26 +108,14 @@ def test_what_is_mostly_background_is_free(exams: dict[str, Exam], options: dict
 
 def test_the_second_question_finds_what_the_first_one_left(exams: dict[str, Exam]) -> None:
     exam = exams["second_question"]
-    for options in (LAST, ORACLE):
-        first = exam.accuracy(0.5, group="first", **options)
-        second = exam.accuracy(0.5, group="second", **options)
-        assert second < first - 0.15, (options, first, second)
+    first = exam.accuracy(0.5, group="first", **LAST)
+    second = exam.accuracy(0.5, group="second", **LAST)
+    assert second < first - 0.2
+    foreseen = exam.accuracy(0.5, group="second", **ORACLE)  # guided by the second in advance
+    assert foreseen >= 0.98
 
 
-def test_the_second_question_is_the_question_of_its_group_alone(exams: dict[str, Exam]) -> None:
-    """Asked first, on a fresh cache, it has the answer that it has as the second one."""
-    exam = exams["second_question"]
-    _, batches = exam.batches("second")
-    for batch in batches[:1]:
-        inputs = dict(batch.inputs)
-        inputs["input_ids"] = inputs["input_ids"].clone()
-        inputs["input_ids"][:, -1] = batch.follow_up
-        assert sum(SUITES["cued"]().ask(exam.subject, "shape", type(batch)(inputs, batch.answers)))
-
-
-def test_symmetric_attention_makes_both_directions_of_guidance_equal(folder) -> None:
-    from dataclasses import replace
-
+def test_symmetric_attention_makes_both_directions_of_guidance_equal(folder: Path) -> None:
     symmetric = SUITES["cued_symmetric"]
     suite = symmetric(recipe=replace(symmetric.own_recipe, steps=2, batch=2))
     exam = Exam(suite, suite.subject(0, folder), questions=8)
@@ -127,4 +128,3 @@ def test_symmetric_attention_makes_both_directions_of_guidance_equal(folder) -> 
             logits.append(model(**batch.inputs).logits[:, -1])
     assert torch.allclose(logits[0], logits[1], atol=1e-5)
     assert not torch.allclose(logits[0], logits[2], atol=1e-5)
-    assert isinstance(exam.subject, Subject)
