@@ -54,7 +54,7 @@ def test_the_compressor_that_is_passed_does_the_work() -> None:
 @pytest.mark.parametrize("wrong", ["mean", lk.mean, TokenCompressor])
 def test_something_else_is_refused(wrong: Any) -> None:
     model = tiny_llava()
-    with pytest.raises(TypeError, match="compressor is .*: expected a TokenCompressor"):
+    with pytest.raises(TypeError, match=r"compressor is .*: expected a TokenCompressor"):
         lk.attach(model, lk.LightKVConfig(STAGES), compressor=wrong)
     assert not model.model._forward_pre_hooks
 
