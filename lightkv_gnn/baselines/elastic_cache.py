@@ -34,7 +34,8 @@ class ElasticShrinker(Shrinker):
         if self.opening is not None:
             real = self.opening.real.to(query.device)
             with torch.no_grad():
-                self._sums[number] = received(query, key, real, scaling, softcap)
+                own = key[:, :, : query.shape[2]]  # a cache may have room for more
+                self._sums[number] = received(query, own, real, scaling, softcap)
 
     def importance(self, number: int, real: Tensor) -> Tensor:
         """Sums of the attention that entries got, `[batch, entry]`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from lightkv_gnn.errors import ScheduleError
 from lightkv_gnn.plan import plan_stages
@@ -35,7 +36,7 @@ def progressive(
     for number in range(min(stages, room), room + 1):
         for gap in range((room - 1) // max(1, number - 1), 0, -1):
             chosen = [depth + gap * step for step in range(number)]
-            ratio = _ratio(lambda r, at=chosen: _held(_even(at, r, None), layers), retention, 0.5)
+            ratio = _ratio(partial(_held_by, chosen, layers), retention, 0.5)
             if ratio is not None:
                 return _exact(_even(chosen, ratio, grid), layers, retention, grid)
     raise _out_of_reach(layers, retention, depth)
@@ -47,6 +48,11 @@ def _even(chosen: Sequence[int], ratio: float, grid: Grid | None) -> tuple[Stage
         Stage(layer, windows_of(step, grid, (1 - ratio) ** step), ratio)
         for step, layer in enumerate(chosen)
     )
+
+
+def _held_by(chosen: Sequence[int], layers: int, ratio: float) -> float:
+    """Vision tokens held by stages of that ratio, before rounding."""
+    return _held(_even(chosen, ratio, None), layers)
 
 
 def _exact(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from lightkv_gnn import ScheduleError, Stage
@@ -33,7 +35,7 @@ def test_the_average_is_as_asked(layers: int, retention: float, depth: int) -> N
             continue
         assert layer_average(stages, layers) == pytest.approx(retention, abs=1e-3)
         assert stages[0].layer == depth
-        gaps = {b.layer - a.layer for a, b in zip(stages, stages[1:], strict=False)}
+        gaps = {b.layer - a.layer for a, b in pairwise(stages)}
         assert len(gaps) <= 1
         assert len({stage.ratio for stage in stages}) == 1
         assert stages[-1].layer < layers - 1

@@ -96,7 +96,7 @@ def test_any_score_makes_a_method() -> None:
     assert kept == highest(score.flatten(), [16] * 4, len(kept) // 4)
 
 
-# --- blind ------------------------------------------------------------------------------------------
+# --- blind --------------------------------------------------------------------------------------
 
 
 def test_random_pruning_is_uniform() -> None:
@@ -132,7 +132,7 @@ def test_stride_is_even(ratio: float) -> None:
         assert float(kept.abs().max()) <= 1.01
 
 
-# --- diversity --------------------------------------------------------------------------------------
+# --- diversity ----------------------------------------------------------------------------------
 
 
 def most_diverse(rows: list[list[float]], number: int) -> list[int]:
@@ -169,7 +169,7 @@ def test_diversity_drops_copies_first() -> None:
     assert (matching.edge_index[0] // 2).tolist() == list(range(8))
 
 
-# --- recycling --------------------------------------------------------------------------------------
+# --- recycling ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.05, 0.3, 0.5, 0.9])
@@ -221,7 +221,7 @@ def test_clusters_form_around_peaks() -> None:
     assert (nearest[0, :18] // 6).tolist() == (torch.arange(18) // 6).tolist()
 
 
-# --- an oracle --------------------------------------------------------------------------------------
+# --- an oracle ----------------------------------------------------------------------------------
 
 
 def relevant_tokens(seed: int = 0) -> Tensor:

@@ -84,7 +84,7 @@ def test_where_sizes_are_unknown_no_window_is_emptied(seed: int, ratio: float) -
     assert set(partition.window[stays].tolist()) == set(partition.window.tolist())
 
 
-# --- what is dropped is silent ----------------------------------------------------------------------
+# --- what is dropped is silent ------------------------------------------------------------------
 
 
 def half_dropped(x: Tensor, partition: WindowPartition) -> Matching:
