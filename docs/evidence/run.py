@@ -43,10 +43,11 @@ def main() -> int:
     parser.add_argument("--models", default="lightkv-models", help="folder of trained models")
     arguments = parser.parse_args()
     for name in arguments.names or RUNS:
+        folder = FOLDER / name
         options = f"{RUNS[name]} --device {arguments.device} --models {arguments.models}"
         for command in (
-            ["eval", *shlex.split(options), "--out", str(FOLDER / name)],
-            ["report", str(FOLDER / name / "rows.jsonl"), "--out", str(FOLDER / name), "--title", name],
+            ["eval", *shlex.split(options), "--out", str(folder)],
+            ["report", str(folder / "rows.jsonl"), "--out", str(folder), "--title", name],
         ):
             print("lightkv-gnn", shlex.join(command), file=sys.stderr)
             if status := lightkv_gnn(command):

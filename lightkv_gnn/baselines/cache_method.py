@@ -179,6 +179,11 @@ class CacheMethod(Method):
         """Where it comes from, and what differs from there."""
         return self.origin
 
+    @property
+    def has_depth(self) -> bool:
+        """It does not."""
+        return False
+
     @contextmanager
     def applied(self, model: Any, budget: Budget) -> Iterator[Applied]:
         """The method at work; see :meth:`Method.applied`."""

@@ -57,6 +57,11 @@ class Downsample(Method):
         """Where it comes from, and what differs from there."""
         return "the picture scaled down; position tables of the vision tower are interpolated"
 
+    @property
+    def has_depth(self) -> bool:
+        """It does not."""
+        return False
+
     @contextmanager
     def applied(self, model: Any, budget: Budget) -> Iterator[Applied]:
         """The method at work; see :meth:`Method.applied`."""

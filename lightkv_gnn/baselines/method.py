@@ -26,7 +26,7 @@ class Budget:
 
     Attributes:
         retention: Vision tokens kept, averaged over the decoder's layers; fraction.
-        depth: First decoder layer after which tokens may leave.
+        depth: First decoder layer after which tokens may leave; -1 where that has no meaning.
         layers: Decoder layers.
         grid: (rows, columns) of the pictures' tokens where it is always the same.
     """
@@ -107,8 +107,14 @@ class Method(ABC):
     def budgets(
         self, model: Any, retentions: Sequence[float], depths: Sequence[int]
     ) -> list[Budget]:
-        """The budgets to try it on, out of every retention with every depth."""
-        return [Budget.of(model, share, depth) for share in retentions for depth in depths]
+        """The budgets to try it on: every retention with every depth, or with -1 for none."""
+        chosen = depths if self.has_depth else [-1]
+        return [Budget.of(model, share, depth) for share in retentions for depth in chosen]
+
+    @property
+    def has_depth(self) -> bool:
+        """Whether it matters where stages begin."""
+        return True
 
     @abstractmethod
     def applied(self, model: Any, budget: Budget) -> Any:

@@ -13,7 +13,13 @@ from lightkv_graphs import Grid, TokenLayout
 
 
 def progressive(
-    layers: int, retention: float, depth: int, grid: Grid | None = None, stages: int = 3
+    layers: int,
+    retention: float,
+    depth: int,
+    grid: Grid | None = None,
+    *,
+    stages: int = 3,
+    windows: Sequence[int] = (),
 ) -> tuple[Stage, ...]:
     """Stages of equal ratio, at most one half, that keep ``retention`` averaged over the layers.
 
@@ -28,6 +34,8 @@ def progressive(
         depth: Layer that the first stage runs after.
         grid: Limits the windows, and says how many tokens they lose.
         stages: How many, if possible.
+        windows: Windows per side of each stage, the last number for later ones too; if not given,
+            4, 2 and 1, or fewer where the grid has too few tokens.
 
     Raises:
         ScheduleError: No such layer, or even halving after every layer would keep more.
@@ -38,16 +46,21 @@ def progressive(
             chosen = [depth + gap * step for step in range(number)]
             ratio = _ratio(partial(_held_by, chosen, layers), retention, 0.5)
             if ratio is not None:
-                return _exact(_even(chosen, ratio, grid), layers, retention, grid)
+                even = _even(chosen, ratio, grid, windows)
+                return _exact(even, layers, retention, grid)
     raise _out_of_reach(layers, retention, depth)
 
 
-def _even(chosen: Sequence[int], ratio: float, grid: Grid | None) -> tuple[Stage, ...]:
+def _even(
+    chosen: Sequence[int], ratio: float, grid: Grid | None, windows: Sequence[int] = ()
+) -> tuple[Stage, ...]:
     """Stages of equal ratio after some layers."""
-    return tuple(
-        Stage(layer, windows_of(step, grid, (1 - ratio) ** step), ratio)
-        for step, layer in enumerate(chosen)
-    )
+    stages = []
+    for step, layer in enumerate(chosen):
+        usual = windows_of(step, grid, (1 - ratio) ** step)
+        own = windows[min(step, len(windows) - 1)] if windows else usual
+        stages.append(Stage(layer, own, ratio))
+    return tuple(stages)
 
 
 def _held_by(chosen: Sequence[int], layers: int, ratio: float) -> float:

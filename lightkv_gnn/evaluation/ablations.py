@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from lightkv_gnn.baselines import Budget, StageMethod, progressive
@@ -33,10 +33,8 @@ class Windowed(StageMethod):
 
     def stages(self, budget: Budget) -> tuple[Stage, ...]:
         """The usual ones, with these windows."""
-        last = len(self.windows) - 1
-        return tuple(
-            replace(stage, windows=self.windows[min(number, last)])
-            for number, stage in enumerate(super().stages(budget))
+        return progressive(
+            budget.layers, budget.retention, budget.depth, budget.grid, windows=self.windows
         )
 
 

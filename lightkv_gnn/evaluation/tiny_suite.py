@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lightkv_gnn import tiny
+from lightkv_gnn.baselines.downsample import smaller
 from lightkv_gnn.evaluation.suite import Batch, Subject, Suite
 from lightkv_gnn.tiny.model import PATCH_SIZE
 from lightkv_gnn.tiny.scenes import IMAGE_SIZE
@@ -50,13 +51,12 @@ class TinySuite(Suite):
         """Fresh questions; see :meth:`Suite.batches`."""
         pairs = tiny.sample_questions(group, questions, seed)
         patches = round(side * IMAGE_SIZE / PATCH_SIZE)
-        size = {"height": patches * PATCH_SIZE, "width": patches * PATCH_SIZE}
         for start in range(0, questions, BATCH):
             chunk = pairs[start : start + BATCH]
             inputs = subject.processor(
                 images=[tiny.render(scene) for scene, _ in chunk],
                 text=[tiny.format_prompt(question.prompt_text) for _, question in chunk],
-                images_kwargs={"size": size, "crop_size": size},
+                images_kwargs=smaller(subject.processor, side),
                 padding=True,
                 return_tensors="pt",
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -88,7 +88,6 @@ def accuracy(
     seed: int,
     batch_size: int = 50,
     image_first: bool = True,
-    options: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """Ask a model fresh questions of one group, decoding greedily.
 
@@ -100,7 +99,6 @@ def accuracy(
         seed: seed of the scenes and questions.
         batch_size: questions answered at a time.
         image_first: whether the picture precedes the question.
-        options: further arguments of the processor, such as another size of the pictures.
 
     Returns:
         Every question with the model's answer to it.
@@ -111,9 +109,7 @@ def accuracy(
     predictions: list[str] = []
     for start in range(0, n, batch_size):
         chunk = pairs[start : start + batch_size]
-        predictions += _answer(
-            model, processor, chunk, MAX_NEW_TOKENS[group], image_first, options or {}
-        )
+        predictions += _answer(model, processor, chunk, MAX_NEW_TOKENS[group], image_first)
     return Evaluation(group, tuple(question for _, question in pairs), tuple(predictions))
 
 
@@ -123,14 +119,12 @@ def _answer(
     pairs: Sequence[tuple[Scene, Question]],
     max_new_tokens: int,
     image_first: bool,
-    options: Mapping[str, Any],
 ) -> list[str]:
     inputs = processor(
         images=[render(scene) for scene, _ in pairs],
         text=[format_prompt(question.prompt_text, image_first) for _, question in pairs],
         padding=True,
         return_tensors="pt",
-        **options,
     ).to(model.device)
     with torch.no_grad():
         output = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
