@@ -152,7 +152,7 @@ class CountingSuite(CellSuite):
     name = "counting"
     groups = ("count",)
     trained_as = "counting"
-    own_recipe = Recipe(steps=500, batch=64, layers=2, rate=6e-3)
+    own_recipe = Recipe(steps=600, batch=64, layers=2, rate=6e-3)
 
     def lessons(self) -> Sequence[World]:
         """What is asked."""

@@ -105,7 +105,7 @@ class Counting(World):
     """
 
     colours: ClassVar[int] = 4
-    most: ClassVar[int] = 5
+    most: ClassVar[int] = 4
     least = colours * most
 
     def draw(self, generator: Generator, batch: int) -> Lesson:
