@@ -44,7 +44,8 @@ class Downsample(Method):
     """The pictures are made smaller before the model sees them, so all layers hold fewer tokens.
 
     Where stages begin has no meaning.  :attr:`Applied.side` says how much smaller; who makes the
-    inputs has to do it, with :func:`smaller` for instance.
+    inputs has to do it, with :func:`smaller` for instance.  Interpolated positions are no training:
+    a model that has seen one size only, such as the bundled tiny one, may read no other.
     """
 
     @property
