@@ -29,7 +29,7 @@ class LightKVConfig:
 
     Attributes:
         stages: In ascending order of their layers.
-        guidance: "vision_to_text", "text_to_vision", "last_token", "none", or a callable; see
+        guidance: "text_to_vision", "vision_to_text", "last_token", "none", or a callable; see
             :func:`lightkv_gnn.guidance.prompt_guidance`.
         rotary: Whether guidance sees queries and keys with their rotary positions.
         message: guided_mean, mean, mass_mean, destination_only, a callable
@@ -41,7 +41,7 @@ class LightKVConfig:
     """
 
     stages: Sequence[Stage]
-    guidance: GuidanceName | GuidanceFunction = "vision_to_text"
+    guidance: GuidanceName | GuidanceFunction = "text_to_vision"
     rotary: bool = True
     message: Message | MessagePassing = field(default=guided_mean)
     matcher: Matcher = field(default=cosine_matching)

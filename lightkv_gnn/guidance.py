@@ -13,8 +13,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-GuidanceName = Literal["vision_to_text", "text_to_vision", "last_token", "none"]
-GUIDANCE: tuple[GuidanceName, ...] = ("vision_to_text", "text_to_vision", "last_token", "none")
+GuidanceName = Literal["text_to_vision", "vision_to_text", "last_token", "none"]
+GUIDANCE: tuple[GuidanceName, ...] = ("text_to_vision", "vision_to_text", "last_token", "none")
 
 CHUNK = 2**24
 """Most logits held at once, in elements."""
@@ -99,13 +99,15 @@ class Guidance(NamedTuple):
 def prompt_guidance(block: GuidanceBlock, kind: GuidanceName | GuidanceFunction) -> Guidance:
     """Weighs every vision token by the prompt.
 
-    With logits ``A[h, i, j]`` between vision token i and text token j, ``vision_to_text`` takes
-    the vision tokens' queries and the text's keys, ``text_to_vision`` the text's queries and the
-    vision tokens' keys, ``last_token`` the same of the last text token alone.  Each text token and
+    With logits ``A[h, i, j]`` between vision token i and text token j, ``text_to_vision`` takes
+    the text's queries and the vision tokens' keys, which a prompt after its picture was trained to
+    match, ``last_token`` the same of the last text token alone, and ``vision_to_text`` the vision
+    tokens' queries and the text's keys, as in LightKV's formula.  Each text token and
     head shares out one unit over the sample's vision tokens:
     ``weight_i = sum_h sum_j softmax_i(A[h, i, j])``.  There is no causal mask: the question
     usually comes after the picture, and a mask would silence it.
-    Source: Chen et al. 2026, section 3.2; the release normalises over all queries instead.
+    Source: Chen et al. 2026, section 3.2, which is ``vision_to_text``; the release normalises over
+    all queries instead.
 
     Args:
         block: Queries and keys.

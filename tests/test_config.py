@@ -43,7 +43,7 @@ def test_a_file_says_the_same(name: str) -> None:
 
 def test_files_of_different_configurations_differ() -> None:
     texts = {config.to_json() for config in CONFIGS.values()}
-    same_as_defaults = {"vision_to_text", "guided_mean", "cosine_matching"}
+    same_as_defaults = {"text_to_vision", "guided_mean", "cosine_matching"}
     assert len(texts) == len(CONFIGS) - len(same_as_defaults)
 
 

@@ -15,6 +15,7 @@ from lightkv_gnn.baselines.merging import (
     NONE,
     RANDOM_ATTENTION,
     RANDOM_WEIGHTS,
+    VISION_TO_TEXT,
 )
 from lightkv_gnn.baselines.method import Applied, Bill, Budget, Hints, Method, StageMethod
 from lightkv_gnn.baselines.oracle import ORACLE, ORACLE_PRUNING
@@ -30,6 +31,7 @@ METHODS: dict[str, Method] = {
     for method in (
         NONE,
         GUIDED,
+        VISION_TO_TEXT,
         MEAN,
         MASS_MEAN,
         RANDOM_ATTENTION,

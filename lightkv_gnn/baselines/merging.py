@@ -42,7 +42,15 @@ def random_weights(block: GuidanceBlock) -> Tensor:
 
 
 NONE = NoCompression("none", "no compression")
-GUIDED = StageMethod("guided", "LightKV (Chen et al. 2026) as this library does it by default")
+GUIDED = StageMethod(
+    "guided",
+    "LightKV (Chen et al. 2026) as this library does it by default: text queries, vision keys",
+)
+VISION_TO_TEXT = StageMethod(
+    "vision_to_text",
+    "the same with the direction of LightKV's formula: vision queries, text keys",
+    {"guidance": "vision_to_text"},
+)
 MEAN = StageMethod(
     "mean",
     "windowed token merging without the prompt; matching as in ToMe (Bolya et al. 2023)",

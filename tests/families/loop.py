@@ -65,7 +65,7 @@ class FamilyLoop:
         family: str,
         stages: Sequence[tuple[int, int, float]] = (),
         *,
-        guidance: str | OwnGuidance = "vision_to_text",
+        guidance: str | OwnGuidance = "text_to_vision",
         rotary: bool = True,
         message: str | OwnMessage = "guided_mean",
         positions: str = "preserve",

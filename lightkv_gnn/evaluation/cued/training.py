@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from lightkv_gnn.evaluation.cued import words
 from lightkv_gnn.evaluation.cued.drawing import draw
@@ -54,8 +55,6 @@ def train(worlds: Sequence[World], recipe: Recipe, seed: int, device: str = "cpu
     Returns:
         The model with its listening layer, in evaluation mode.
     """
-    from tqdm import tqdm  # of the extra "train"
-
     side = worlds[0].side
     model: Any = build(side, recipe.layers, seed)
     model.to(device).train()
