@@ -20,6 +20,7 @@ from lightkv_graphs import (
     resisting_matching,
     window_partition,
 )
+from lightkv_graphs.prompt_matching import relevance
 
 every_grid = pytest.mark.parametrize("grids", GRIDS.values(), ids=GRIDS.keys())
 
@@ -141,3 +142,13 @@ def test_tokens_without_guidance_leave_first() -> None:
 def test_a_share_is_a_fraction(protect: float) -> None:
     with pytest.raises(ValueError, match=r"protect is .*: expected a fraction from 0 to 1"):
         PromptMatching(protect=protect)
+
+
+def test_relevance_is_one_on_average() -> None:
+    layout = make_layout([[(4, 4)], [(3, 5)]], newlines=True)
+    guidance = features(layout)[1]
+    found = relevance(guidance, partition_of(layout, 2, 0.25))
+    for image in range(2):
+        own = (layout.image == image) & ~layout.protected
+        assert float(found[own].mean()) == pytest.approx(1)
+        torch.testing.assert_close(found[own].log().diff(), guidance[own].diff())
