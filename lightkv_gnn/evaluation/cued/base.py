@@ -45,6 +45,7 @@ class CellSuite(Suite):
     """Name of the model, which suites may share."""
 
     own_recipe: ClassVar[Recipe] = Recipe()
+    retentions: ClassVar[tuple[float, ...]] = (0.8, 0.7, 0.6)
 
     def __init__(
         self,
