@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -14,7 +15,9 @@ from lightkv_gnn.evaluation import eval_command, report_command
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = _parser().parse_args(arguments)
+    options.command = shlex.join(["lightkv-gnn", *arguments])
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:

@@ -1,8 +1,8 @@
-"""Runs the evaluations on these pages: ``python docs/evidence/run.py NAME...`` (or all).
+"""Runs the evaluations on these pages: ``python docs/evidence/run.py NAME...`` (all if none).
 
-Each is one command, ``lightkv-gnn eval``, and its page is made by ``lightkv-gnn report``; this
-script keeps their arguments.  A run that was stopped goes on where it was.  ``--device cuda`` runs
-the same on a GPU.
+Each is one command or two, ``lightkv-gnn eval``, whose page ``lightkv-gnn report`` makes; this
+script keeps their options.  A run that was stopped goes on where it was.  With ``--device cuda``
+the same runs on a GPU.
 """
 
 from __future__ import annotations
@@ -17,39 +17,48 @@ from lightkv_gnn.cli import main as lightkv_gnn
 FOLDER = Path(__file__).parent
 
 SEEDS = "--seeds 0 1 2 3 4"
-TINY = "--suite tiny --group vqa hallucination --questions 500 --retention 0.3"
+
+
+def ablation(choice: str) -> list[str]:
+    """Variants of one choice, on cued objects with five seeds and on the tiny LLaVA."""
+    return [
+        f"--suite cued --retention 0.6 {SEEDS} --questions 500 --ablation {choice}",
+        f"--suite tiny --group hallucination --retention 0.3 --questions 500 --ablation {choice}",
+    ]
+
 
 RUNS = {
-    "cued": f"--suite cued {SEEDS} --depth 0 1",
-    "tiny": "--suite tiny --retention 0.55 0.3",
-    "limits": f"--suite counting second_question dense {SEEDS}",
-    "free": f"--suite plain two_images {SEEDS}",
-    "guidance": f"{TINY} --ablation guidance",
-    "prompt": f"{TINY} --ablation prompt",
-    "windows": f"{TINY} --ablation windows",
-    "stages": f"{TINY} --ablation stages",
-    "depth": f"{TINY} --ablation depth",
-    "positions": f"{TINY} --ablation positions",
-    "message": f"{TINY} --ablation message",
+    "cued": [f"--suite cued {SEEDS}"],
+    "tiny": [
+        "--suite tiny --retention 0.55",
+        "--suite tiny --group vqa hallucination --retention 0.3",
+    ],
+    "limits": [f"--suite counting second_question dense {SEEDS}"],
+    "free": [f"--suite plain two_images {SEEDS}"],
+    **{
+        choice: ablation(choice)
+        for choice in ("guidance", "prompt", "windows", "stages", "depth", "positions", "message")
+    },
 }
-"""Options of ``lightkv-gnn eval``."""
+"""Options of ``lightkv-gnn eval`` for each page."""
 
 
 def main() -> int:
     """Runs what is named, and makes its page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[*RUNS, []], help=f"of {', '.join(RUNS)}")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(RUNS)}")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--models", default="lightkv-models", help="folder of trained models")
     arguments = parser.parse_args()
+    if unknown := sorted(set(arguments.names) - set(RUNS)):
+        parser.error(f"there is no {unknown[0]}: expected some of {', '.join(RUNS)}")
     for name in arguments.names or RUNS:
         folder = FOLDER / name
-        options = f"{RUNS[name]} --device {arguments.device} --models {arguments.models}"
-        for command in (
-            ["eval", *shlex.split(options), "--out", str(folder)],
-            ["report", str(folder / "rows.jsonl"), "--out", str(folder), "--title", name],
-        ):
-            print("lightkv-gnn", shlex.join(command), file=sys.stderr)
+        place = ["--device", arguments.device, "--models", arguments.models, "--out", str(folder)]
+        commands = [["eval", *shlex.split(options), *place] for options in RUNS[name]]
+        page = ["report", str(folder / "rows.jsonl"), "--out", str(folder), "--title", name]
+        for command in (*commands, page):
+            print(shlex.join(["lightkv-gnn", *command]), file=sys.stderr)
             if status := lightkv_gnn(command):
                 return status
     return 0

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +99,6 @@ def run(options: argparse.Namespace) -> None:
     methods: list[Method] = [METHODS[name] for name in options.methods]
     if options.ablation:
         methods = list(ABLATIONS[options.ablation]())
-    command = shlex.join(["lightkv-gnn", *sys.argv[1:]])
     rows: list[Row] = []
     for suite, groups in _groups(options).items():
         evaluation = Evaluation(
@@ -112,7 +109,7 @@ def run(options: argparse.Namespace) -> None:
             options.seeds,
             questions,
         )
-        rows += evaluation.run(options.out, options.models, options.device, command=command)
+        rows += evaluation.run(options.out, options.models, options.device, command=options.command)
     write_rows(rows, options.out / "rows.csv")
     if options.json:
         print(json.dumps([_told(row) for row in rows], indent=2))

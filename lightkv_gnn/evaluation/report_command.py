@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +40,7 @@ def run(options: argparse.Namespace) -> None:
         rows,
         options.out,
         title=options.title,
-        command=shlex.join(["lightkv-gnn", *sys.argv[1:]]),
+        command=options.command,
         machines=machines,
     )
     if options.json:
