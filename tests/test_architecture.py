@@ -44,6 +44,7 @@ KNOWS_MODELS = (
     "capture.py",
     "cache*.py",
     "tiny/*",
+    "evaluation/*",
     "cli*.py",
     "demo*.py",
 )

@@ -32,7 +32,7 @@ def patches(pixels: Tensor) -> Tensor:
 
 def asked(question: Question) -> list[int]:
     """Ids of a question."""
-    return [IDS[question.kind], IDS[question.colour]]
+    return [IDS["shape"], IDS[question.cue]]
 
 
 def inputs_of(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ from lightkv_gnn.evaluation.rectangles.words import IDS, WORDS
 from lightkv_gnn.evaluation.rectangles.world import CELL
 
 WIDTH, HEADS, LAYERS = 96, 3, 3
-SHARP = 7.0
 PAIRS, THETA = WIDTH // HEADS // 2, 1000.0
 """Layers that think; one that listens comes before them."""
 
@@ -76,10 +74,7 @@ def build_model(seed: int, layers: int = LAYERS) -> Qwen2_5_VLForConditionalGene
 
 
 def _favour_matching(model: Any) -> None:
-    """Start where a token attends to tokens that resemble it, with words that stand out.
-
-    In the first layer, two heads attend to the block at the left and the block above instead.
-    """
+    """Start where a token attends to tokens that resemble it, with words that stand out."""
     decoder = model.get_decoder()
     with torch.no_grad():
         decoder.embed_tokens.weight.mul_(8)
@@ -88,18 +83,31 @@ def _favour_matching(model: Any) -> None:
             layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
             layer.self_attn.o_proj.weight.mul_(0.5)
             layer.mlp.down_proj.weight.mul_(0.5)
-        first = decoder.layers[0].self_attn
-        for head, offset in enumerate(((0, 0, -2), (0, -2, 0))):
-            _look_aside(first, head, offset)
 
 
-def _look_aside(attention: Any, head: int, offset: tuple[int, int, int]) -> None:
-    """Lets a head attend by position, most where (time, row, column) differ by ``offset``."""
-    rows = slice(2 * PAIRS * head, 2 * PAIRS * (head + 1))
-    pair = torch.arange(PAIRS)
-    angle = THETA ** (-pair / PAIRS) * torch.tensor(offset)[pair % 3]
-    seen = SHARP * (pair % 3 > 0)
-    for projection in (attention.q_proj, attention.k_proj):
-        projection.weight[rows] *= 0.2
-    attention.k_proj.bias[rows] = torch.cat([seen, torch.zeros(PAIRS)])
-    attention.q_proj.bias[rows] = torch.cat([seen * angle.cos(), seen * angle.sin()])
+_SILENT = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
+
+
+def with_listening_layer(
+    model: Qwen2_5_VLForConditionalGeneration,
+) -> Qwen2_5_VLForConditionalGeneration:
+    """The same model behind one more decoder layer, which listens and says nothing.
+
+    The new layer 0 is a copy of what was the first one, with output projections of zero: it asks
+    what layer 1 is about to ask, so that guidance means something after layer 0, where nothing has
+    moved between tokens yet.  No real model has such a layer.
+    """
+    longer: Any = build_model(0, model.config.text_config.num_hidden_layers + 1)
+    prefix, moved = "model.language_model.layers.", {}
+    for name, weight in model.state_dict().items():
+        if not name.startswith(prefix):
+            moved[name] = weight
+            continue
+        number, part = name.removeprefix(prefix).split(".", 1)
+        moved[f"{prefix}{int(number) + 1}.{part}"] = weight
+        if number == "0":
+            moved[f"{prefix}0.{part}"] = torch.zeros_like(weight) if part in _SILENT else weight
+    longer.load_state_dict(moved)
+    for part in _SILENT:
+        longer.get_parameter(f"{prefix}0.{part}").requires_grad_(False)
+    return longer

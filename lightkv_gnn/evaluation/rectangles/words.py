@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from lightkv_gnn.evaluation.rectangles.world import COLOURS, SHAPES
+from lightkv_gnn.evaluation.rectangles.world import COLOURS, CORNERS, SHAPES
 
 WORDS = (
     *("<pad>", "<image>", "<video>", "<start>", "<end>", "<eos>"),
-    *("shape", "right", "below"),
+    "shape",
+    *CORNERS,
     *COLOURS,
     *SHAPES,
 )

@@ -43,22 +43,28 @@ _GLYPHS = {
     "chess": "##../##../..##/..##",
 }
 SHAPES = tuple(_GLYPHS)
+CORNERS = {
+    "top-left": (0, 0),
+    "top-right": (0, -1),
+    "bottom-left": (-1, 0),
+    "bottom-right": (-1, -1),
+}
+"""Row and column of the block at each corner."""
+
 NOISE = 0.03
 """Standard deviation of the pixels of cells that show the same."""
 
 
 class Question(NamedTuple):
-    """What is asked of a picture.
+    """What is asked of a picture: a shape.
 
     Attributes:
-        kind: "shape" of a colour, or the colour to the "right" of it or "below" it.
-        colour: The one that is named.
-        answer: A shape or a colour.
-        block: Row and column of the block that the answer stands in.
+        cue: What tells which: a colour, or a corner.
+        answer: The shape.
+        block: Row and column of the block that it stands in.
     """
 
-    kind: str
-    colour: str
+    cue: str
     answer: str
     block: tuple[int, int]
 
@@ -95,19 +101,14 @@ def draw_picture(rng: np.random.Generator) -> Picture:
 
 
 def questions_of(picture: Picture, group: str) -> list[Question]:
-    """All questions of a group, block by block."""
-    names, (rows, cols) = tuple(COLOURS), picture.colours.shape
-    found = []
-    for row in range(rows):
-        for col in range(cols):
-            colour = names[picture.colours[row, col]]
-            if group == "shape":
-                found.append(Question(group, colour, SHAPES[picture.shapes[row, col]], (row, col)))
-                continue
-            for kind, there in (("right", (row, col + 1)), ("below", (row + 1, col))):
-                if there[0] < rows and there[1] < cols:
-                    found.append(Question(kind, colour, names[picture.colours[there]], there))
-    return found
+    """All questions of a group: "shape" names a colour, "position" a corner."""
+    rows, cols = picture.colours.shape
+    if group == "position":
+        cues = {name: (row % rows, col % cols) for name, (row, col) in CORNERS.items()}
+    else:
+        names = tuple(COLOURS)
+        cues = {names[colour]: place for place, colour in np.ndenumerate(picture.colours)}
+    return [Question(cue, SHAPES[picture.shapes[block]], block) for cue, block in cues.items()]
 
 
 def render(picture: Picture) -> Tensor:
