@@ -38,7 +38,8 @@ def build_model(seed: int, layers: int = LAYERS) -> Qwen2_5_VLForConditionalGene
         window_size=CELL,
         fullatt_block_indexes=[],
     )
-    text = Qwen2_5_VLTextConfig(
+    text: Any = Qwen2_5_VLTextConfig
+    text = text(  # its signature does not name what all configurations take
         vocab_size=len(WORDS),
         hidden_size=WIDTH,
         intermediate_size=192,
@@ -88,9 +89,7 @@ def _favour_matching(model: Any) -> None:
 _SILENT = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
 
 
-def with_listening_layer(
-    model: Qwen2_5_VLForConditionalGeneration,
-) -> Qwen2_5_VLForConditionalGeneration:
+def with_listening_layer(model: Any) -> Qwen2_5_VLForConditionalGeneration:
     """The same model behind one more decoder layer, which listens and says nothing.
 
     The new layer 0 is a copy of what was the first one, with output projections of zero: it asks

@@ -68,7 +68,8 @@ def train(recipe: Recipe, seed: int, device: str = "cpu") -> Any:
     """
     from tqdm import tqdm  # of the extra "train"
 
-    model: Any = build_model(seed, recipe.layers).to(device).train()
+    model: Any = build_model(seed, recipe.layers)
+    model = model.to(device).train()
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=recipe.rate, betas=(0.9, 0.98), weight_decay=0.01
     )
@@ -84,7 +85,8 @@ def train(recipe: Recipe, seed: int, device: str = "cpu") -> Any:
         optimiser.step()
         if step % 20 == 0:
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-    return with_listening_layer(model).to(device).eval()
+    longer: Any = with_listening_layer(model)
+    return longer.to(device).eval()
 
 
 def _loss(model: Any, recipe: Recipe, rng: np.random.Generator, grounding: float) -> Tensor:
