@@ -17,7 +17,7 @@ class Expected(NamedTuple):
         length: Tokens of the call.
         tail: Trailing entries that are the call's last tokens, one by one.
         ragged: Whether ``source`` holds padding.
-        merged: Tokens of each sample merged away in the call, `[batch, 1]`, or None.
+        merged: To be added to the layer's, or None.
     """
 
     source: Tensor
@@ -45,6 +45,8 @@ class CompressedMixin:
         logical: Logical index of the first physical entries, `[batch, entry]`; -1 for padding.
         shift: Logical minus physical length.
         merged: Tokens of each sample merged away, `[batch, 1]`; None unless positions close up.
+            Where they count entries `[batch, 2]`: tokens without one, padding too, and those of
+            them that were merged away.
         tail: Entries at the end of ``logical`` that follow each other one by one.
         ragged: Whether ``logical`` holds padding.
         guard: Whether another layer of its cache was compressed.  The first layer is told, and
@@ -60,6 +62,7 @@ class CompressedMixin:
     guard: bool = False
     open: bool = False
     _pending: Expected | None = None
+    _padding: Tensor | None = None
 
     @classmethod
     def of(cls, layer: Any) -> Any:
@@ -101,13 +104,17 @@ class CompressedMixin:
         self._pending = entries
         self.open = True
 
-    def admit(self) -> None:
-        """Lets the next update through."""
-        self.open = True
+    def admit(self, padding: Tensor | None = None) -> None:
+        """Lets the next update through.
+
+        Args:
+            padding: To be added to ``merged``, where positions count entries; or None.
+        """
+        self.open, self._padding = True, padding
 
     def withdraw(self) -> None:
         """The call that announced entries, or was let through, has failed."""
-        self._pending, self.open = None, False
+        self._pending, self._padding, self.open = None, None, False
 
     def columns(self, queries: int, batch: int, device: torch.device) -> tuple[Tensor, bool]:
         """Where the keys of the next update's attention are in the masks of transformers.
@@ -171,6 +178,8 @@ class CompressedMixin:
             )
         if self._pending is not None:
             self._commit(self._pending)
+        if self._padding is not None and self.merged is not None:
+            self.merged, self._padding = self.merged + self._padding, None
         self.open = False
         return super().update(key_states, value_states, *args, **kwargs)  # type: ignore[misc]
 
@@ -178,7 +187,8 @@ class CompressedMixin:
         """Empties the layer; it is an ordinary one again."""
         super().reset()  # type: ignore[misc]
         self.logical, self.shift, self.merged, self.tail = None, 0, None, 0
-        self._pending, self.open, self.ragged, self.guard = None, False, False, False
+        self._pending, self._padding = None, None
+        self.open, self.ragged, self.guard = False, False, False
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Picks samples, for beams."""

@@ -15,7 +15,7 @@ from lightkv_gnn.checks import check_flash_call, check_flash_windows
 from lightkv_gnn.ledger import LayerRow, Ledger
 from lightkv_gnn.masks import Mask, compressed_mask
 from lightkv_gnn.plan import plan_costs
-from lightkv_gnn.positions import closed_up, positions_of, rotary_rows
+from lightkv_gnn.positions import closed_up, numbered, positions_of, rotary_rows
 from lightkv_gnn.prefill import Prefill
 
 
@@ -88,7 +88,10 @@ class Call:
         """
         prefill = self.prefill
         past, length, tail, ragged = prefill.past, prefill.length, prefill.tail, prefill.ragged
-        layer.expect(Expected(source, past, length, tail, ragged, prefill.merged))
+        merged = prefill.merged
+        if merged is not None and prefill.padded is not None and layer.merged is None:
+            merged = merged + prefill.padded
+        layer.expect(Expected(source, past, length, tail, ragged, merged))
         key = ("columns", id(source), type(layer), layer.get_max_length())
         if past or key not in self._memo:  # every layer has a past of its own
             made = layer.columns(source.shape[1], prefill.batch, source.device)
@@ -120,12 +123,33 @@ class Call:
             if merged is None:
                 made = rotary_rows(given, source)
             else:
-                merged = merged if earlier is None else merged + earlier
-                positions = positions_of(kwargs["position_ids"], source)
-                made = closed_up(self._adapter.rotary(number), hidden_states, positions, merged)
+                made = self._new_tables(number, kwargs, hidden_states, merged, earlier)
             self._memo[key] = given, source, made
         tables: tuple[Tensor, Tensor] = self._memo[key][-1]
         return tables
+
+    def _new_tables(
+        self,
+        number: int,
+        kwargs: dict[str, Any],
+        hidden_states: Tensor,
+        before: Tensor,
+        earlier: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Tables of positions that close up, or that count entries."""
+        prefill, rotary = self.prefill, self._adapter.rotary(number)
+        source, merged = prefill.source, prefill.merged
+        assert source is not None
+        assert merged is not None
+        if prefill.padded is None:
+            positions = positions_of(kwargs["position_ids"], source)
+            before = before if earlier is None else before + earlier
+            tables: tuple[Tensor, Tensor] = closed_up(rotary, hidden_states, positions, before)
+            return tables
+        earlier = prefill.padded if earlier is None else earlier.to(source.device)
+        given = rotary_rows(kwargs["position_embeddings"], source)
+        places, before = source + prefill.past, before + earlier[:, :1]
+        return numbered(rotary, hidden_states, places, before, (merged + earlier)[:, 1:], given)
 
     def end(self) -> None:
         """Reads off the cache what the layers hold, and lets go of everything but the books."""

@@ -70,11 +70,6 @@ def check_backend(adapter: Adapter, config: LightKVConfig) -> None:
         )
     if config.positions == "preserve":
         return
-    if not adapter.positions_close_up:
-        raise UnsupportedInputError(
-            'positions="reindex" has no meaning with M-RoPE, where the text after a picture counts '
-            'from its rows and columns, not its tokens: use positions="preserve"'
-        )
     growing = {"dynamic", "longrope"} & _rope_types(getattr(decoder, "rope_parameters", None) or {})
     if growing:
         raise UnsupportedInputError(

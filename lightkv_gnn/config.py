@@ -36,7 +36,8 @@ class LightKVConfig:
             ``(x_i, x_j, weight)``, or a ``MessagePassing``.
         matcher: cosine_matching, random_matching, stride_matching, resisting_matching,
             protecting_matching, or a callable.
-        positions: "preserve": a survivor keeps its own position; "reindex": positions close up.
+        positions: "preserve": a survivor keeps its own position; "reindex": positions close up;
+            with M-RoPE, entries of a compressed layer are numbered, three coordinates alike.
         scatter: "torch" or "torch_scatter".
     """
 

@@ -9,7 +9,9 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from lightkv_gnn.adapters import Adapter, Encoded
 from lightkv_gnn.backends import form_of
@@ -22,8 +24,8 @@ from lightkv_gnn.compressor import TokenCompressor
 from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.encoders import Watched, named
 from lightkv_gnn.masks import compressed_mask
-from lightkv_gnn.opening import Opening, opened
-from lightkv_gnn.positions import closed_up
+from lightkv_gnn.opening import Opening, opened, padding_of
+from lightkv_gnn.positions import closed_up, numbered, padding_before
 from lightkv_gnn.prefill import Prefill
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -65,6 +67,7 @@ class Hooks:
         self._signature = inspect.signature(adapter.base.forward)
         self._implementation = adapter.decoder.config._attn_implementation
         self._form = form_of(self._implementation)
+        self._numbered = config.positions == "reindex" and not adapter.positions_close_up
 
     def install(self, undo: ExitStack) -> None:
         """Registers them, and with ``undo`` how to take them away."""
@@ -109,7 +112,9 @@ class Hooks:
     def _open(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the model: finds out whether the call is a prefill with pictures."""
         self._running.call = None
-        self._running.opening = opened(self._adapter, self._given(args, kwargs))
+        given = self._given(args, kwargs)
+        self._running.opening = opened(self._adapter, given)
+        self._running.padding = padding_of(given) if self._numbered else None
 
     def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """A call's arguments, by name."""
@@ -130,7 +135,8 @@ class Hooks:
         if len(layout):
             check_checkpointing(self._adapter)
             vision, real, past = tokens.mask, tokens.real, opening.past
-            prefill = Prefill(self._config, self._compressor, layout, vision, real, past)
+            padded = padding_before(opening.mask, real, past) if self._numbered else None
+            prefill = Prefill(self._config, self._compressor, layout, vision, real, past, padded)
             self._running.call = Call(self._adapter, prefill, self._form)
 
     def _before_layer(
@@ -154,10 +160,14 @@ class Hooks:
         layer = cache.layers[number]
         if not isinstance(layer, CompressedMixin):
             return None
-        layer.admit()
         if not layer.compressed:
+            layer.admit()
             return None
-        return args, self._continued(number, layer, hidden_states, kwargs)
+        padding: Tensor | None = getattr(self._running, "padding", None)
+        if padding is not None:
+            padding = padding.to(hidden_states.device)
+        layer.admit(None if padding is None else pad(padding.sum(1, keepdim=True), (0, 1)))
+        return args, self._continued(number, layer, hidden_states, kwargs, padding)
 
     def _check_step(self, cache: Any, queries: int) -> None:
         """Before the first layer of a call that merges nothing: was anything merged before?"""
@@ -170,7 +180,12 @@ class Hooks:
             check_flash_windows(self._adapter, merged, cache.get_seq_length() + queries)
 
     def _continued(
-        self, number: int, layer: CompressedMixin, hidden_states: Tensor, kwargs: dict[str, Any]
+        self,
+        number: int,
+        layer: CompressedMixin,
+        hidden_states: Tensor,
+        kwargs: dict[str, Any],
+        padding: Tensor | None,
     ) -> dict[str, Any]:
         """Arguments of a layer in which nothing is merged now, but something was before."""
         kwargs = dict(kwargs)
@@ -182,13 +197,30 @@ class Hooks:
                 mask, None, columns, ragged=hidden, form=self._form
             )
         if layer.merged is not None:
-            kwargs["position_embeddings"] = closed_up(
-                self._adapter.rotary(number),
-                hidden_states,
-                kwargs["position_ids"],
-                layer.merged.to(hidden_states.device),
+            kwargs["position_embeddings"] = self._closed_up(
+                number, layer, hidden_states, kwargs, padding
             )
         return kwargs
+
+    def _closed_up(
+        self,
+        number: int,
+        layer: CompressedMixin,
+        hidden_states: Tensor,
+        kwargs: dict[str, Any],
+        padding: Tensor | None,
+    ) -> Any:
+        """Rotary tables of a layer in which nothing is merged now, but something was before."""
+        assert layer.merged is not None
+        rotary, merged = self._adapter.rotary(number), layer.merged.to(hidden_states.device)
+        if not self._numbered:
+            return closed_up(rotary, hidden_states, kwargs["position_ids"], merged)
+        batch, queries = hidden_states.shape[:2]
+        places = torch.arange(queries, device=merged.device) + layer.get_seq_length()
+        missing = merged[:, :1] if padding is None else merged[:, :1] + padding.cumsum(1)
+        given = kwargs["position_embeddings"]
+        places = places.expand(batch, -1)
+        return numbered(rotary, hidden_states, places, missing, merged[:, 1:], given)
 
     def _restore(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """After the decoder: gives the hidden states the prompt's full length again."""

@@ -27,12 +27,14 @@ class Opening:
             on the CPU.
         real: Tokens that are not padding, `[batch, token]` bool, on the CPU.
         past: Logical tokens in the cache before the call.
+        mask: The call's attention mask, as it was given.
         encoded: The pictures encoded so far, by kind.
     """
 
     masks: Mapping[str, Tensor]
     real: Tensor
     past: int
+    mask: Any
     encoded: dict[str, Encoded]
 
     def saw(self, encoded: Encoded) -> None:
@@ -82,10 +84,24 @@ def opened(adapter: Adapter, given: Mapping[str, Any]) -> Opening | None:
         past = int(cache.get_seq_length())
     batch, length = next(iter(masks.values())).shape
     widths = mask_widths(cache, length)
-    real = real_tokens(given.get("attention_mask"), batch, length, past, widths)
+    mask = given.get("attention_mask")
+    real = real_tokens(mask, batch, length, past, widths)
     _check_one_prompt_per_row(given, real)
     encoded = {kind: _record(adapter, kind, outputs[kind]) for kind in masks if kind in outputs}
-    return Opening(masks, real, past, encoded)
+    return Opening(masks, real, past, mask, encoded)
+
+
+def padding_of(given: Mapping[str, Any]) -> Tensor | None:
+    """Padding of a call of several tokens, `[batch, token]` bool; None if it has none."""
+    ids = given.get("input_ids")
+    tokens = given.get("inputs_embeds") if ids is None else ids
+    cache, mask = given.get("past_key_values"), given.get("attention_mask")
+    if tokens is None or tokens.shape[1] == 1 or cache is None or mask is None:
+        return None
+    batch, length = tokens.shape[:2]
+    past = int(cache.get_seq_length())
+    padding = ~real_tokens(mask, batch, length, past, mask_widths(cache, length))
+    return padding if bool(padding.any()) else None
 
 
 def _record(adapter: Adapter, kind: str, output: Any) -> Encoded:

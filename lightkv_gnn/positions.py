@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightkv_gnn.errors import UnsupportedInputError
+
 
 def rotary_rows(tables: tuple[Tensor, Tensor], source: Tensor) -> tuple[Tensor, Tensor]:
     """Rows of the cosine and sine tables: each survivor keeps its own position.
@@ -40,6 +42,64 @@ def closed_up(
         merged_before: `[batch, token or 1]`.
     """
     return rotary(hidden_states, position_ids=position_ids - merged_before)
+
+
+def numbered(
+    rotary: Callable[..., Any],
+    hidden_states: Tensor,
+    places: Tensor,
+    missing: Tensor,
+    merged: Tensor,
+    given: tuple[Tensor, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Tables for the numbers of entries, where M-RoPE is given up.
+
+    Samples of which nothing was merged keep theirs, as they do alone.
+
+    Args:
+        rotary: Makes the layer's tables.
+        hidden_states: Gives dtype and device.
+        places: Logical index of each row, `[batch, row]`.
+        missing: Tokens before each row that have no entry, padding too, `[batch, row or 1]`.
+        merged: Tokens of each sample merged away, `[batch, 1]`.
+        given: The layer's tables, with rows like ``places``.
+    """
+    made = closed_up(rotary, hidden_states, places, missing)
+    whole = (merged == 0)[:, :, None]
+    cos, sin = (torch.where(whole, *pair) for pair in zip(given, made, strict=True))
+    return cos, sin
+
+
+def padding_before(mask: Any, real: Tensor, past: int) -> Tensor:
+    """Padding of each sample among the tokens before a call, `[batch, 2]`.
+
+    The second column, what was merged away, is 0; see ``CompressedMixin.merged``.
+
+    Args:
+        mask: What the call was given, as :func:`lightkv_gnn.masks.real_tokens` takes it.
+        real: Tokens of the call that are not padding, `[batch, token]`.
+        past: Tokens before it.
+
+    Raises:
+        UnsupportedInputError: A mask that ends within the past.
+    """
+    if isinstance(mask, dict):
+        mask = next((one for one in mask.values() if one is not None), None)
+    batch, length = real.shape
+    if mask is None or past == 0:
+        return torch.zeros(batch, 2, dtype=torch.int64)
+    if mask.ndim == 4:  # the last token that is none sees all that is none
+        if mask.shape[3] < past + length:
+            raise UnsupportedInputError(
+                f"attention_mask has {mask.shape[3]} keys, fewer than the {past + length} tokens "
+                'so far: positions="reindex" has to know what was padding, so pass it as '
+                f"[{batch}, {past + length}]"
+            )
+        last = (real * torch.arange(1, length + 1)).argmax(1)
+        mask = mask[:, 0].cpu().expand(batch, -1, -1)[torch.arange(batch), last]
+        mask = mask if mask.dtype == torch.bool else mask >= 0
+    count = (~mask[:, :past].bool()).sum(1).cpu()
+    return torch.stack([count, torch.zeros_like(count)], dim=1)
 
 
 def positions_of(position_ids: Tensor, source: Tensor) -> Tensor:

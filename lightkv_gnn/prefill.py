@@ -29,6 +29,8 @@ class Prefill:
         vision: Where they are, `[batch, token]` bool, on the CPU.
         real: Tokens that are not padding, `[batch, token]` bool, on the CPU.
         past: Logical tokens in the cache before the call.
+        padded: Padding of each sample before the call, `[batch, 2]` with zeros, where tokens are
+            numbered by the entries before them; None where their own positions close up, or stay.
     """
 
     def __init__(
@@ -39,8 +41,10 @@ class Prefill:
         vision: Tensor,
         real: Tensor,
         past: int,
+        padded: Tensor | None = None,
     ) -> None:
         self.config = config
+        self.padded = padded
         self.compressor = compressor
         self.past = past
         self.batch, self.length = vision.shape
@@ -68,6 +72,7 @@ class Prefill:
         """Puts the call's bookkeeping on the device of the hidden states."""
         self.layout = self.first_layout = self.layout.to(device)
         self.is_vision = self._host_vision.to(device, non_blocking=True)
+        self.padded = None if self.padded is None else self.padded.to(device, non_blocking=True)
         self.all_real = self.real = self._host_real.to(device, non_blocking=True)
         self.is_text = self.real & ~self.is_vision
         self.token = torch.arange(self.length, device=device).expand(self.batch, -1)
@@ -171,10 +176,15 @@ class Prefill:
         assert self.source is not None
         stays = torch.zeros_like(self.row_of[:, :1]).repeat(1, self.length + 1)
         stays.scatter_(1, self.source.masked_fill(self.source < 0, self.length), 1)
-        gone = self.all_real & (stays[:, :-1] == 0)
+        gone = stays[:, :-1] == 0
+        merged = gone & self.all_real
+        if self.padded is None:  # positions as they are given do not count padding
+            gone = merged
         before = gone.long().cumsum(1)
         self.merged_before = before.gather(1, self.source.clamp(min=0))
         self.merged = before[:, -1:]
+        if self.padded is not None:
+            self.merged = torch.cat([self.merged, merged.sum(1, keepdim=True)], dim=1)
 
     def forget(self) -> None:
         """Lets go of what only a running call needs."""

@@ -98,7 +98,11 @@ class Adapter(ABC):
 
     @property
     def positions_close_up(self) -> bool:
-        """Whether ``positions="reindex"`` has a meaning: positions count tokens, one by one."""
+        """Whether positions count tokens, one by one, and so close up where some are gone.
+
+        With M-RoPE, text after a picture counts from its rows and columns.  ``"reindex"`` then
+        numbers a compressed layer's entries instead, all three coordinates alike.
+        """
         return "mrope_section" not in (getattr(self.decoder.config, "rope_parameters", None) or {})
 
     def decoder_size(self, bytes_per_value: int) -> DecoderSize:

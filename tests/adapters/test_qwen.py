@@ -104,15 +104,6 @@ def test_a_second_picture_after_the_first(family: str) -> None:
     assert loop.margin > 1e-4
 
 
-@families
-def test_positions_do_not_close_up(family: str) -> None:
-    model, (inputs, _) = model_of(family), inputs_of(family, (3, WIDE, 2))
-    config = lk.LightKVConfig(CONFIG.stages, positions="reindex")
-    refused = pytest.raises(lk.UnsupportedInputError, match=r'"reindex".*M-RoPE.*"preserve"')
-    with left_untouched(model, inputs), refused:
-        lk.attach(model, config)
-
-
 @torch.no_grad()
 def test_features_are_added_before_the_first_stage() -> None:
     """Qwen3-VL adds some after each of its first two layers here, to all vision tokens."""

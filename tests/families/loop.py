@@ -74,8 +74,6 @@ class FamilyLoop:
         self.model, self.traits, self.stages = model, TRAITS[family], stages
         self.rotary, self.positions = rotary, positions
         self.sees = sees
-        if positions == "reindex" and self.traits.rope != "plain":
-            raise ValueError("positions with three coordinates have no order to renumber")
         decoder = decoder_of(model)
         self.embed, self.norm = decoder.embed_tokens, decoder.norm
         config = self.config = decoder.config
@@ -180,8 +178,11 @@ class FamilyLoop:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One decoder layer; also returns queries and keys `[head, token, channel]`."""
         turned: list[Position] = [row.position for row in rows]
-        if self.positions == "reindex":
-            turned, _ = plain_positions(len(rows), self.traits.first + len(layer.keys))
+        before = len(layer.keys)
+        whole = before + len(rows) == self.seen
+        # Three coordinates have no order to close up: they stay for as long as nothing is gone.
+        if self.positions == "reindex" and not (whole and self.traits.rope != "plain"):
+            turned, _ = plain_positions(len(rows), self.traits.first + before)
         places = [seen + row.members[0] for row in rows]
         sees = partial(self._sees, layer.window)
         hidden, plain, rotated = layer(hidden, places, turned, sees)

@@ -142,10 +142,10 @@ CONTINUED = [family for family in FAMILIES if "qwen" not in family]
 """Where positions count tokens; the others are told theirs in tests/adapters."""
 
 
-@pytest.mark.parametrize("family", CONTINUED)
+@families
 @torch.no_grad()
 def test_positions_that_close_up(family: str) -> None:
-    """Gemma 3 turns its layers by different rotary tables."""
+    """Gemma 3 turns its layers by different rotary tables, and Qwen gives up its three axes."""
     model, [prompt] = model_of(family, "eager"), prompts_of(family, "one")
     [(_, inputs)] = alone(family, model, prompt)
     loop = FamilyLoop(model, family, stages_of(model), positions="reindex")

@@ -1,0 +1,112 @@
+"""The tiny Qwen2.5-VL, and the layer that only listens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLTextConfig,
+)
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
+
+from lightkv_gnn.evaluation.rectangles.words import IDS, WORDS
+from lightkv_gnn.evaluation.rectangles.world import CELL
+
+WIDTH, HEADS, LAYERS = 96, 3, 3
+PAIRS, THETA = WIDTH // HEADS // 2, 1000.0
+"""Layers that think; one that listens comes before them."""
+
+
+def build_model(seed: int, layers: int = LAYERS) -> Qwen2_5_VLForConditionalGeneration:
+    """The untrained model; the global random state is left as it was.
+
+    Its tower has no blocks: a cell's four patches become one token, and what equal cells show is
+    equal.
+    """
+    vision = Qwen2_5_VLVisionConfig(
+        depth=0,
+        hidden_size=64,
+        intermediate_size=64,
+        num_heads=2,
+        out_hidden_size=WIDTH,
+        patch_size=CELL // 2,
+        spatial_merge_size=2,
+        temporal_patch_size=1,
+        window_size=CELL,
+        fullatt_block_indexes=[],
+    )
+    text: Any = Qwen2_5_VLTextConfig
+    text = text(  # its signature does not name what all configurations take
+        vocab_size=len(WORDS),
+        hidden_size=WIDTH,
+        intermediate_size=192,
+        num_hidden_layers=layers,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        max_position_embeddings=512,
+        initializer_range=0.06,  # the usual 0.02 is meant for models ten times as wide
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": THETA,
+            "mrope_section": [1] * PAIRS,  # time, row, column, time, ...: all turn fast and slowly
+        },
+        pad_token_id=IDS["<pad>"],
+        bos_token_id=IDS["<start>"],
+        eos_token_id=IDS["<eos>"],
+        tie_word_embeddings=False,
+    )
+    config = Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=IDS["<image>"],
+        video_token_id=IDS["<video>"],
+        vision_start_token_id=IDS["<start>"],
+        vision_end_token_id=IDS["<end>"],
+        tie_word_embeddings=False,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: Any = Qwen2_5_VLForConditionalGeneration(config)
+    _favour_matching(model)
+    return model
+
+
+def _favour_matching(model: Any) -> None:
+    """Start where a token attends to tokens that resemble it, with words that stand out."""
+    decoder = model.get_decoder()
+    with torch.no_grad():
+        decoder.embed_tokens.weight.mul_(8)
+        for layer in decoder.layers:
+            layer.self_attn.q_proj.weight.mul_(1.5)
+            layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
+            layer.self_attn.o_proj.weight.mul_(0.5)
+            layer.mlp.down_proj.weight.mul_(0.5)
+
+
+_SILENT = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
+
+
+def with_listening_layer(model: Any) -> Qwen2_5_VLForConditionalGeneration:
+    """The same model behind one more decoder layer, which listens and says nothing.
+
+    The new layer 0 is a copy of what was the first one, with output projections of zero: it asks
+    what layer 1 is about to ask, so that guidance means something after layer 0, where nothing has
+    moved between tokens yet.  No real model has such a layer.
+    """
+    longer: Any = build_model(0, model.config.text_config.num_hidden_layers + 1)
+    prefix, moved = "model.language_model.layers.", {}
+    for name, weight in model.state_dict().items():
+        if not name.startswith(prefix):
+            moved[name] = weight
+            continue
+        number, part = name.removeprefix(prefix).split(".", 1)
+        moved[f"{prefix}{int(number) + 1}.{part}"] = weight
+        if number == "0":
+            moved[f"{prefix}0.{part}"] = torch.zeros_like(weight) if part in _SILENT else weight
+    longer.load_state_dict(moved)
+    for part in _SILENT:
+        longer.get_parameter(f"{prefix}0.{part}").requires_grad_(False)
+    return longer
