@@ -35,6 +35,10 @@ RUNS = {
     ],
     "limits": [f"--suite counting second_question dense {SEEDS}"],
     "free": [f"--suite plain two_images {SEEDS}"],
+    "rectangles": [
+        f"--suite rectangles --retention 0.6 --seeds 0 1 2 --questions 500 --ablation {choice}"
+        for choice in ("geometry", "positions")
+    ],
     **{
         choice: ablation(choice)
         for choice in ("guidance", "prompt", "windows", "stages", "depth", "positions", "message")

@@ -6,8 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightkv_gnn.baselines import Budget, StageMethod, progressive
+from lightkv_gnn.baselines import Budget, Hints, StageMethod, progressive
 from lightkv_gnn.baselines.merging import random_attention
+from lightkv_gnn.baselines.square_folded import SquareFolded
+from lightkv_gnn.compressor import TokenCompressor
+from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.messages import (
     WeightedMean,
     destination_only,
@@ -78,6 +81,14 @@ mass_guided = WeightedMean("mass_guided", lambda guidance, mass, stays: guidance
 """The prompt's guidance times the mass."""
 
 
+class Folded(StageMethod):
+    """Merging in windows over the sequence folded on a square, as released."""
+
+    def compressor(self, config: LightKVConfig, hints: Hints) -> TokenCompressor:
+        """Cuts the windows so."""
+        return SquareFolded(config.message, config.matcher, config.scatter)
+
+
 def _guidance() -> list[StageMethod]:
     names = ("vision_to_text", "text_to_vision", "last_token")
     variants = [
@@ -141,6 +152,15 @@ def _message() -> list[StageMethod]:
     return [StageMethod(message.name, ORIGIN, {"message": message}) for message in messages]
 
 
+def _geometry() -> list[StageMethod]:
+    blind = {"guidance": "none", "message": mean}
+    return [
+        kind(f"{name}, {where}", ORIGIN, options)
+        for name, options in (("guided", {}), ("mean", blind))
+        for where, kind in (("true windows", StageMethod), ("folded windows", Folded))
+    ]
+
+
 ABLATIONS: dict[str, Callable[[], Sequence[StageMethod]]] = {
     "guidance": _guidance,
     "prompt": _prompt,
@@ -148,6 +168,7 @@ ABLATIONS: dict[str, Callable[[], Sequence[StageMethod]]] = {
     "stages": _stages,
     "depth": _depth,
     "positions": _positions,
+    "geometry": _geometry,
     "message": _message,
 }
 """What is varied, and the variants."""

@@ -18,9 +18,10 @@ from lightkv_gnn.evaluation.cued.drawing import (
     object_code,
     patch_code,
 )
-from lightkv_gnn.evaluation.cued.model import build, load, save, with_listening_layer
+from lightkv_gnn.evaluation.cued.model import build, load
 from lightkv_gnn.evaluation.cued.training import inputs_of, train
 from lightkv_gnn.evaluation.cued.worlds import Counting, Digits, Objects
+from lightkv_gnn.evaluation.listening import save, with_listening_layer
 from lightkv_gnn.evaluation.suite import Subject
 
 GROUPS = [(name, group) for name, suite in SUITES.items() for group in suite.groups]
@@ -169,7 +170,7 @@ def test_training_is_the_same_twice_and_leaves_the_random_state_alone() -> None:
 
 def test_the_listening_layer_changes_no_bit_and_asks_what_the_next_layer_asks() -> None:
     short = build(4, 2, seed=5).eval()
-    long = with_listening_layer(short, 4).eval()
+    long = with_listening_layer(short, lambda layers: build(4, layers, seed=0)).eval()
     lesson = Objects(4).draw(fresh(), 3)
     inputs = inputs_of(lesson.codes, lesson.text, 4, "cpu")
     with torch.no_grad():

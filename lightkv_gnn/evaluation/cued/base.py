@@ -12,9 +12,10 @@ import torch
 from torch import Generator
 
 from lightkv_gnn.evaluation.cued import words
-from lightkv_gnn.evaluation.cued.model import load, save, with_listening_layer
+from lightkv_gnn.evaluation.cued.model import build, load
 from lightkv_gnn.evaluation.cued.training import Recipe, inputs_of, train
 from lightkv_gnn.evaluation.cued.worlds import Lesson, World
+from lightkv_gnn.evaluation.listening import save, with_listening_layer
 from lightkv_gnn.evaluation.suite import Batch, Subject, Suite
 
 SIDE = 6
@@ -34,7 +35,7 @@ class CellSuite(Suite):
             taken, however it was trained.
         batch_size: Questions asked at a time.
         listening: Layers that write nothing and stand before all others; see
-            :func:`lightkv_gnn.evaluation.cued.model.with_listening_layer`.  A stage merges at most
+            :func:`lightkv_gnn.evaluation.listening.with_listening_layer`.  A stage merges at most
             half of the tokens away, so that closed forms for a quarter need two.
 
     Raises:
@@ -78,7 +79,7 @@ class CellSuite(Suite):
             save(train(self.lessons(), self.recipe, seed, device), own)
         model: Any = load(own, self.side)
         for _ in range(self.listening - 1):
-            model = with_listening_layer(model, self.side)
+            model = with_listening_layer(model, lambda layers: build(self.side, layers, seed=0))
         return Subject(model.to(device).eval())
 
     def batches(

@@ -1,11 +1,8 @@
-"""A tiny stock LLaVA for the worlds, and the listening layer that is put before its decoder."""
+"""A tiny stock LLaVA for the worlds."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import torch
@@ -20,7 +17,6 @@ from lightkv_gnn.evaluation.cued import words
 from lightkv_gnn.evaluation.cued.drawing import PATCH
 
 WIDTH = 64
-_SILENT = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
 
 
 def build(side: int, layers: int, seed: int) -> LlavaForConditionalGeneration:
@@ -86,51 +82,6 @@ def _favour_matching(model: Any) -> None:
             getattr(model.model.multi_modal_projector, linear).weight.normal_(0, 0.125)
         for layer in model.model.language_model.layers:
             layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
-
-
-def with_listening_layer(model: Any, side: int) -> LlavaForConditionalGeneration:
-    """The same model behind one more decoder layer, which listens and says nothing.
-
-    A stage runs after a decoder layer and takes the prompt's guidance from that layer's attention.
-    For closed forms to be exact, nothing may have moved between tokens by then; for guidance to
-    mean something, the layer's attention must.  So the new layer 0 is a copy of what was the first
-    layer, with output projections of zero: it asks what layer 1 is about to ask, and adds nothing
-    to the residual stream.  No real model has such a layer: in one, what stands in a token after
-    layer 0 has been mixed once, and guidance is one layer late.
-
-    Args:
-        model: A trained model.
-        side: Cells per side of a picture.
-    """
-    weights = model.state_dict()
-    longer = build(side, model.config.text_config.num_hidden_layers + 1, seed=0)
-    prefix = "model.language_model.layers."
-    moved = {}
-    for name, weight in weights.items():
-        if not name.startswith(prefix):
-            moved[name] = weight
-            continue
-        number, part = name.removeprefix(prefix).split(".", 1)
-        moved[f"{prefix}{int(number) + 1}.{part}"] = weight
-        if number == "0":
-            moved[f"{prefix}0.{part}"] = torch.zeros_like(weight) if part in _SILENT else weight
-    longer.load_state_dict(moved)
-    return longer
-
-
-def save(model: LlavaForConditionalGeneration, folder: Path) -> None:
-    """Writes a model beside ``folder`` and renames it, so that the folder is whole or not there."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        model.save_pretrained(scratch)
-        scratch.chmod(0o755)
-        os.rename(scratch, folder)
-    except OSError:
-        if not folder.is_dir():  # else another process was faster, with the same weights
-            raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def load(folder: Path, side: int) -> LlavaForConditionalGeneration:

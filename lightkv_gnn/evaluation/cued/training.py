@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from lightkv_gnn.evaluation.cued import words
 from lightkv_gnn.evaluation.cued.drawing import draw
-from lightkv_gnn.evaluation.cued.model import build, with_listening_layer
+from lightkv_gnn.evaluation.cued.model import build
 from lightkv_gnn.evaluation.cued.worlds import Lesson, World
+from lightkv_gnn.evaluation.listening import with_listening_layer
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def train(worlds: Sequence[World], recipe: Recipe, seed: int, device: str = "cpu
         optimiser.step()
         if step % 20 == 0:
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-    longer: Any = with_listening_layer(model, side)
+    longer = with_listening_layer(model, lambda layers: build(side, layers, seed=0))
     return longer.to(device).eval()
 
 

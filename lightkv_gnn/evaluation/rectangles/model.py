@@ -84,29 +84,3 @@ def _favour_matching(model: Any) -> None:
             layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
             layer.self_attn.o_proj.weight.mul_(0.5)
             layer.mlp.down_proj.weight.mul_(0.5)
-
-
-_SILENT = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
-
-
-def with_listening_layer(model: Any) -> Qwen2_5_VLForConditionalGeneration:
-    """The same model behind one more decoder layer, which listens and says nothing.
-
-    The new layer 0 is a copy of what was the first one, with output projections of zero: it asks
-    what layer 1 is about to ask, so that guidance means something after layer 0, where nothing has
-    moved between tokens yet.  No real model has such a layer.
-    """
-    longer: Any = build_model(0, model.config.text_config.num_hidden_layers + 1)
-    prefix, moved = "model.language_model.layers.", {}
-    for name, weight in model.state_dict().items():
-        if not name.startswith(prefix):
-            moved[name] = weight
-            continue
-        number, part = name.removeprefix(prefix).split(".", 1)
-        moved[f"{prefix}{int(number) + 1}.{part}"] = weight
-        if number == "0":
-            moved[f"{prefix}0.{part}"] = torch.zeros_like(weight) if part in _SILENT else weight
-    longer.load_state_dict(moved)
-    for part in _SILENT:
-        longer.get_parameter(f"{prefix}0.{part}").requires_grad_(False)
-    return longer

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from lightkv_gnn.evaluation.listening import save
 from lightkv_gnn.evaluation.rectangles.inputs import asked, inputs_of, seen
 from lightkv_gnn.evaluation.rectangles.training import Recipe, train
 from lightkv_gnn.evaluation.rectangles.words import WORDS
@@ -39,6 +37,7 @@ class Rectangles(Suite):
 
     name: ClassVar[str] = "rectangles"
     groups: ClassVar[tuple[str, ...]] = ("shape", "position")
+    resizable: ClassVar[bool] = True
 
     def __init__(self, recipe: Recipe | None = None, batch_size: int = 64) -> None:
         self.recipe = recipe or Recipe()
@@ -48,7 +47,7 @@ class Rectangles(Suite):
         """The model of a seed; see :meth:`Suite.subject`."""
         own = Path(folder) / f"{self.name}-{seed}"
         if not own.is_dir():
-            _save(train(self.recipe, seed, device), own)
+            save(train(self.recipe, seed, device), own)
         model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(own, local_files_only=True)
         return Subject(model.to(device).eval())
 
@@ -101,18 +100,3 @@ def _relevant(drawn: list[tuple[Picture, Question]]) -> Tensor:
         mark[rows : rows + BLOCK, cols : cols + BLOCK] = True
         marks.append(mark.flatten())
     return torch.nn.utils.rnn.pad_sequence(marks, batch_first=True)
-
-
-def _save(model: Any, folder: Path) -> None:
-    """Writes a model beside ``folder`` and renames it, so that the folder is whole or not there."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        model.save_pretrained(scratch)
-        scratch.chmod(0o755)
-        os.rename(scratch, folder)
-    except OSError:
-        if not folder.is_dir():  # else another process was faster, with the same weights
-            raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from tqdm import tqdm
 
+from lightkv_gnn.evaluation.listening import with_listening_layer
 from lightkv_gnn.evaluation.rectangles.inputs import asked, inputs_of
-from lightkv_gnn.evaluation.rectangles.model import LAYERS, build_model, with_listening_layer
+from lightkv_gnn.evaluation.rectangles.model import LAYERS, build_model
 from lightkv_gnn.evaluation.rectangles.words import IDS
 from lightkv_gnn.evaluation.rectangles.world import (
     BLOCK,
@@ -66,8 +68,6 @@ def train(recipe: Recipe, seed: int, device: str = "cpu") -> Any:
     Returns:
         The model with its listening layer, in evaluation mode.
     """
-    from tqdm import tqdm  # of the extra "train"
-
     model: Any = build_model(seed, recipe.layers)
     model = model.to(device).train()
     optimiser = torch.optim.AdamW(
@@ -85,7 +85,7 @@ def train(recipe: Recipe, seed: int, device: str = "cpu") -> Any:
         optimiser.step()
         if step % 20 == 0:
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-    longer: Any = with_listening_layer(model)
+    longer = with_listening_layer(model, lambda layers: build_model(0, layers))
     return longer.to(device).eval()
 
 
