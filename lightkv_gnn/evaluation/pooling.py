@@ -141,11 +141,11 @@ def best_at_budget(entries: Sequence[Pooled]) -> list[Pooled]:
 
 
 def _beats(entry: Pooled, other: Pooled) -> bool:
+    """Whether an entry of no less accuracy is significantly better."""
     if entry.mean("held") > other.mean("held") + SAME_BUDGET:
         return False
     asked = [[(row.seed, len(row.scores)) for row in each.rows] for each in (entry, other)]
     if asked[0] != asked[1]:
         return False
     pairs = [(a.scores, b.scores) for a, b in zip(entry.rows, other.rows, strict=True)]
-    difference = difference_over_seeds(pairs)
-    return difference.value > 0 and difference.p_value < SIGNIFICANT
+    return difference_over_seeds(pairs).p_value < SIGNIFICANT

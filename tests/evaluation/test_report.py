@@ -193,12 +193,15 @@ def test_figures_show_the_rows():
     ]
     for depth, ax in ((0, shallow), (2, deep)):
         drawn = {box.lines[0].get_color(): box.lines[0].get_xydata() for box in ax.containers}
-        assert len(drawn) == 3
+        bars = {box.lines[0].get_color(): box.lines[2][0].get_segments() for box in ax.containers}
+        assert len(drawn) == len(bars) == 3
         for method, style in look.items():
             mine = [e for e in entries if (e.first.method, e.first.depth) == (method, depth)]
             mine.sort(key=lambda entry: entry.mean("held"))
             points = np.array([(entry.mean("held"), entry.accuracy) for entry in mine])
             assert drawn[style["color"]] == pytest.approx(points, abs=0.01)
+            ends = np.array(bars[style["color"]])[:, :, 1]
+            assert ends == pytest.approx(np.array([entry.interval for entry in mine]))
     (legend,) = canvas.legends
     assert [text.get_text() for text in legend.get_texts()] == ["guided", "mean", "random"]
 
