@@ -30,8 +30,9 @@ def ablation(choice: str) -> list[str]:
 RUNS = {
     "cued": [f"--suite cued {SEEDS}"],
     "tiny": [
-        "--suite tiny --retention 0.55",
-        "--suite tiny --group vqa hallucination --retention 0.3",
+        "--suite tiny --group vqa hallucination --retention 0.55 0.3",
+        "--suite tiny --group reasoning captioning --retention 0.55 --methods guided "
+        "vision_to_text mean random_pruning fastv pyramid_drop divprune_like oracle",
     ],
     "limits": [f"--suite counting second_question dense {SEEDS}"],
     "free": [f"--suite plain two_images {SEEDS}"],

@@ -76,7 +76,7 @@ def relative_error(entry: Pooled) -> float:
 
 def depth_title(depth: int) -> str:
     """What a panel or a table of one depth is headed."""
-    return f"first compressed after layer {depth}" if depth >= 0 else "before the decoder"
+    return f"first compressed after layer {depth}" if depth >= 0 else "in all layers alike"
 
 
 LINE = "The dashed line is no compression, the grey band its interval."

@@ -131,7 +131,7 @@ def over_seeds(scores: Sequence[Sequence[float]]) -> Interval:
 
     With one seed, :func:`score_interval`.  With more, Student's over the seeds, widened where
     needed to hold that of all questions together: seeds that happen to agree, as at 100 %, would
-    else promise certainty.
+    else promise certainty.  Scores lie between 0 and 1, and so does the interval.
 
     Args:
         scores: For each seed, those of its questions.
@@ -139,7 +139,8 @@ def over_seeds(scores: Sequence[Sequence[float]]) -> Interval:
     together = score_interval([score for seed in scores for score in seed])
     if len(scores) == 1:
         return together
-    return _hull(together, t_interval([fmean(seed) for seed in scores]))
+    low, high = _hull(together, t_interval([fmean(seed) for seed in scores]))
+    return Interval(max(0.0, low), min(1.0, high))
 
 
 def difference_over_seeds(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Difference:

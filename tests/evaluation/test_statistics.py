@@ -192,7 +192,11 @@ def test_seeds_that_differ_widen_the_interval():
     agree = [[1.0] * 70 + [0.0] * 30] * 2
     differ = [[1.0] * 90 + [0.0] * 10, [1.0] * 50 + [0.0] * 50]
     assert over_seeds(agree) == wilson(140, 200)  # Student's has no width here
-    assert over_seeds(differ) == t_interval([0.9, 0.5])
+    unbounded = t_interval([0.9, 0.5])
+    assert unbounded.low < 0 < 1 < unbounded.high
+    assert over_seeds(differ) == (0, 1)
+    closer = [[1] * right + [0] * (100 - right) for right in (60, 50, 55)]
+    assert over_seeds(closer) == t_interval([0.6, 0.5, 0.55])
     assert over_seeds(differ)[0] < wilson(140, 200).low
 
 
