@@ -14,16 +14,18 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize(
-    ("name", "printed"),
+    ("command", "printed"),
     [
         ("compress.py", "vision tokens held"),
         ("own_parts.py", "own guidance"),
         ("see_merges.py", "as networkx"),
+        ("own_method.py --questions 4", "smooth"),
     ],
 )
-def test_example_runs(name, printed, capsys, monkeypatch, tmp_path):
+def test_example_runs(command, printed, capsys, monkeypatch, tmp_path):
+    name, *options = command.split()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [name])
+    monkeypatch.setattr(sys, "argv", [name, *options])
     runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
     assert printed in capsys.readouterr().out
 
