@@ -34,8 +34,14 @@ RUNS = {
         "--suite tiny --group reasoning captioning --retention 0.55 --methods guided "
         "vision_to_text mean random_pruning fastv pyramid_drop divprune_like oracle",
     ],
-    "limits": [f"--suite counting second_question dense {SEEDS}"],
-    "free": [f"--suite plain two_images {SEEDS}"],
+    "limits": [
+        "--suite counting second_question dense --seeds 0 1 2 --questions 256 "
+        "--methods guided mean mass_mean fastv oracle"
+    ],
+    "free": [
+        "--suite plain two_images --seeds 0 1 2 --questions 500 "
+        "--methods guided vision_to_text mean fastv oracle"
+    ],
     "rectangles": [
         f"--suite rectangles --retention 0.6 --seeds 0 1 2 --questions 500 --ablation {choice}"
         for choice in ("geometry", "positions")
