@@ -24,7 +24,7 @@ _FRESH = 2026
 
 
 class Rectangles(Suite):
-    """Objects of two by two equal cells on grids of many shapes, none a square.
+    """Objects of two equal cells, side by side, on grids of many shapes, none a square.
 
     Neighbouring tokens say the same, so that half of them can go for nothing, if they are merged
     with their neighbours.  Groups: the "shape" of a colour, which is anywhere; and the shape at a
@@ -95,8 +95,8 @@ def _relevant(drawn: list[tuple[Picture, Question]]) -> Tensor:
     """Cells of the block that each answer stands in, `[batch, vision]`, padded at the end."""
     marks = []
     for picture, question in drawn:
-        rows, cols = (place * BLOCK for place in question.block)
+        (row, col), (rows, cols) = question.block, BLOCK
         mark = torch.zeros(picture.grid, dtype=torch.bool)
-        mark[rows : rows + BLOCK, cols : cols + BLOCK] = True
+        mark[row * rows : (row + 1) * rows, col * cols : (col + 1) * cols] = True
         marks.append(mark.flatten())
     return torch.nn.utils.rnn.pad_sequence(marks, batch_first=True)

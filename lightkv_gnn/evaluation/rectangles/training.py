@@ -44,7 +44,7 @@ class Recipe:
         grounding: Weight of the grounding loss at first; it falls to zero halfway through.
     """
 
-    steps: int = 320
+    steps: int = 600
     batch: int = 16
     shapes: int = 8
     layers: int = LAYERS
@@ -138,7 +138,7 @@ def _grounding(model: Any, inputs: dict[str, Tensor], pictures: list[Picture]) -
     pixels = (inputs["pixel_values"], inputs["image_grid_thw"])
     features = torch.cat(list(model.model.get_image_features(*pixels).pooler_output))
     shown = [np.stack([picture.colours, picture.shapes]) for picture in pictures]
-    cells = [np.kron(each, np.ones((1, BLOCK, BLOCK), int)).reshape(2, -1) for each in shown]
+    cells = [np.kron(each, np.ones((1, *BLOCK), int)).reshape(2, -1) for each in shown]
     labels = torch.from_numpy(np.concatenate(cells, axis=1)).to(features.device)
     table = model.get_input_embeddings().weight / features.shape[1] ** 0.5
     parts = [

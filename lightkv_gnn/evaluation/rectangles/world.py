@@ -1,4 +1,4 @@
-"""The pictures: objects of two by two equal cells on rectangular grids, and what is asked."""
+"""The pictures: objects of two equal cells on rectangular grids, and what is asked."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-GRIDS = ((4, 12), (12, 4), (6, 8), (8, 6), (4, 10), (10, 4))
-"""Rows and columns of cells; none is a square."""
+GRIDS = ((2, 12), (3, 8), (6, 4), (5, 4))
+"""Rows and columns of cells; none is a square, and two by two windows cut no object."""
 
-BLOCK = 2
+BLOCK = (1, 2)
 """Rows and columns of cells that show the same object."""
 
 CELL = 4
@@ -86,13 +86,13 @@ class Picture(NamedTuple):
     def grid(self) -> tuple[int, int]:
         """Rows and columns of cells."""
         rows, cols = self.colours.shape
-        return BLOCK * rows, BLOCK * cols
+        return BLOCK[0] * rows, BLOCK[1] * cols
 
 
 def draw_picture(rng: np.random.Generator) -> Picture:
     """A picture on one of :data:`GRIDS`."""
     rows, cols = GRIDS[rng.integers(len(GRIDS))]
-    blocks = rows // BLOCK, cols // BLOCK
+    blocks = rows // BLOCK[0], cols // BLOCK[1]
     count = blocks[0] * blocks[1]
     colours = rng.permutation(len(COLOURS))[:count].reshape(blocks)
     shapes = rng.integers(len(SHAPES), size=blocks)
@@ -118,7 +118,7 @@ def render(picture: Picture) -> Tensor:
     ).float()
     paint = torch.tensor(list(COLOURS.values()))[torch.from_numpy(picture.colours)]
     cells = masks[torch.from_numpy(picture.shapes)][..., None, :, :] * paint[..., None, None]
-    cells = cells.repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)
+    cells = cells.repeat_interleave(BLOCK[0], 0).repeat_interleave(BLOCK[1], 1)
     rows, cols = picture.grid
     pixels = cells.permute(2, 0, 3, 1, 4).reshape(3, rows * CELL, cols * CELL)
     return 2 * pixels - 1 + torch.from_numpy(picture.noise)
