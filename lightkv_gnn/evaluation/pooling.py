@@ -20,7 +20,7 @@ from lightkv_gnn.evaluation.statistics import (
 BASELINE = "none"
 """The method that compresses nothing."""
 
-CEILINGS = (BASELINE, "oracle")
+CEILINGS = (BASELINE, "oracle", "oracle_pruning")
 """Methods that nobody can choose: they spend more, or know the answer."""
 
 SAME_BUDGET = 0.02
