@@ -42,7 +42,7 @@ def progressive(
     """
     room = _room(layers, retention, depth)
     for number in range(min(stages, room), room + 1):
-        for gap in range((room - 1) // max(1, number - 1), 0, -1):
+        for gap in range(max(1, (room - 1) // max(1, number - 1)), 0, -1):
             chosen = [depth + gap * step for step in range(number)]
             ratio = _ratio(partial(_held_by, chosen, layers), retention, 0.5)
             if ratio is not None:

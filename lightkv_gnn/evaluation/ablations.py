@@ -11,6 +11,7 @@ from lightkv_gnn.baselines.merging import random_attention
 from lightkv_gnn.baselines.square_folded import SquareFolded
 from lightkv_gnn.compressor import TokenCompressor
 from lightkv_gnn.config import LightKVConfig
+from lightkv_gnn.errors import ScheduleError
 from lightkv_gnn.messages import (
     WeightedMean,
     destination_only,
@@ -46,16 +47,26 @@ class Stepped(StageMethod):
     """Guided merging in a number of stages.
 
     Attributes:
-        number: How many stages, where the budget allows it.
+        number: How many stages.
     """
 
     number: int = 3
 
     def stages(self, budget: Budget) -> tuple[Stage, ...]:
-        """So many of equal ratio."""
-        return progressive(
+        """So many of equal ratio.
+
+        Raises:
+            ScheduleError: The budget takes another number.
+        """
+        stages = progressive(
             budget.layers, budget.retention, budget.depth, budget.grid, stages=self.number
         )
+        if len(stages) != self.number:
+            raise ScheduleError(
+                f"keeping {budget.retention:.0%} from layer {budget.depth} of {budget.layers} on "
+                f"takes {len(stages)} stages: expected a budget for {self.number}"
+            )
+        return stages
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from lightkv_gnn.baselines import METHODS, Method
 from lightkv_gnn.evaluation.ablations import ABLATIONS
-from lightkv_gnn.evaluation.rows import Row, write_rows
+from lightkv_gnn.evaluation.rows import Row, read_rows, write_rows
 from lightkv_gnn.evaluation.runner import ROWS, Evaluation
 from lightkv_gnn.evaluation.suite import Suite
 from lightkv_gnn.evaluation.suites import SUITES
@@ -110,7 +110,7 @@ def run(options: argparse.Namespace) -> None:
             questions,
         )
         rows += evaluation.run(options.out, options.models, options.device, command=options.command)
-    write_rows(rows, options.out / "rows.csv")
+    write_rows(read_rows(options.out / ROWS), options.out / "rows.csv")  # of earlier runs too
     if options.json:
         print(json.dumps([_told(row) for row in rows], indent=2))
         return

@@ -20,7 +20,7 @@ from lightkv_gnn.evaluation.statistics import (
 BASELINE = "none"
 """The method that compresses nothing."""
 
-CEILINGS = (BASELINE, "oracle")
+CEILINGS = (BASELINE, "oracle", "oracle_pruning")
 """Methods that nobody can choose: they spend more, or know the answer."""
 
 SAME_BUDGET = 0.02
@@ -122,7 +122,8 @@ def best_at_budget(entries: Sequence[Pooled]) -> list[Pooled]:
     """The best of each budget, where it is significantly better than every other there.
 
     It must not hold noticeably more vision tokens than another, and all must have answered the
-    same questions.
+    same questions.  Methods that save nothing of the prefill are not in the contest: what an answer's
+    first token costs them is nothing.
 
     Args:
         entries: Of one group and depth.
@@ -132,7 +133,9 @@ def best_at_budget(entries: Sequence[Pooled]) -> list[Pooled]:
         rivals = [
             entry
             for entry in entries
-            if entry.first.retention == retention and entry.first.method not in CEILINGS
+            if entry.first.retention == retention
+            and entry.first.method not in CEILINGS
+            and entry.mean("flops_ratio") < 1
         ]
         rivals.sort(key=lambda entry: entry.accuracy, reverse=True)
         if len(rivals) > 1 and all(_beats(rivals[0], rival) for rival in rivals[1:]):

@@ -41,8 +41,8 @@ bytes*: keys and values after the prefill, text included; *ratio*: of those with
 questions, with its 95 % interval and two-sided p value. *Divergence merged* (mean of 1 − cos
 between tokens that left and their survivors) and *relative error* (of the vision tokens' hidden
 states) are given stage by stage, first to last. **Bold**: better than every other method at that
-budget (p < 0.05 against each, paired; not `none`, not `oracle`); where nothing is bold, no method
-is.
+budget (p < 0.05 against each, paired; `none`, the oracles, and methods that save no
+prefill FLOPs do not count); where nothing is bold, no method is.
 
 **One seed.** Wilson's interval where every score is 0 or 1, else the percentile bootstrap's;
 differences with the bootstrap's interval, and McNemar's exact test or the bootstrap's.

@@ -58,6 +58,8 @@ def test_stages_are_as_far_apart_as_the_budget_allows() -> None:
     assert [stage.windows for stage in progressive(8, 0.55, 0)] == [4, 2, 1]
     assert len(progressive(8, 0.26, 0)) > 3
     assert len(progressive(8, 0.9, 5)) == 2
+    assert [stage.layer for stage in progressive(8, 0.95, 6)] == [6]  # the last that helps
+    assert progressive(3, 0.9, 1) == (Stage(1, 4, 0.3),)
 
 
 def test_one_stage_takes_all_at_once() -> None:

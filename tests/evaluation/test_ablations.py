@@ -4,17 +4,19 @@ import pytest
 import torch
 from models import tiny_llava
 
-from lightkv_gnn import LightKVConfig, messages
+from lightkv_gnn import LightKVConfig, ScheduleError, messages
 from lightkv_gnn.baselines import Budget
 from lightkv_gnn.evaluation.ablations import ABLATIONS, mass_guided
 
 ALL = [(choice, variant) for choice, variants in ABLATIONS.items() for variant in variants()]
+LARGE = Budget(0.6, 0, 8, (16, 16))
+"""Within reach of any number of stages."""
 IDS = [f"{choice}: {variant.name}" for choice, variant in ALL]
 
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny_llava(side=16).eval()
+    return tiny_llava(side=16, layers=8).eval()
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,7 @@ def inputs(model):
 def test_a_variant_runs_on_its_budgets(model, inputs, choice, variant):
     with torch.no_grad():
         expected = model(**inputs).logits
-        for budget in variant.budgets(model, [0.5], [0]):
+        for budget in variant.budgets(model, [0.6], [0]):
             with variant.applied(model, budget) as applied:
                 compressed = model(**inputs).logits
                 assert applied.bill().held == pytest.approx(budget.retention, abs=0.06)
@@ -49,10 +51,9 @@ def test_names_tell_variants_apart():
 
 @pytest.mark.parametrize(("choice", "variant"), ALL, ids=IDS)
 def test_nothing_but_the_choice_varies(choice, variant):
-    budget = Budget(0.5, 0, 8, (16, 16))
-    found, default = variant.config(budget), LightKVConfig(variant.stages(budget))
+    found, default = variant.config(LARGE), LightKVConfig(variant.stages(LARGE))
     fields = {"guidance": ("guidance", "rotary"), "prompt": ("matcher", "message")}
-    fields["depth"] = ("guidance", "message")
+    fields["depth"] = fields["geometry"] = ("guidance", "message")
     free = fields.get(choice, (choice,))
     for name in ("guidance", "rotary", "message", "matcher", "positions"):
         if name not in free:
@@ -67,8 +68,10 @@ def test_windows_and_stages_are_those_of_the_name():
         assert windows == (named + named[-1:] * 3)[: len(windows)]
         assert len(windows) == 3
     for variant in ABLATIONS["stages"]():
-        if variant.number > 1:
-            assert len(variant.stages(budget)) == variant.number
+        assert len(variant.stages(LARGE)) == variant.number
+    one = ABLATIONS["stages"]()[0]
+    with pytest.raises(ScheduleError, match="takes 2 stages: expected a budget for 1"):
+        one.stages(budget)
 
 
 def test_mass_guided_is_guidance_times_mass():

@@ -45,6 +45,14 @@ def test_json_is_a_list_of_rows_and_nothing_else(capsys, tmp_path):
     assert [line["method"] for line in table] == [row["method"] for row in rows]
 
 
+def test_the_table_has_the_rows_of_earlier_runs_too(capsys, tmp_path):
+    for method in ("guided", "mean"):
+        status, printed = run(capsys, *TINY, "--methods", method, "--out", tmp_path)
+        assert status == 0, printed.err
+    with (tmp_path / "rows.csv").open(newline="") as stream:
+        assert [line["method"] for line in csv.DictReader(stream)] == ["none", "guided", "mean"]
+
+
 def test_people_get_a_line_a_row(capsys, tmp_path):
     status, printed = run(
         capsys, *TINY, "--ablation", "positions", "--out", tmp_path / "rows", "--device", "cpu"

@@ -145,7 +145,10 @@ def test_the_best_is_not_marked_where_the_comparison_is_not_fair():
     assert best_of([replace(clear, seed=1), other]) == []
     assert best_of([make_row("guided", 0.95, questions=50), other]) == []
     assert best_of([make_row("guided", 0.95, retention=0.6), other]) == []
-    assert best_of([make_row("oracle", 1.0), make_row("none", 1.0), clear, other]) == ["guided"]
+    after_prefill = make_row("random_cache", 1.0, depth=-1, flops_ratio=1.0)
+    assert best_of([after_prefill, clear, other]) == ["guided"]
+    ceilings = [make_row(name, 1.0) for name in ("none", "oracle", "oracle_pruning")]
+    assert best_of([*ceilings, clear, other]) == ["guided"]
 
 
 def test_the_mark_is_on_the_page(tmp_path, undrawn):
