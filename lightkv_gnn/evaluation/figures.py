@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
@@ -166,6 +166,8 @@ def draw(plot: Plot, entries: Sequence[Pooled], look: dict[str, dict[str, Any]])
     places = sorted({plot.x(entry) for entry in drawn})
     if len(places) < (2 if plot.layers else 1):
         return None
+    if plot.layers:
+        plot = _joined(plot, drawn)
     panels = sorted({plot.panel(entry) for entry in drawn})
     columns = min(COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
@@ -196,6 +198,16 @@ def draw(plot: Plot, entries: Sequence[Pooled], look: dict[str, dict[str, Any]])
     canvas.supylabel(what, fontsize=10)
     _legend(canvas, shown)
     return canvas
+
+
+def _joined(plot: Plot, entries: Sequence[Pooled]) -> Plot:
+    """With one panel for all where no panel would have two places to join by a line."""
+    places: dict[float, set[float]] = {}
+    for entry in entries:
+        places.setdefault(plot.panel(entry), set()).add(plot.x(entry))
+    if any(len(own) > 1 for own in places.values()):
+        return plot
+    return replace(plot, panel=lambda _: 0.0, panel_label=lambda _: "a budget for each depth")
 
 
 def _baseline(ax: Any, base: Pooled | None, against: str) -> None:

@@ -122,8 +122,8 @@ def best_at_budget(entries: Sequence[Pooled]) -> list[Pooled]:
     """The best of each budget, where it is significantly better than every other there.
 
     It must not hold noticeably more vision tokens than another, and all must have answered the
-    same questions.  Methods that save nothing of the prefill are not in the contest: what an answer's
-    first token costs them is nothing.
+    same questions.  Methods that save nothing of the prefill are not in the contest: they cannot
+    lose an answer's first token.
 
     Args:
         entries: Of one group and depth.

@@ -216,6 +216,15 @@ def test_depth_is_drawn_where_it_varies():
     assert drawn == ["retention", "kv", "flops", "loss"]
 
 
+def test_depths_with_budgets_of_their_own_are_one_line():
+    rows = [make_row("guided", depth=depth, retention=0.5 + depth / 8) for depth in range(4)]
+    look = figures.styles(["guided"])
+    by_name = {plot.name: plot for plot in figures.PLOTS}
+    (ax,) = figures.draw(by_name["depth"], pool(rows), look).axes
+    (line,) = (box.lines[0] for box in ax.containers)
+    assert list(line.get_xdata()) == [0, 1, 2, 3]
+
+
 def test_a_method_looks_the_same_everywhere_and_unlike_others():
     names = [f"method {number}" for number in range(60)]
     look = figures.styles([*names, "none"])
