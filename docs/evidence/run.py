@@ -19,12 +19,8 @@ FOLDER = Path(__file__).parent
 SEEDS = "--seeds 0 1 2 3 4"
 
 
-def ablation(choice: str) -> list[str]:
-    """Variants of one choice, on cued objects with five seeds and on the tiny LLaVA."""
-    return [
-        f"--suite cued --retention 0.6 {SEEDS} --questions 500 --ablation {choice}",
-        f"--suite tiny --group hallucination --retention 0.3 --questions 500 --ablation {choice}",
-    ]
+CUED = f"--suite cued {SEEDS} --questions 500 --retention 0.6 0.47 --ablation"
+TINY = "--suite tiny --group hallucination --questions 500 --ablation"
 
 
 RUNS = {
@@ -47,9 +43,12 @@ RUNS = {
         for choice in ("geometry", "positions")
     ],
     **{
-        choice: ablation(choice)
-        for choice in ("guidance", "prompt", "windows", "stages", "depth", "positions", "message")
+        choice: [f"{CUED} {choice}", f"{TINY} {choice} --retention 0.3"]
+        for choice in ("guidance", "prompt", "message", "positions")
     },
+    "windows": [f"{CUED} windows", f"{TINY} windows --retention 0.65 0.4"],
+    "stages": [f"{TINY} stages --retention 0.65"],
+    "depth": [f"{TINY} depth"],
 }
 """Options of ``lightkv-gnn eval`` for each page."""
 

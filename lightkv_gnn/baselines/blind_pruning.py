@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightkv_gnn.baselines.pruning import Once
+from lightkv_gnn.baselines.pruning import Staged
 from lightkv_graphs import Matching, WindowPartition, drop_lowest
 
 
@@ -26,13 +26,13 @@ def drop_evenly(x: Tensor, partition: WindowPartition) -> Matching:
     return drop_lowest(score[:-1], x, partition)
 
 
-RANDOM_PRUNING = Once(
+RANDOM_PRUNING = Staged(
     "random_pruning",
-    "vision tokens dropped at random, once (ImgRand)",
+    "vision tokens dropped at random, in the stages of merging (ImgRand)",
     {"guidance": "none", "matcher": drop_at_random},
 )
-STRIDE = Once(
+STRIDE = Staged(
     "stride",
-    "vision tokens kept at even distances in raster order, once",
+    "vision tokens kept at even distances in raster order, in the stages of merging",
     {"guidance": "none", "matcher": drop_evenly},
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -15,24 +16,32 @@ class MeasuredCompressor(TokenCompressor):
 
     Args:
         inner: Does the work.
+
+    Attributes:
+        losses: Of each stage since the account began.
+        seconds: That measuring them took on the host.
     """
 
     def __init__(self, inner: TokenCompressor) -> None:
         super().__init__(inner.message, inner.matcher)
         self._inner = inner
         self.losses: list[Loss] = []
+        self.seconds = 0.0
 
     def __call__(
         self, x: Tensor, layout: TokenLayout, plan: StagePlan, guidance: Tensor | None = None
     ) -> Compressed:
         """Runs one stage and measures it; see :meth:`TokenCompressor.__call__`."""
         done = self._inner(x, layout, plan, guidance)
+        started = time.perf_counter()
         self.losses.append(Loss.of(x, done))
+        self.seconds += time.perf_counter() - started
         return done
 
     def forget(self) -> None:
         """Starts a new account."""
         self.losses.clear()
+        self.seconds = 0.0
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch import Tensor
 
 from lightkv_gnn.baselines.method import Budget, StageMethod
@@ -25,9 +23,8 @@ class Staged(StageMethod):
     """A method with several stages, each over the whole picture."""
 
     def stages(self, budget: Budget) -> tuple[Stage, ...]:
-        """Those of the usual schedule, without its windows."""
-        stages = progressive(budget.layers, budget.retention, budget.depth)
-        return tuple(replace(stage, windows=1) for stage in stages)
+        """Those of the usual schedule, in one window."""
+        return progressive(budget.layers, budget.retention, budget.depth, budget.grid, windows=(1,))
 
 
 def keep_highest(x: Tensor, partition: WindowPartition, guidance: Tensor) -> Matching:

@@ -11,6 +11,9 @@ from lightkv_gnn.plan import plan_stages
 from lightkv_gnn.schedule import Stage, layer_average, windows_of
 from lightkv_graphs import Grid, TokenLayout
 
+CLOSE = 0.025
+"""Held shares that differ by less from what was asked for are that budget; fraction."""
+
 
 def progressive(
     layers: int,
@@ -38,7 +41,8 @@ def progressive(
             4, 2 and 1, or fewer where the grid has too few tokens.
 
     Raises:
-        ScheduleError: No such layer, or even halving after every layer would keep more.
+        ScheduleError: No such layer, even halving after every layer would keep more, or the
+            windows of a known grid are too small to come close.
     """
     room = _room(layers, retention, depth)
     for number in range(min(stages, room), room + 1):
@@ -80,7 +84,16 @@ def _exact(
         return first + tuple(replace(stage, ratio=ratio) for stage in stages[len(first) :])
 
     ratio = _ratio(lambda ratio: _held(of(ratio), layers, grid), retention, 0.5)
-    return of(0.5 if ratio is None else ratio)
+    found = of(0.5 if ratio is None else ratio)
+    held = _held(found, layers, grid)
+    if abs(held - retention) > CLOSE:
+        windows = "-".join(str(stage.windows) for stage in found)
+        raise ScheduleError(
+            f"in {windows} windows a side, a {grid[0]}x{grid[1]} grid holds {held:.1%} where "
+            f"{retention:.1%} are asked for, since windows give up whole tokens: expected fewer "
+            "windows, or another budget"
+        )
+    return found
 
 
 def single(layers: int, retention: float, depth: int) -> tuple[Stage, ...]:

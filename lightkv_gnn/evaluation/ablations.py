@@ -59,7 +59,12 @@ class Stepped(StageMethod):
             ScheduleError: The budget takes another number.
         """
         stages = progressive(
-            budget.layers, budget.retention, budget.depth, budget.grid, stages=self.number
+            budget.layers,
+            budget.retention,
+            budget.depth,
+            budget.grid,
+            stages=self.number,
+            windows=(2,),
         )
         if len(stages) != self.number:
             raise ScheduleError(

@@ -25,7 +25,7 @@ class Asked:
         held: Vision tokens held, averaged over layers and questions; fraction.
         kv_bytes: Keys and values after the prefill.
         flops: Of the prefill.
-        seconds: Wall time.
+        seconds: Wall time, without that of measuring what stages lose.
         stages: What each stage lost.
     """
 
@@ -59,6 +59,7 @@ def ask_all(
 
     Raises:
         ScheduleError: The method cannot keep to the budget.
+        ValueError: The suite ran several prefills for one batch.
         UnsupportedInputError: It wants smaller pictures, which the suite does not have.
     """
     scores: list[float] = []
@@ -77,10 +78,18 @@ def ask_all(
             applied.compressor.forget()
             started = time.perf_counter()
             found = suite.ask(subject, group, batch)
-            seconds += time.perf_counter() - started
+            if subject.model.device.type == "cuda":
+                torch.cuda.synchronize(subject.model.device)
+            seconds += time.perf_counter() - started - applied.compressor.seconds
             scores += found
             bills.append((len(found), applied.bill()))
-            for stage, loss in zip(applied.handle.trace, applied.compressor.losses, strict=True):
+            trace = applied.handle.trace
+            if len(trace) != len(applied.compressor.losses):
+                raise ValueError(
+                    f"{type(suite).__name__}.ask() ran {len(applied.compressor.losses)} stages, "
+                    f"the last prefill {len(trace)}: expected one prefill with pictures"
+                )
+            for stage, loss in zip(trace, applied.compressor.losses, strict=True):
                 losses[stage.layer].append(loss)
     total = len(scores)
     return Asked(

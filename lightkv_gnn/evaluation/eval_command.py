@@ -12,7 +12,7 @@ from lightkv_gnn.evaluation.ablations import ABLATIONS
 from lightkv_gnn.evaluation.rows import Row, read_rows, write_rows
 from lightkv_gnn.evaluation.runner import ROWS, Evaluation
 from lightkv_gnn.evaluation.suite import Suite
-from lightkv_gnn.evaluation.suites import SUITES
+from lightkv_gnn.evaluation.suites import CELLS, SUITES
 
 QUESTIONS = 1000
 QUICK_QUESTIONS = 256
@@ -77,6 +77,11 @@ def add_parser(commands: Any) -> None:
         default=Path("lightkv-models"),
         help="folder of trained models, which are trained where they are missing",
     )
+    command.add_argument(
+        "--cells",
+        type=int,
+        help="cells per side of the pictures of suites on cells (default: 6; 24 wants a GPU)",
+    )
     command.add_argument("--device", default="cpu", help="cpu or cuda")
     command.add_argument("--json", action="store_true", help="print the rows as one JSON list")
     command.set_defaults(run=run)
@@ -121,16 +126,19 @@ def run(options: argparse.Namespace) -> None:
 
 def _groups(options: argparse.Namespace) -> dict[Suite, list[str]]:
     """The groups to ask of each suite."""
-    suites = [SUITES[name]() for name in options.suite]
+    if options.cells is not None and (other := sorted(set(options.suite) - set(CELLS))):
+        raise ValueError(f"--cells is for {', '.join(CELLS)}: {other[0]} has no such pictures")
+    chosen = {} if options.cells is None else {"side": options.cells}
+    suites = [SUITES[name](**chosen) for name in options.suite]
     known = {group for suite in suites for group in suite.groups}
     unknown = sorted(set(options.group or ()) - known)
     if unknown:
         raise ValueError(f"--group {unknown[0]}: expected one of {sorted(known)}")
-    chosen = {
+    asked = {
         suite: [group for group in suite.groups if group in (options.group or suite.groups)]
         for suite in suites
     }
-    return {suite: groups for suite, groups in chosen.items() if groups}
+    return {suite: groups for suite, groups in asked.items() if groups}
 
 
 def _told(row: Row) -> dict[str, Any]:

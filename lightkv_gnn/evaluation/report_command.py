@@ -35,7 +35,11 @@ def run(options: argparse.Namespace) -> None:
     if options.out.exists() and not options.out.is_dir():
         raise NotADirectoryError(f"--out {options.out} is a file: give a folder for the page")
     rows = read_all(options.rows)
-    machines = {str(file): facts for file in options.rows if (facts := machine_of(file))}
+    machines = {
+        f"{file}, run {number}": facts
+        for file in options.rows
+        for number, facts in enumerate(machines_of(file), start=1)
+    }
     files = write_report(
         rows,
         options.out,
@@ -69,19 +73,19 @@ def read_all(files: Sequence[Path]) -> list[Row]:
     return rows
 
 
-def machine_of(file: Path) -> dict[str, Any]:
-    """What the run that left these rows said of itself; empty if nothing.
+def machines_of(file: Path) -> list[dict[str, Any]]:
+    """What the runs that left these rows said of themselves; empty if nothing.
 
     Raises:
         ValueError: It is there and cannot be read.
     """
     beside = file.with_name(machine.FILE)
     if not beside.is_file():
-        return {}
+        return []
     try:
-        facts = json.loads(beside.read_text(encoding="utf-8"))
+        runs = json.loads(beside.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{beside} cannot be read: {error}") from error
-    if not isinstance(facts, dict):
-        raise ValueError(f"{beside}: expected one JSON object, not {type(facts).__name__}")
-    return facts
+    if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
+        raise ValueError(f"{beside}: expected a JSON list of objects, one for each run")
+    return runs

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -80,7 +80,7 @@ class Evaluation:
         and said.
 
         Args:
-            folder: For the rows, and what machine it was.
+            folder: For the rows, and what machine each run that added some was on.
             models: For trained models.
             device: Where to run.
             command: That this was called by; noted beside the machine.
@@ -94,7 +94,7 @@ class Evaluation:
         """
         folder.mkdir(parents=True, exist_ok=True)
         store = Store(folder / ROWS, self.questions)
-        _note(folder / machine.FILE, command)
+        run = {**machine.describe(), "device": device, "command": command}
         rows = []
         with tqdm(unit="row", total=0, disable=not progress) as bar:
             for suite, groups in self.suites.items():
@@ -105,7 +105,10 @@ class Evaluation:
                     for cell in cells:
                         bar.set_postfix_str(f"{suite.name} {cell.group} {cell.method.name}")
                         try:
+                            known = len(store)
                             rows.append(self._row(suite, subject, seed, cell, store))
+                            if len(store) > known:
+                                _note(folder / machine.FILE, run)
                         except (ScheduleError, UnsupportedInputError) as error:
                             bar.write(f"left out: {cell.method.name}: {error}", file=sys.stderr)
                         bar.update()
@@ -125,7 +128,7 @@ class Evaluation:
             return row
         asked = ask_all(suite, subject, group, method, budget, self.questions, seed)
         full = key._replace(method=NONE.name, retention=1.0, depth=-1)
-        row = _row_of(key, asked, store.get(full))
+        row = _row_of(key, asked, None if key == full else store[full])
         store.add(row)
         return row
 
@@ -161,6 +164,12 @@ class Store:
         """The row of that key, if there is one."""
         return self._rows.get(key)
 
+    def __getitem__(self, key: Key) -> Row:
+        return self._rows[key]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
     def add(self, row: Row) -> None:
         """Keeps a row."""
         self._rows[row.key] = row
@@ -168,12 +177,11 @@ class Store:
             stream.write(json.dumps(row.to_dict()) + "\n")
 
 
-def _note(file: Path, command: str) -> None:
-    """Notes the machine, and the command with those before it."""
-    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    commands = [*before.get("commands", []), *([command] if command else [])]
-    facts = {**machine.describe(), "commands": list(dict.fromkeys(commands))}
-    file.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+def _note(file: Path, run: dict[str, Any]) -> None:
+    """Notes a run that added rows, once, after those before it."""
+    runs = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    if run not in runs:
+        file.write_text(json.dumps([*runs, run], indent=2) + "\n", encoding="utf-8")
 
 
 def _row_of(key: Key, asked: Asked, full: Row | None) -> Row:

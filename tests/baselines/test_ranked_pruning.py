@@ -235,7 +235,7 @@ def ask(name: str, hint: Tensor | None, seed: int = 0) -> lk.Handle:
     inputs = batch(
         prompt(4, "image", 6, side=6), prompt(2, "image", 3, "image", 4, side=6, seed=1), side=6
     )
-    with METHODS[name].applied(model, Budget.of(model, 0.5, 0)) as applied:
+    with METHODS[name].applied(model, Budget.of(model, 0.55, 0)) as applied:
         applied.hints.relevant = hint
         with torch.no_grad():
             model(**inputs)

@@ -274,7 +274,9 @@ def test_the_command_makes_a_page_of_several_files(capsys, tmp_path, undrawn):
         folder = tmp_path / f"run{number}"
         folder.mkdir()
         write_rows(make_rows(group=f"g{number}"), folder / "rows.jsonl")
-    (tmp_path / "run0" / machine.FILE).write_text(json.dumps({**facts, "command": "eval it"}))
+    (tmp_path / "run0" / machine.FILE).write_text(
+        json.dumps([{**facts, "command": "eval it"}, {**facts, "command": "eval more"}])
+    )
     files = [str(tmp_path / f"run{number}" / "rows.jsonl") for number in (0, 1)]
     out = tmp_path / "page"
     assert main(["report", *files, "--out", str(out), "--title", "T", "--json"]) == 0
@@ -282,7 +284,10 @@ def test_the_command_makes_a_page_of_several_files(capsys, tmp_path, undrawn):
     assert printed == {"rows": 26, "files": [str(out / PAGE)]}
     page = (out / PAGE).read_text()
     assert "# T" in page
+    assert "run 1: " in page
     assert "command eval it" in page
+    assert "run 2: " in page
+    assert "command eval more" in page
     assert f"torch {facts['torch']}" in page
     assert len(tables(page)) == 4
     assert main(["report", *files, "--out", str(out)]) == 0
@@ -311,7 +316,9 @@ def test_bad_files_end_with_one_line(capsys, tmp_path, name, content, message):
     assert not out.exists()
 
 
-@pytest.mark.parametrize(("content", "message"), [("{", "cannot be read"), ("[]", "JSON object")])
+@pytest.mark.parametrize(
+    ("content", "message"), [("{", "cannot be read"), ("{}", "a JSON list"), ("[3]", "a JSON list")]
+)
 def test_a_bad_machine_file_is_named(capsys, tmp_path, content, message):
     write_rows(make_rows(), tmp_path / "rows.jsonl")
     (tmp_path / machine.FILE).write_text(content)

@@ -208,5 +208,10 @@ def test_what_machine_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(runner.machine, "describe", lambda: {"cpu": "an abacus"})
     for command in ("eval --one", "eval --two", "eval --one"):
         evaluation(Halves(), methods=()).run(tmp_path, tmp_path, command=command, progress=False)
+    more = evaluation(Halves(), methods=("mean",))
+    more.run(tmp_path, tmp_path, command="eval --three", progress=False)
     noted = json.loads((tmp_path / "machine.json").read_text())
-    assert noted == {"cpu": "an abacus", "commands": ["eval --one", "eval --two"]}
+    assert noted == [  # the second and the third time, everything was there
+        {"cpu": "an abacus", "device": "cpu", "command": command}
+        for command in ("eval --one", "eval --three")
+    ]

@@ -46,7 +46,7 @@ class CellSuite(Suite):
     """Name of the model, which suites may share."""
 
     own_recipe: ClassVar[Recipe] = Recipe()
-    retentions: ClassVar[tuple[float, ...]] = (0.8, 0.7, 0.6)
+    retentions: ClassVar[tuple[float, ...]] = (0.75, 0.6, 0.47)
 
     def __init__(
         self,
