@@ -258,7 +258,7 @@ def test_oracle_pruning_drops_what_matters_last() -> None:
     relevant[0, :20] = False
     handle = ask("oracle_pruning", relevant)
     kept = handle.trace.kept()
-    assert len(kept) == 3 * 15
+    assert len(kept) == 3 * 17
     assert not torch.isin(torch.arange(20), kept).any()
 
 
