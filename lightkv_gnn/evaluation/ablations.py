@@ -97,7 +97,7 @@ mass_guided = WeightedMean("mass_guided", lambda guidance, mass, stays: guidance
 """The prompt's guidance times the mass."""
 
 
-class Folded(StageMethod):
+class Folded(Windowed):
     """Merging in windows over the sequence folded on a square, as released."""
 
     def compressor(self, config: LightKVConfig, hints: Hints) -> TokenCompressor:
@@ -171,9 +171,9 @@ def _message() -> list[StageMethod]:
 def _geometry() -> list[StageMethod]:
     blind = {"guidance": "none", "message": mean}
     return [
-        kind(f"{name}, {where}", ORIGIN, options)
+        kind(f"{name}, {where}", ORIGIN, options, (2,))
         for name, options in (("guided", {}), ("mean", blind))
-        for where, kind in (("true windows", StageMethod), ("folded windows", Folded))
+        for where, kind in (("true windows", Windowed), ("folded windows", Folded))
     ]
 
 

@@ -255,11 +255,11 @@ def test_oracle_pruning_keeps_all_that_matters() -> None:
 
 def test_oracle_pruning_drops_what_matters_last() -> None:
     relevant = torch.ones(2, 72, dtype=torch.bool)
-    relevant[0, :20] = False
+    relevant[0, :19] = False
     handle = ask("oracle_pruning", relevant)
     kept = handle.trace.kept()
     assert len(kept) == 3 * 17
-    assert not torch.isin(torch.arange(20), kept).any()
+    assert not torch.isin(torch.arange(19), kept).any()
 
 
 def test_the_oracle_guides_all_stages() -> None:
