@@ -1,4 +1,4 @@
-"""What a method could reach that knew which tokens the answer depends on."""
+"""Merging and pruning that are told which tokens the answer depends on."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 
@@ -98,6 +99,14 @@ def test_a_file_is_no_folder(capsys, tmp_path):
     status, printed = run(capsys, *TINY, "--out", tmp_path, "--models", tmp_path / "rows")
     assert status == 1
     assert "--models" in printed.err
+
+
+def test_the_page_on_evaluating_lists_what_there_is():
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    for name in (*SUITES, *METHODS):
+        assert f"`{name}`" in page
+    for name, method in METHODS.items():
+        assert f"| `{name}` | {method.source} |" in page
 
 
 def test_names_are_listed(capsys):
