@@ -7,7 +7,7 @@ from lightkv_gnn.baselines.pruning import keep_top
 
 FASTV = keep_top(
     "fastv",
-    "FastV (Chen et al. 2024): vision tokens ranked by the attention they get from the last token in "
-    "one layer, averaged over heads; the lowest are dropped, once",
+    "FastV (Chen et al. 2024): vision tokens ranked by the attention they get from the last token "
+    "in one layer, averaged over heads; the lowest are dropped, once",
     last_token_attention,
 )
