@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from cued_scores import LAST, MEAN, Exam
 
+from evaluation.cued_scores import LAST, MEAN, Exam
 from lightkv_gnn.evaluation.cued import CountingSuite
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cued_scores import MEAN, Exam
 
 import lightkv_gnn as lk
+from evaluation.cued_scores import MEAN, Exam
 from lightkv_gnn.evaluation.cued import Dense
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from cued_scores import (
+
+import lightkv_gnn as lk
+from evaluation.cued_scores import (
     LAST,
     MEAN,
     ORACLE,
@@ -18,8 +20,6 @@ from cued_scores import (
     keep_top,
     saliency,
 )
-
-import lightkv_gnn as lk
 from lightkv_gnn.evaluation.cued import SUITES, closed_forms
 
 CELLS, OBJECTS, CHOICES = 36, 12, 6

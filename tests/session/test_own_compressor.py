@@ -127,7 +127,9 @@ def test_more_than_half_may_leave_with_a_matcher_of_ones_own(
         assert greedy(model, inputs, 4).shape == (2, 4)
 
 
-@pytest.mark.parametrize("matcher", [*MATCHERS.values(), PromptMatching(protect=0.3)], ids=str)
+@pytest.mark.parametrize(
+    "matcher", [*MATCHERS.values(), PromptMatching(protect=0.3)], ids=[*MATCHERS, "own"]
+)
 def test_matchers_of_the_library_take_half_at_most(matcher: Any) -> None:
     with pytest.raises(ValueError, match=r"ratio is 0.6, but .* every other token away at most"):
         lk.LightKVConfig([lk.Stage(1, 1, 0.6)], matcher=matcher)
