@@ -8,13 +8,14 @@ the same runs on a GPU.
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from pathlib import Path
 
 from lightkv_gnn.cli import main as lightkv_gnn
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(os.path.relpath(Path(__file__).parent))
 
 SEEDS = "--seeds 0 1 2 3 4"
 
