@@ -52,8 +52,9 @@ def applied_to(
 
 def test_the_methods_are_in_the_order_of_tables() -> None:
     assert list(METHODS) == [
-        *("none", "guided", "mean", "mass_mean", "random_attention", "random_weights"),
-        *("random_pruning", "random_cache", "stride", "pooling", "downsample", "fastv"),
+        *("none", "guided", "vision_to_text", "mean", "mass_mean"),
+        *("random_attention", "random_weights", "random_pruning", "random_cache", "stride"),
+        *("pooling", "downsample", "fastv"),
         *("pyramid_drop", "sparsevlm_like", "divprune_like", "elastic_cache_like"),
         *("oracle", "oracle_pruning"),
     ]
