@@ -93,8 +93,8 @@ class Evaluation:
             ValueError: The rows in ``folder`` are of another number of questions.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        store = Store(folder / ROWS, self.questions)
         run = {**machine.describe(), "device": device, "command": command}
+        store = Store(folder, self.questions, run)
         rows = []
         with tqdm(unit="row", total=0, disable=not progress) as bar:
             for suite, groups in self.suites.items():
@@ -105,10 +105,7 @@ class Evaluation:
                     for cell in cells:
                         bar.set_postfix_str(f"{suite.name} {cell.group} {cell.method.name}")
                         try:
-                            known = len(store)
                             rows.append(self._row(suite, subject, seed, cell, store))
-                            if len(store) > known:
-                                _note(folder / machine.FILE, run)
                         except (ScheduleError, UnsupportedInputError) as error:
                             bar.write(f"left out: {cell.method.name}: {error}", file=sys.stderr)
                         bar.update()
@@ -139,15 +136,17 @@ class Store:
     A last line without an end was being written when a run was stopped; it is taken away.
 
     Args:
-        file: Where they are, or will be.
+        folder: Where they are, or will be.
         questions: Of each row.
+        run: What is noted of the run beside the rows, once it adds any.
 
     Raises:
         ValueError: The file has rows of another number of questions.
     """
 
-    def __init__(self, file: Path, questions: int) -> None:
-        self._file = file
+    def __init__(self, folder: Path, questions: int, run: dict[str, Any]) -> None:
+        self._file = file = folder / ROWS
+        self._run: dict[str, Any] | None = run
         if file.is_file():
             text = file.read_bytes()
             if not text.endswith(b"\n"):
@@ -167,18 +166,18 @@ class Store:
     def __getitem__(self, key: Key) -> Row:
         return self._rows[key]
 
-    def __len__(self) -> int:
-        return len(self._rows)
-
     def add(self, row: Row) -> None:
         """Keeps a row."""
         self._rows[row.key] = row
         with self._file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row.to_dict()) + "\n")
+        if self._run is not None:
+            _note(self._file.with_name(machine.FILE), self._run)
+            self._run = None
 
 
 def _note(file: Path, run: dict[str, Any]) -> None:
-    """Notes a run that added rows, once, after those before it."""
+    """Notes a run, once, after those before it."""
     runs = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
     if run not in runs:
         file.write_text(json.dumps([*runs, run], indent=2) + "\n", encoding="utf-8")

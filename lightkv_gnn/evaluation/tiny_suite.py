@@ -15,6 +15,7 @@ from lightkv_gnn import tiny
 from lightkv_gnn.baselines.downsample import smaller
 from lightkv_gnn.evaluation.suite import Batch, Subject, Suite
 from lightkv_gnn.tiny.model import PATCH_SIZE
+from lightkv_gnn.tiny.questions import PLURALS
 from lightkv_gnn.tiny.scenes import IMAGE_SIZE
 
 BATCH = 50
@@ -84,8 +85,7 @@ def asked_about(scene: tiny.Scene, question: tiny.Question) -> list[tiny.SceneOb
     by_colour = [item for item in scene.objects if item.colour in words]
     if by_colour or any(colour in words for colour in tiny.COLOURS):
         return by_colour
-    plurals = {word.removesuffix("es") for word in words} | {w.removesuffix("s") for w in words}
-    by_shape = [item for item in scene.objects if item.shape in plurals]
+    by_shape = [item for item in scene.objects if PLURALS[item.shape] in words]
     return by_shape or list(scene.objects)
 
 

@@ -1,4 +1,4 @@
-"""The tiny Qwen2.5-VL, and the layer that only listens."""
+"""The tiny Qwen2.5-VL."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVi
 from lightkv_gnn.evaluation.rectangles.words import IDS, WORDS
 from lightkv_gnn.evaluation.rectangles.world import CELL
 
-WIDTH, HEADS, LAYERS = 96, 3, 3
+WIDTH, HEADS = 96, 3
 PAIRS, THETA = WIDTH // HEADS // 2, 1000.0
+
+LAYERS = 3
 """Layers that think; one that listens comes before them."""
 
 
