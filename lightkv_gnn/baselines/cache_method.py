@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -160,29 +160,12 @@ class CacheMethod(Method):
     """A method that shortens the cache after the prefill; where stages begin has no meaning.
 
     Attributes:
-        title: Name in tables.
-        origin: Where it comes from, and what differs from there.
         shrinker: Does it.
     """
 
-    title: str
-    origin: str
+    has_depth: ClassVar[bool] = False
+
     shrinker: type[Shrinker]
-
-    @property
-    def name(self) -> str:
-        """Its name in tables."""
-        return self.title
-
-    @property
-    def source(self) -> str:
-        """Where it comes from, and what differs from there."""
-        return self.origin
-
-    @property
-    def has_depth(self) -> bool:
-        """It does not."""
-        return False
 
     @contextmanager
     def applied(self, model: Any, budget: Budget) -> Iterator[Applied]:

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -48,20 +48,7 @@ class Downsample(Method):
     a model that has seen one size only, such as the bundled tiny one, may read no other.
     """
 
-    @property
-    def name(self) -> str:
-        """Its name in tables."""
-        return "downsample"
-
-    @property
-    def source(self) -> str:
-        """Where it comes from, and what differs from there."""
-        return "the picture scaled down; position tables of the vision tower are interpolated"
-
-    @property
-    def has_depth(self) -> bool:
-        """It does not."""
-        return False
+    has_depth: ClassVar[bool] = False
 
     @contextmanager
     def applied(self, model: Any, budget: Budget) -> Iterator[Applied]:
@@ -131,4 +118,7 @@ def smaller(processor: Any, side: float) -> dict[str, Any]:
     return options
 
 
-DOWNSAMPLE = Downsample()
+DOWNSAMPLE = Downsample(
+    "downsample",
+    "the picture scaled down; position tables of the vision tower are interpolated",
+)

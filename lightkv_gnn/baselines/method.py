@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -91,18 +91,20 @@ class Applied:
         return Bill(totals["retention"], totals["kv_bytes"], totals["flops"])
 
 
+@dataclass(frozen=True)
 class Method(ABC):
-    """One way to make the vision tokens fewer, on the hooks that all of them share."""
+    """One way to make the vision tokens fewer, on the hooks that all of them share.
 
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """Its name in tables."""
+    Attributes:
+        name: Its name in tables.
+        source: Where it comes from, and what differs from there.
+        has_depth: Whether it matters where stages begin.
+    """
 
-    @property
-    @abstractmethod
-    def source(self) -> str:
-        """Where it comes from, and what differs from there."""
+    has_depth: ClassVar[bool] = True
+
+    name: str
+    source: str
 
     def budgets(
         self, model: Any, retentions: Sequence[float], depths: Sequence[int]
@@ -110,11 +112,6 @@ class Method(ABC):
         """The budgets to try it on: every retention with every depth, or with -1 for none."""
         chosen = depths if self.has_depth else [-1]
         return [Budget.of(model, share, depth) for share in retentions for depth in chosen]
-
-    @property
-    def has_depth(self) -> bool:
-        """Whether it matters where stages begin."""
-        return True
 
     @abstractmethod
     def applied(self, model: Any, budget: Budget) -> Any:
@@ -137,24 +134,10 @@ class StageMethod(Method):
     """A method that takes tokens out between decoder layers.
 
     Attributes:
-        title: Name in tables.
-        origin: Where it comes from, and what differs from there.
         options: Fields of the configuration besides the stages.
     """
 
-    title: str
-    origin: str
     options: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """Its name in tables."""
-        return self.title
-
-    @property
-    def source(self) -> str:
-        """Where it comes from, and what differs from there."""
-        return self.origin
 
     def stages(self, budget: Budget) -> tuple[Stage, ...]:
         """Its schedule: several stages of equal ratio; see :func:`progressive`."""
