@@ -11,6 +11,7 @@ from lightkv_graphs.matching import (
     cosine_matching,
     edge_cosine,
     random_matching,
+    source_cosines,
     stride_matching,
     take_edges,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "protecting_matching",
     "random_matching",
     "resisting_matching",
+    "source_cosines",
     "stride_matching",
     "survivors",
     "take_edges",

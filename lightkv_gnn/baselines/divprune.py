@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightkv_gnn.baselines.pruning import Once
-from lightkv_graphs import Matching, WindowPartition, drop_lowest
+from lightkv_graphs import Matching, WindowPartition, drop_lowest, source_cosines
 
 
 def keep_diverse(x: Tensor, partition: WindowPartition) -> Matching:
@@ -19,10 +19,8 @@ def keep_diverse(x: Tensor, partition: WindowPartition) -> Matching:
     slots = partition.slots()
     images, width = slots.shape
     empty = slots == x.shape[0]
-    unit = torch.nn.functional.normalize(x.detach().float(), dim=1)
-    unit = torch.cat([unit, unit.new_zeros(1, unit.shape[1])])[slots]
     # A token without direction is like any other.
-    apart = (1 - unit @ unit.transpose(1, 2)).nan_to_num(0.0)
+    apart = 1 - source_cosines(x, slots, slots).nan_to_num(neginf=1.0)
     own = torch.eye(width, dtype=torch.bool, device=x.device)
     alone = apart.masked_fill(own | empty[:, None, :], torch.inf).amin(dim=2)
     distance = alone.masked_fill(empty, -torch.inf)

@@ -10,7 +10,8 @@ from typing import Any
 from lightkv_gnn.baselines import METHODS, Method
 from lightkv_gnn.evaluation.ablations import ABLATIONS
 from lightkv_gnn.evaluation.rows import Row, read_rows, write_rows
-from lightkv_gnn.evaluation.runner import ROWS, Evaluation
+from lightkv_gnn.evaluation.runner import Evaluation
+from lightkv_gnn.evaluation.store import ROWS
 from lightkv_gnn.evaluation.suite import Suite
 from lightkv_gnn.evaluation.suites import CELLS, SUITES
 

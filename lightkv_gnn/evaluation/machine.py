@@ -13,9 +13,6 @@ import torch
 
 import lightkv_gnn
 
-FILE = "machine.json"
-"""Where a run leaves what :func:`describe` says, beside its rows."""
-
 PACKAGES = ("torch", "transformers", "torch-geometric", "numpy")
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import html
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
@@ -12,6 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from lightkv_gnn.evaluation import figures
+from lightkv_gnn.evaluation.formats import (
+    as_bytes,
+    as_code,
+    as_count,
+    as_list,
+    as_p_value,
+    as_points,
+    as_share,
+    as_text,
+)
 from lightkv_gnn.evaluation.pooling import BASELINE, Group, Pooled, best_at_budget, pool
 from lightkv_gnn.evaluation.rows import Row
 
@@ -58,6 +66,7 @@ def write_report(
     title: str = "Evaluation",
     command: str | None = None,
     machines: Mapping[str, Mapping[str, Any]] | None = None,
+    left_out: Sequence[Mapping[str, Any]] = (),
 ) -> list[Path]:
     """Writes a page with tables, and beside it figures where matplotlib is installed.
 
@@ -67,6 +76,7 @@ def write_report(
         title: Of the page.
         command: That the page was made with.
         machines: What ``machine.json`` says of the runs, by the name of the rows' file.
+        left_out: What ``left_out.json`` says: the fields of a row's key, and the reason.
 
     Returns:
         The page, then the figures.
@@ -86,12 +96,13 @@ def write_report(
     for entry in pool(rows):
         groups.setdefault(entry.group, []).append(entry)
     look = figures.styles([row.method for row in rows])
-    files, parts = [page], [MARK, f"# {_plain(title)}", _origin(command, machines or {}), NOTES]
+    files, parts = [page], [MARK, f"# {as_text(title)}", _origin(command, machines or {}), NOTES]
+    parts += _missing(left_out)
     drawing = find_spec("matplotlib") is not None
     if not drawing:
         parts.append("Figures are drawn with matplotlib: `pip install 'lightkv-gnn[draw]'`.")
     for number, (group, entries) in enumerate(groups.items(), start=1):
-        parts += [f"## {_plain(group.suite)}: {_plain(group.group)}", *_tables(entries)]
+        parts += [f"## {as_text(group.suite)}: {as_text(group.group)}", *_tables(entries)]
         for plot in figures.PLOTS if drawing else ():
             canvas = figures.draw(plot, entries, look)
             if canvas is not None:
@@ -121,14 +132,26 @@ def _check(rows: Sequence[Row]) -> None:
 def _origin(command: str | None, machines: Mapping[str, Mapping[str, Any]]) -> str:
     """Where the numbers and the page are from."""
     lines = [
-        f"- {_plain(name)}: "
-        + "; ".join(f"{_plain(key)} {_plain(value)}" for key, value in facts.items() if value)
+        f"- {as_text(name)}: "
+        + "; ".join(f"{as_text(key)} {as_text(value)}" for key, value in facts.items() if value)
         for name, facts in machines.items()
     ]
     if not lines:
         lines = ["- The runs left no `machine.json`: versions and hardware are not known."]
     made = f"- This page: {datetime.now(timezone.utc).date().isoformat()}"
-    return "\n".join([*lines, made + (f", by {_code(command)}" if command else "")])
+    return "\n".join([*lines, made + (f", by {as_code(command)}" if command else "")])
+
+
+def _missing(left_out: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What methods could not do, with the seeds for which they could not."""
+    seeds: dict[str, list[str]] = {}
+    for note in left_out:
+        depth = figures.depth_title(note["depth"])
+        what = f"{note['suite']}, {note['group']}: {note['method']} at {note['retention']:.1%}"
+        line = as_text(f"{what}, {depth}: {note['reason']}")
+        seeds.setdefault(line, []).append(str(note["seed"]))
+    lines = [f"- {line} (seeds {', '.join(own)})" for line, own in seeds.items()]
+    return ["**Left out**, since a method could not:\n\n" + "\n".join(lines)] if lines else []
 
 
 def _tables(entries: Sequence[Pooled]) -> list[str]:
@@ -159,7 +182,7 @@ def _asked(entries: Sequence[Pooled]) -> str:
         questions = sorted({f"{row.questions:,}" for row in entry.rows})
         seeds = len(entry.rows)
         words = f"{seeds} seed{'s' if seeds > 1 else ''}, {' or '.join(questions)} questions each"
-        kinds.setdefault(words, []).append(_plain(entry.first.method))
+        kinds.setdefault(words, []).append(as_text(entry.first.method))
     if len(kinds) == 1:
         return f"{next(iter(kinds))}."
     return "; ".join(f"{words}: {', '.join(dict.fromkeys(who))}" for words, who in kinds.items())
@@ -170,65 +193,20 @@ def _cells(entry: Pooled, best: bool) -> tuple[str, ...]:
     baseline = first.method == BASELINE
     value = value.rstrip("%")
     return (
-        _plain(first.method),
+        as_text(first.method),
         "" if baseline else f"{first.retention:.1%}",
-        _share(entry.mean("held")),
-        f"{_bytes(entry.mean('kv_bytes'))} ({_share(entry.mean('kv_ratio'))})",
-        f"{_count(entry.mean('flops'))} ({_share(entry.mean('flops_ratio'))})",
-        (f"**{value}**" if best else value) + " " + _points(*entry.interval, sign=""),
+        as_share(entry.mean("held")),
+        f"{as_bytes(entry.mean('kv_bytes'))} ({as_share(entry.mean('kv_ratio'))})",
+        f"{as_count(entry.mean('flops'))} ({as_share(entry.mean('flops_ratio'))})",
+        (f"**{value}**" if best else value) + " " + as_points(*entry.interval, sign=""),
         ""
         if baseline
-        else f"{100 * difference.value:+.1f} {_points(difference.low, difference.high)}",
-        "" if baseline else _p_value(difference.p_value),
+        else f"{100 * difference.value:+.1f} {as_points(difference.low, difference.high)}",
+        "" if baseline else as_p_value(difference.p_value),
         f"{entry.mean('seconds'):.3g}",
-        _listed([stage.divergence for stage in entry.stages]),
-        _listed([stage.error for stage in entry.stages]),
+        as_list([stage.divergence for stage in entry.stages]),
+        as_list([stage.error for stage in entry.stages]),
     )
-
-
-def _share(value: float) -> str:
-    return f"{value:.1%}" if math.isfinite(value) else "–"
-
-
-def _points(low: float, high: float, sign: str = "+") -> str:
-    return f"[{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
-
-
-def _p_value(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _listed(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:.3f}" if math.isfinite(value) else "–" for value in values) or "–"
-
-
-def _bytes(value: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if value < 1024:
-            return f"{value:.4g} {unit}"
-        value /= 1024
-    return f"{value:.4g} GiB"
-
-
-def _count(value: float) -> str:
-    for unit in ("", " k", " M", " G"):
-        if value < 1000:
-            return f"{value:.3g}{unit}"
-        value /= 1000
-    return f"{value:.3g} T"
-
-
-def _plain(text: object) -> str:
-    """Text that Markdown takes literally, on one line."""
-    line = html.escape(" ".join(str(text).split()), quote=False)
-    return re.sub(r"([\\`*_\[\]|#~$!])", r"\\\1", line) or "(no name)"
-
-
-def _code(text: str) -> str:
-    """A command as code, whatever backticks it has."""
-    line = " ".join(text.split())
-    fence = "`" * (max(map(len, re.findall("`+", line)), default=0) + 1)
-    return f"{fence} {line} {fence}" if "`" in line else f"`{line}`"
 
 
 def _slug(group: Group) -> str:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightkv_gnn.evaluation import machine
 from lightkv_gnn.evaluation.report import write_report
-from lightkv_gnn.evaluation.rows import Row, read_rows
+from lightkv_gnn.evaluation.rows import Key, Row, read_rows
+from lightkv_gnn.evaluation.store import LEFT_OUT, MACHINE, read_notes
 
 
 def add_parser(commands: Any) -> None:
@@ -38,14 +38,16 @@ def run(options: argparse.Namespace) -> None:
     machines = {
         f"{file}, run {number}": facts
         for file in options.rows
-        for number, facts in enumerate(machines_of(file), start=1)
+        for number, facts in enumerate(read_notes(file.with_name(MACHINE)), start=1)
     }
+    left_out = read_left_out(options.rows)
     files = write_report(
         rows,
         options.out,
         title=options.title,
         command=options.command,
         machines=machines,
+        left_out=left_out,
     )
     if options.json:
         print(json.dumps({"rows": len(rows), "files": [str(file) for file in files]}, indent=2))
@@ -73,19 +75,16 @@ def read_all(files: Sequence[Path]) -> list[Row]:
     return rows
 
 
-def machines_of(file: Path) -> list[dict[str, Any]]:
-    """What the runs that left these rows said of themselves; empty if nothing.
+def read_left_out(files: Sequence[Path]) -> list[dict[str, Any]]:
+    """What is noted beside the rows as left out.
 
     Raises:
-        ValueError: It is there and cannot be read.
+        ValueError: A note lacks a field.
     """
-    beside = file.with_name(machine.FILE)
-    if not beside.is_file():
-        return []
-    try:
-        runs = json.loads(beside.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{beside} cannot be read: {error}") from error
-    if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
-        raise ValueError(f"{beside}: expected a JSON list of objects, one for each run")
-    return runs
+    found = []
+    for folder in dict.fromkeys(file.parent for file in files):
+        for note in read_notes(folder / LEFT_OUT):
+            if missing := sorted({*Key._fields, "reason"} - set(note)):
+                raise ValueError(f"{folder / LEFT_OUT}: a note without {missing[0]!r}: {note}")
+            found.append(note)
+    return found

@@ -69,6 +69,7 @@ class Row:
         seconds: Wall time, a question, on the machine of the run.
         stages: What each stage lost.
         scores: Score of each question, in the order they were drawn.
+        version: Of this package, by which the row was made.
     """
 
     suite: str
@@ -93,6 +94,7 @@ class Row:
     seconds: float
     stages: tuple[StageLoss, ...]
     scores: tuple[float, ...]
+    version: str
 
     @property
     def key(self) -> Key:

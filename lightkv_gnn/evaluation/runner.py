@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tqdm import tqdm
 
+from lightkv_gnn import __version__
 from lightkv_gnn.baselines import NONE, Budget, Method
 from lightkv_gnn.errors import ScheduleError, UnsupportedInputError
 from lightkv_gnn.evaluation import machine
 from lightkv_gnn.evaluation.asking import Asked, ask_all
-from lightkv_gnn.evaluation.rows import Key, Row, read_rows
+from lightkv_gnn.evaluation.rows import Key, Row
 from lightkv_gnn.evaluation.statistics import paired_difference, score_interval
+from lightkv_gnn.evaluation.store import Store
 from lightkv_gnn.evaluation.suite import Subject, Suite
-
-ROWS = "rows.jsonl"
-"""Where a run leaves its rows, one JSON object a line."""
 
 
 class Cell(NamedTuple):
@@ -77,7 +75,7 @@ class Evaluation:
 
         Rows are written one by one as they come, so that a run that was stopped goes on where it
         was.  What a method cannot do, such as keeping to a budget from some depth on, is left out,
-        and said.
+        said, and noted beside the rows.
 
         Args:
             folder: For the rows, and what machine each run that added some was on.
@@ -90,7 +88,8 @@ class Evaluation:
             The rows of this evaluation, old and new.
 
         Raises:
-            ValueError: The rows in ``folder`` are of another number of questions.
+            ValueError: The rows in ``folder`` are of another number of questions, or were made by
+                another version of this package.
         """
         folder.mkdir(parents=True, exist_ok=True)
         run = {**machine.describe(), "device": device, "command": command}
@@ -104,9 +103,11 @@ class Evaluation:
                     bar.total += len(cells)
                     for cell in cells:
                         bar.set_postfix_str(f"{suite.name} {cell.group} {cell.method.name}")
+                        key = _key_of(suite, cell, seed)
                         try:
-                            rows.append(self._row(suite, subject, seed, cell, store))
+                            rows.append(self._row(suite, subject, key, cell, store))
                         except (ScheduleError, UnsupportedInputError) as error:
+                            store.leave_out(key, str(error))
                             bar.write(f"left out: {cell.method.name}: {error}", file=sys.stderr)
                         bar.update()
         return rows
@@ -118,69 +119,19 @@ class Evaluation:
                 for budget in method.budgets(subject.model, self.retentions, self.depths):
                     yield Cell(group, method, budget)
 
-    def _row(self, suite: Suite, subject: Subject, seed: int, cell: Cell, store: Store) -> Row:
-        group, method, budget = cell
-        key = Key(suite.name, group, method.name, budget.retention, budget.depth, seed)
+    def _row(self, suite: Suite, subject: Subject, key: Key, cell: Cell, store: Store) -> Row:
         if (row := store.get(key)) is not None:
             return row
-        asked = ask_all(suite, subject, group, method, budget, self.questions, seed)
+        asked = ask_all(suite, subject, *cell, self.questions, key.seed)
         full = key._replace(method=NONE.name, retention=1.0, depth=-1)
         row = _row_of(key, asked, None if key == full else store[full])
         store.add(row)
         return row
 
 
-class Store:
-    """The rows of a folder, in a file that grows line by line.
-
-    A last line without an end was being written when a run was stopped; it is taken away.
-
-    Args:
-        folder: Where they are, or will be.
-        questions: Of each row.
-        run: What is noted of the run beside the rows, once it adds any.
-
-    Raises:
-        ValueError: The file has rows of another number of questions.
-    """
-
-    def __init__(self, folder: Path, questions: int, run: dict[str, Any]) -> None:
-        self._file = file = folder / ROWS
-        self._run: dict[str, Any] | None = run
-        if file.is_file():
-            text = file.read_bytes()
-            if not text.endswith(b"\n"):
-                file.write_bytes(text[: text.rfind(b"\n") + 1])
-        self._rows = {row.key: row for row in read_rows(file)} if file.is_file() else {}
-        others = {row.questions for row in self._rows.values()} - {questions}
-        if others:
-            raise ValueError(
-                f"{file} has rows of {sorted(others)} questions, this run asks {questions}: choose "
-                "another folder, or ask as many"
-            )
-
-    def get(self, key: Key) -> Row | None:
-        """The row of that key, if there is one."""
-        return self._rows.get(key)
-
-    def __getitem__(self, key: Key) -> Row:
-        return self._rows[key]
-
-    def add(self, row: Row) -> None:
-        """Keeps a row."""
-        self._rows[row.key] = row
-        with self._file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row.to_dict()) + "\n")
-        if self._run is not None:
-            _note(self._file.with_name(machine.FILE), self._run)
-            self._run = None
-
-
-def _note(file: Path, run: dict[str, Any]) -> None:
-    """Notes a run, once, after those before it."""
-    runs = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
-    if run not in runs:
-        file.write_text(json.dumps([*runs, run], indent=2) + "\n", encoding="utf-8")
+def _key_of(suite: Suite, cell: Cell, seed: int) -> Key:
+    budget = cell.budget
+    return Key(suite.name, cell.group, cell.method.name, budget.retention, budget.depth, seed)
 
 
 def _row_of(key: Key, asked: Asked, full: Row | None) -> Row:
@@ -207,4 +158,5 @@ def _row_of(key: Key, asked: Asked, full: Row | None) -> Row:
         seconds=asked.seconds,
         stages=asked.stages,
         scores=tuple(asked.scores),
+        version=__version__,
     )

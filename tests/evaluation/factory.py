@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from lightkv_gnn import __version__
 from lightkv_gnn.evaluation.rows import Row, StageLoss
 from lightkv_gnn.evaluation.statistics import paired_difference, score_interval
 
@@ -54,6 +55,7 @@ def make_row(
         "seconds": 0.0123,
         "stages": () if none else (StageLoss(depth, 64, 32, 0.1234, 0.25 - right / 5),) * 2,
         "scores": values,
+        "version": __version__,
     }
     return Row(**{**row, **fields})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from evaluation.cued_scores import LAST, MEAN, Exam
+from evaluation.cued_scores import LAST, MEAN, PRUNE, Exam, keep_top, saliency
 from lightkv_gnn.evaluation.cued import CountingSuite
 
 
@@ -21,3 +21,14 @@ def test_the_model_counts_uncompressed(exam: Exam) -> None:
 @pytest.mark.parametrize("options", [{}, LAST, MEAN], ids=["guided", "last", "mean"])
 def test_merging_makes_cells_fewer(exam: Exam, options: dict) -> None:
     assert exam.accuracy(0.5, **options) < 0.7
+
+
+def test_behind_the_layer_that_counts_merging_costs_nothing(exam: Exam) -> None:
+    assert exam.accuracy(0.0, 0.5) >= 0.99
+
+
+def test_one_merge_costs_what_one_lost_background_cell_does_not(exam: Exam) -> None:
+    one = 1.5 / 36
+    background = keep_top(saliency(exam.subject, 6))
+    assert exam.accuracy(one, matcher=background, **PRUNE) >= 0.99
+    assert exam.accuracy(one) < 0.9

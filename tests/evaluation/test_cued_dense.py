@@ -9,6 +9,8 @@ import lightkv_gnn as lk
 from evaluation.cued_scores import MEAN, Exam
 from lightkv_gnn.evaluation.cued import Dense
 
+CELLS = 36
+
 
 @pytest.fixture(scope="module")
 def exam(tmp_path_factory: pytest.TempPathFactory) -> Exam:
@@ -32,3 +34,9 @@ def test_the_cache_is_lighter(exam: Exam) -> None:
     with torch.no_grad(), lk.attach(exam.subject.model, config) as handle:
         exam.subject.model(**batch.inputs)
         assert handle.ledger.retention < 0.7
+
+
+@pytest.mark.parametrize("merges", [1, 4])
+def test_a_merge_costs_the_digits_it_is_made_of_and_no_other(exam: Exam, merges: int) -> None:
+    found = exam.accuracy((merges + 0.5) / CELLS)
+    assert 1 - (2 * merges + 0.5) / CELLS <= found <= 1 - 0.5 * merges / CELLS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
@@ -20,6 +21,8 @@ from evaluation.cued_scores import (
     keep_top,
     saliency,
 )
+from lightkv_gnn.baselines import METHODS
+from lightkv_gnn.evaluation.asking import ask_all
 from lightkv_gnn.evaluation.cued import SUITES, closed_forms
 
 CELLS, OBJECTS, CHOICES = 36, 12, 6
@@ -79,6 +82,22 @@ def test_closed_forms_hold_where_a_quarter_is_kept(twice: Exam) -> None:
     assert 0.7 < expected < 0.9
     found = twice.accuracy(0.5, 0.5, matcher=matcher, **PRUNE)
     assert abs(found - expected) < binomial_band(expected) + 0.01
+
+
+@pytest.mark.parametrize("name", ["random_pruning", "oracle"])
+def test_methods_are_as_good_as_their_closed_forms(twice: Exam, name: str) -> None:
+    """As ``lightkv-gnn eval`` runs them, on its budgets."""
+    method, model = METHODS[name], twice.subject.model
+    for budget in method.budgets(model, twice.suite.retentions, [0]):
+        kept = CELLS
+        for stage in method.stages(budget):
+            if stage.layer < twice.suite.listening:
+                kept -= int(kept * stage.ratio + 1e-9)
+        assert kept < CELLS
+        expected = getattr(closed_forms, name)(kept, CELLS, CHOICES)
+        found = ask_all(twice.suite, twice.subject, "shape", method, budget, twice.questions, 1)
+        accuracy = fmean(found.scores)
+        assert abs(accuracy - expected) < binomial_band(expected) + 0.01, budget
 
 
 def test_objects_survive_before_background_where_there_is_room(exams: dict[str, Exam]) -> None:

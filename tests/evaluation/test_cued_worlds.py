@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightkv_gnn.evaluation.cued import SUITES, Cued, Recipe, closed_forms, words
+from lightkv_gnn.evaluation.cued import SUITES, CellRecipe, Cued, closed_forms, words
 from lightkv_gnn.evaluation.cued.drawing import (
     COLOURS,
     DIGITS,
@@ -158,7 +158,7 @@ def test_closed_forms_at_their_ends() -> None:
 
 
 def test_training_is_the_same_twice_and_leaves_the_random_state_alone() -> None:
-    recipe = Recipe(steps=3, batch=4, layers=1)
+    recipe = CellRecipe(steps=3, batch=4, layers=1)
     before = torch.get_rng_state()
     one, two, other = (train([Objects(4)], recipe, seed) for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), before)
@@ -205,7 +205,7 @@ def test_a_batch_of_one_question_is_no_batch_of_two() -> None:
 
 
 def test_every_size_and_seed_has_a_folder_of_its_own_and_is_trained_once(tmp_path: Path) -> None:
-    recipe = Recipe(steps=1, batch=2, layers=1)
+    recipe = CellRecipe(steps=1, batch=2, layers=1)
     for side, seed in ((6, 0), (6, 1), (5, 0)):
         Cued(side, recipe).subject(seed, tmp_path)
     names = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}

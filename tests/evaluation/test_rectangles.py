@@ -18,7 +18,7 @@ from lightkv_gnn.evaluation.listening import with_listening_layer
 from lightkv_gnn.evaluation.rectangles import Rectangles
 from lightkv_gnn.evaluation.rectangles.inputs import asked, inputs_of, patches
 from lightkv_gnn.evaluation.rectangles.model import build_model
-from lightkv_gnn.evaluation.rectangles.training import Recipe, _side_by_side
+from lightkv_gnn.evaluation.rectangles.training import RectangleRecipe, _side_by_side
 from lightkv_gnn.evaluation.rectangles.world import (
     BLOCK,
     CELL,
@@ -152,7 +152,7 @@ def test_pictures_shrink(subject: Subject) -> None:
 
 
 def test_a_trained_model_is_read(tmp_path: Path) -> None:
-    suite = Rectangles(Recipe(steps=2, batch=2))
+    suite = Rectangles(RectangleRecipe(steps=2, batch=2))
     first = suite.subject(4, tmp_path).model.state_dict()
     assert [folder.name for folder in tmp_path.iterdir()] == ["rectangles-4"]
     written = (tmp_path / "rectangles-4" / "model.safetensors").stat().st_mtime_ns

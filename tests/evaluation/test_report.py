@@ -19,6 +19,7 @@ from lightkv_gnn.evaluation.pooling import best_at_budget, pool
 from lightkv_gnn.evaluation.report import HEAD, MARK, PAGE, write_report
 from lightkv_gnn.evaluation.rows import Row, StageLoss, write_rows
 from lightkv_gnn.evaluation.statistics import difference_over_seeds, over_seeds
+from lightkv_gnn.evaluation.store import LEFT_OUT, MACHINE
 
 HOSTILE = "_a|b `c`\n# $x_1$ <b>*d*</b> [e](f) \\"
 
@@ -274,7 +275,7 @@ def test_the_command_makes_a_page_of_several_files(capsys, tmp_path, undrawn):
         folder = tmp_path / f"run{number}"
         folder.mkdir()
         write_rows(make_rows(group=f"g{number}"), folder / "rows.jsonl")
-    (tmp_path / "run0" / machine.FILE).write_text(
+    (tmp_path / "run0" / MACHINE).write_text(
         json.dumps([{**facts, "command": "eval it"}, {**facts, "command": "eval more"}])
     )
     files = [str(tmp_path / f"run{number}" / "rows.jsonl") for number in (0, 1)]
@@ -316,15 +317,35 @@ def test_bad_files_end_with_one_line(capsys, tmp_path, name, content, message):
     assert not out.exists()
 
 
+def test_what_was_left_out_stands_on_the_page(capsys, tmp_path, undrawn):
+    write_rows(make_rows(), tmp_path / "rows.jsonl")
+    key = {"suite": "cued", "group": "vqa", "method": "stride", "retention": 0.1, "depth": 3}
+    notes = [{**key, "seed": seed, "reason": "out of *reach*"} for seed in (0, 4)]
+    (tmp_path / LEFT_OUT).write_text(json.dumps(notes))
+    command = ["report", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "page")]
+    assert main(command) == 0
+    page = (tmp_path / "page" / PAGE).read_text()
+    line = (
+        "- cued, vqa: stride at 10.0%, first compressed after layer 3: out of \\*reach\\* "
+        "(seeds 0, 4)\n"
+    )
+    assert page.count(line) == 1
+    del notes[0]["reason"]
+    (tmp_path / LEFT_OUT).write_text(json.dumps(notes))
+    capsys.readouterr()
+    assert main(command) == 1
+    assert "a note without 'reason'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("content", "message"), [("{", "cannot be read"), ("{}", "a JSON list"), ("[3]", "a JSON list")]
 )
 def test_a_bad_machine_file_is_named(capsys, tmp_path, content, message):
     write_rows(make_rows(), tmp_path / "rows.jsonl")
-    (tmp_path / machine.FILE).write_text(content)
+    (tmp_path / MACHINE).write_text(content)
     assert main(["report", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "page")]) == 1
     error = capsys.readouterr().err
-    assert machine.FILE in error
+    assert MACHINE in error
     assert message in error
 
 

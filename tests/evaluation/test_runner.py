@@ -9,11 +9,12 @@ import torch
 from models import tiny_llava
 from torch import Tensor
 
-from lightkv_gnn import LightKVConfig, attach, plan_prefill
+from lightkv_gnn import LightKVConfig, __version__, attach, plan_prefill
 from lightkv_gnn.baselines import METHODS, Budget
-from lightkv_gnn.evaluation import runner
+from lightkv_gnn.evaluation import runner, store
 from lightkv_gnn.evaluation.rows import read_rows
-from lightkv_gnn.evaluation.runner import ROWS, Evaluation
+from lightkv_gnn.evaluation.runner import Evaluation
+from lightkv_gnn.evaluation.store import LEFT_OUT, MACHINE, ROWS
 from lightkv_gnn.evaluation.suite import Batch, Subject, Suite
 from lightkv_gnn.schedule import layer_average
 
@@ -177,9 +178,28 @@ def test_rows_of_another_number_of_questions_are_refused(tmp_path):
         evaluation(Halves(), n=12).run(tmp_path, tmp_path, progress=False)
 
 
-def test_a_budget_out_of_reach_is_left_out_and_said(tmp_path, capsys):
-    rows = evaluation(Halves(), retentions=(0.1, 0.75), depths=(1,)).run(tmp_path, tmp_path)
+def test_rows_of_another_version_are_refused(tmp_path, monkeypatch):
+    evaluation(Halves()).run(tmp_path, tmp_path, progress=False)
+    before = (tmp_path / ROWS).read_bytes()
+    monkeypatch.setattr(store, "__version__", "9.9.9")
+    with pytest.raises(ValueError, match=f"made by version {__version__}, this is 9.9.9"):
+        evaluation(Halves()).run(tmp_path, tmp_path, progress=False)
+    assert (tmp_path / ROWS).read_bytes() == before
+
+
+def test_a_budget_out_of_reach_is_left_out_noted_and_said(tmp_path, capsys):
+    asked = evaluation(Halves(), retentions=(0.1, 0.75), depths=(1,))
+    rows = asked.run(tmp_path, tmp_path)
     assert {row.retention for row in rows} == {1.0, 0.75}
+    asked.run(tmp_path, tmp_path, progress=False)
+    noted = json.loads((tmp_path / LEFT_OUT).read_text())
+    assert [(note["group"], note["method"], note["seed"]) for note in noted] == [
+        (group, method, seed)
+        for seed in (0, 1)
+        for group in ("even", "odd")
+        for method in ("guided", "mean")
+    ]
+    assert all(note["reason"].startswith("no stages from layer 1 of 6 on") for note in noted)
     printed = capsys.readouterr()
     assert "left out: guided: no stages from layer 1 of 6 on keep 10%" in printed.err
     assert printed.out == ""
@@ -210,7 +230,7 @@ def test_what_machine_it_was(tmp_path, monkeypatch):
         evaluation(Halves(), methods=()).run(tmp_path, tmp_path, command=command, progress=False)
     more = evaluation(Halves(), methods=("mean",))
     more.run(tmp_path, tmp_path, command="eval --three", progress=False)
-    noted = json.loads((tmp_path / "machine.json").read_text())
+    noted = json.loads((tmp_path / MACHINE).read_text())
     assert noted == [  # the second and the third time, everything was there
         {"cpu": "an abacus", "device": "cpu", "command": command}
         for command in ("eval --one", "eval --three")

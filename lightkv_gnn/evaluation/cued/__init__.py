@@ -15,17 +15,17 @@ from lightkv_gnn.evaluation.cued.suites import (
     SecondQuestion,
     TwoImages,
 )
-from lightkv_gnn.evaluation.cued.training import Recipe
+from lightkv_gnn.evaluation.cued.training import CellRecipe
 
 __all__ = [
     "SUITES",
+    "CellRecipe",
     "CellSuite",
     "CountingSuite",
     "Cued",
     "CuedSymmetric",
     "Dense",
     "Plain",
-    "Recipe",
     "SecondQuestion",
     "TwoImages",
 ]

@@ -13,7 +13,7 @@ from torch import Generator
 
 from lightkv_gnn.evaluation.cued import words
 from lightkv_gnn.evaluation.cued.model import build, load
-from lightkv_gnn.evaluation.cued.training import Recipe, inputs_of, train
+from lightkv_gnn.evaluation.cued.training import CellRecipe, inputs_of, train
 from lightkv_gnn.evaluation.cued.worlds import Lesson, World
 from lightkv_gnn.evaluation.listening import save, with_listening_layer
 from lightkv_gnn.evaluation.suite import Batch, Subject, Suite
@@ -45,13 +45,13 @@ class CellSuite(Suite):
     trained_as: ClassVar[str]
     """Name of the model, which suites may share."""
 
-    own_recipe: ClassVar[Recipe] = Recipe()
+    own_recipe: ClassVar[CellRecipe] = CellRecipe()
     retentions: ClassVar[tuple[float, ...]] = (0.75, 0.6, 0.47)
 
     def __init__(
         self,
         side: int = SIDE,
-        recipe: Recipe | None = None,
+        recipe: CellRecipe | None = None,
         batch_size: int = 64,
         listening: int = 1,
     ) -> None:
@@ -63,9 +63,9 @@ class CellSuite(Suite):
         self.listening = listening
         self.worlds = self.make_worlds()
 
-    @abstractmethod
     def lessons(self) -> Sequence[World]:
-        """Worlds that the model is trained on, in turn."""
+        """Worlds that the model is trained on, in turn; those it is asked about."""
+        return list(self.worlds.values())
 
     @abstractmethod
     def make_worlds(self) -> Mapping[str, World]:

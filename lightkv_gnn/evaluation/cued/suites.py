@@ -12,7 +12,7 @@ from torch import Tensor
 from lightkv_gnn.evaluation.cued import words
 from lightkv_gnn.evaluation.cued.base import CellSuite
 from lightkv_gnn.evaluation.cued.drawing import COLOURS
-from lightkv_gnn.evaluation.cued.training import Recipe, inputs_of
+from lightkv_gnn.evaluation.cued.training import CellRecipe, inputs_of
 from lightkv_gnn.evaluation.cued.worlds import Counting, Digits, Lesson, Objects, World
 from lightkv_gnn.evaluation.suite import Batch, Subject
 
@@ -24,7 +24,7 @@ class _ObjectSuite(CellSuite):
     """A suite on objects; all of these share one model, which has seen every kind."""
 
     trained_as = "cued"
-    own_recipe = Recipe(steps=400, batch=32, layers=2, rate=5e-3)
+    own_recipe = CellRecipe(steps=400, batch=32, layers=2, rate=5e-3)
 
     def lessons(self) -> Sequence[World]:
         """Mostly as many objects as there are colours; in one picture or in two."""
@@ -152,11 +152,7 @@ class CountingSuite(CellSuite):
     name = "counting"
     groups = ("count",)
     trained_as = "counting"
-    own_recipe = Recipe(steps=600, batch=64, layers=2, rate=6e-3)
-
-    def lessons(self) -> Sequence[World]:
-        """What is asked."""
-        return [Counting(self.side)]
+    own_recipe = CellRecipe(steps=600, batch=64, layers=2, rate=6e-3)
 
     def make_worlds(self) -> Mapping[str, World]:
         """One picture of coloured cells."""
@@ -169,11 +165,7 @@ class Dense(CellSuite):
     name = "dense"
     groups = ("read",)
     trained_as = "dense"
-    own_recipe = Recipe(steps=200, batch=32, layers=2, rate=3e-3)
-
-    def lessons(self) -> Sequence[World]:
-        """What is asked."""
-        return [Digits(self.side)]
+    own_recipe = CellRecipe(steps=200, batch=32, layers=2, rate=3e-3)
 
     def make_worlds(self) -> Mapping[str, World]:
         """One picture full of digits."""

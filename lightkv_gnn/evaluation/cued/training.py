@@ -2,49 +2,33 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from lightkv_gnn.evaluation.cued import words
 from lightkv_gnn.evaluation.cued.drawing import draw
 from lightkv_gnn.evaluation.cued.model import build
 from lightkv_gnn.evaluation.cued.worlds import Lesson, World
 from lightkv_gnn.evaluation.listening import with_listening_layer
+from lightkv_gnn.evaluation.training import Recipe, fit
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How to train: AdamW, a linear warm-up, then a cosine to zero.
+class CellRecipe(Recipe):
+    """How to train on worlds.
 
     Attributes:
-        steps: Of the optimiser.
-        batch: Samples a step.
-        layers: Of the decoder, the listening layer not counted.
-        rate: Highest learning rate.
-        warmup: Steps until it.
         symmetric: Whether queries and keys share one projection while training.
     """
 
-    steps: int = 300
-    batch: int = 32
-    layers: int = 3
-    rate: float = 3e-3
-    warmup: int = 30
     symmetric: bool = False
 
-    def rate_at(self, step: int) -> float:
-        """Learning rate of a step, counted from 0."""
-        falling = 0.5 * (1 + math.cos(math.pi * step / self.steps))
-        return self.rate * min(1.0, (step + 1) / self.warmup) * falling
 
-
-def train(worlds: Sequence[World], recipe: Recipe, seed: int, device: str = "cpu") -> Any:
+def train(worlds: Sequence[World], recipe: CellRecipe, seed: int, device: str = "cpu") -> Any:
     """Trains a model on worlds in turn, one each step.
 
     Args:
@@ -62,21 +46,13 @@ def train(worlds: Sequence[World], recipe: Recipe, seed: int, device: str = "cpu
     if recipe.symmetric:
         for layer in model.model.language_model.layers:
             layer.self_attn.k_proj.weight = layer.self_attn.q_proj.weight
-    learnt = [weight for weight in model.parameters() if weight.requires_grad]
-    optimiser = torch.optim.AdamW(learnt, lr=recipe.rate, betas=(0.9, 0.98), weight_decay=0.01)
     generator = torch.Generator().manual_seed(seed)
-    bar = tqdm(range(recipe.steps), desc=f"training on {type(worlds[0]).__name__.lower()}")
-    for step in bar:
-        for group in optimiser.param_groups:
-            group["lr"] = recipe.rate_at(step)
+
+    def loss_at(step: int) -> Tensor:
         lesson = worlds[step % len(worlds)].draw(generator, recipe.batch)
-        loss = _loss(model, lesson, side, device)
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(learnt, 1.0)
-        optimiser.step()
-        if step % 20 == 0:
-            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+        return _loss(model, lesson, side, device)
+
+    fit(model, recipe, loss_at, f"training on {type(worlds[0]).__name__.lower()}")
     longer = with_listening_layer(model, lambda layers: build(side, layers, seed=0))
     return longer.to(device).eval()
 

@@ -13,7 +13,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from lightkv_gnn.evaluation.listening import save
 from lightkv_gnn.evaluation.rectangles.inputs import asked, inputs_of, seen
-from lightkv_gnn.evaluation.rectangles.training import Recipe, train
+from lightkv_gnn.evaluation.rectangles.training import RectangleRecipe, train
 from lightkv_gnn.evaluation.rectangles.words import WORDS
 from lightkv_gnn.evaluation.rectangles.world import BLOCK, Picture, Question, draw_picture
 from lightkv_gnn.evaluation.rectangles.world import questions_of as all_questions
@@ -39,8 +39,8 @@ class Rectangles(Suite):
     groups: ClassVar[tuple[str, ...]] = ("shape", "position")
     resizable: ClassVar[bool] = True
 
-    def __init__(self, recipe: Recipe | None = None, batch_size: int = 64) -> None:
-        self.recipe = recipe or Recipe()
+    def __init__(self, recipe: RectangleRecipe | None = None, batch_size: int = 64) -> None:
+        self.recipe = recipe or RectangleRecipe()
         self.batch_size = batch_size
 
     def subject(self, seed: int, folder: Path, device: str = "cpu") -> Subject:

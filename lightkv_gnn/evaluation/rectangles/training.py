@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from tqdm import tqdm
 
 from lightkv_gnn.evaluation.listening import with_listening_layer
 from lightkv_gnn.evaluation.rectangles.inputs import asked, inputs_of
@@ -25,44 +23,34 @@ from lightkv_gnn.evaluation.rectangles.world import (
     questions_of,
     render,
 )
+from lightkv_gnn.evaluation.training import Recipe, fit
 
 WORDS = 3
 """Of a question and its answer."""
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How to train: AdamW, a linear warm-up, then a cosine to zero.
+class RectangleRecipe(Recipe):
+    """How to train; ``batch`` is pictures a step.
 
     Attributes:
-        steps: Of the optimiser.
-        batch: Pictures a step.
         shapes: Questions about each picture that name a colour; every corner is asked for too.
-        layers: Of the decoder, the listening layer not counted.
-        rate: Highest learning rate.
-        warmup: Steps until it.
         grounding: Weight of the grounding loss at first; it falls to zero halfway through.
     """
 
     steps: int = 600
     batch: int = 16
-    shapes: int = 8
     layers: int = LAYERS
-    rate: float = 3e-3
     warmup: int = 50
+    shapes: int = 8
     grounding: float = 1.0
-
-    def rate_at(self, step: int) -> float:
-        """Learning rate of a step, counted from 0."""
-        falling = 0.5 * (1 + math.cos(math.pi * step / self.steps))
-        return self.rate * min(1.0, (step + 1) / self.warmup) * falling
 
     def grounding_at(self, step: int) -> float:
         """Weight of the grounding loss in a step."""
         return self.grounding * max(0.0, 1 - 2 * step / self.steps)
 
 
-def train(recipe: Recipe, seed: int, device: str = "cpu") -> Any:
+def train(recipe: RectangleRecipe, seed: int, device: str = "cpu") -> Any:
     """Trains a model; the same seed on a CPU gives the same one.
 
     Returns:
@@ -70,26 +58,20 @@ def train(recipe: Recipe, seed: int, device: str = "cpu") -> Any:
     """
     model: Any = build_model(seed, recipe.layers)
     model = model.to(device).train()
-    optimiser = torch.optim.AdamW(
-        model.parameters(), lr=recipe.rate, betas=(0.9, 0.98), weight_decay=0.01
-    )
     rng = np.random.default_rng(seed)
-    bar = tqdm(range(recipe.steps), desc="training on rectangles", mininterval=1)
-    for step in bar:
-        for group in optimiser.param_groups:
-            group["lr"] = recipe.rate_at(step)
-        loss = _loss(model, recipe, rng, recipe.grounding_at(step))
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        if step % 20 == 0:
-            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+    fit(
+        model,
+        recipe,
+        lambda step: _loss(model, recipe, rng, recipe.grounding_at(step)),
+        "training on rectangles",
+    )
     longer = with_listening_layer(model, lambda layers: build_model(0, layers))
     return longer.to(device).eval()
 
 
-def _loss(model: Any, recipe: Recipe, rng: np.random.Generator, grounding: float) -> Tensor:
+def _loss(
+    model: Any, recipe: RectangleRecipe, rng: np.random.Generator, grounding: float
+) -> Tensor:
     """Cross entropy of the answers about fresh pictures, and of what their cells show."""
     pictures = [draw_picture(rng) for _ in range(recipe.batch)]
     texts = [_questions(picture, recipe.shapes, rng) for picture in pictures]
