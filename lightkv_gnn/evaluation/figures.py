@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from lightkv_gnn.baselines.merging import GUIDED
 from lightkv_gnn.evaluation.pooling import BASELINE, Pooled
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ MARKERS = "osD^vP*Xp"
 
 DASHES = ("-", "--", ":")
 """Solid as far as the colours go, then dashed, then dotted."""
+
+OWN = {"color": "black", "marker": "o", "linestyle": "-", "linewidth": 2.4, "zorder": 4}
+"""Of the library's own method, which every figure is about."""
 
 COLUMNS = 3
 """Panels beside each other."""
@@ -135,12 +139,14 @@ PLOTS = (
 
 def styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
     """A colour and a marker of its own for each method, the same in every figure of a page."""
-    others = sorted(set(methods) - {BASELINE})
-    return {
+    others = sorted(set(methods) - {BASELINE, GUIDED.name})
+    own = {GUIDED.name: OWN} if GUIDED.name in methods else {}
+    return own | {
         method: {
             "color": COLOURS[number % len(COLOURS)],
             "marker": MARKERS[number % len(MARKERS)],
             "linestyle": DASHES[number // len(COLOURS) % len(DASHES)],
+            "linewidth": 1.2,
         }
         for number, method in enumerate(others)
     }
@@ -234,11 +240,10 @@ def _line(
         [value for value, _, _ in values],
         yerr=[below, above],
         markersize=5.5,
-        linewidth=1.2 if plot.against == "accuracy" else 0,
         elinewidth=0.9,
         markeredgecolor="white",
         markeredgewidth=0.5,
-        **look,
+        **(look if plot.against == "accuracy" else {**look, "linestyle": "none"}),
     )
 
 
@@ -246,7 +251,7 @@ def _legend(canvas: Figure, look: dict[str, dict[str, Any]]) -> None:
     from matplotlib.lines import Line2D
 
     names = [shorten(method, LONGEST).replace("$", r"\$") for method in look]
-    handles = [Line2D([], [], linewidth=1.2, markersize=6, **style) for style in look.values()]
+    handles = [Line2D([], [], markersize=6, **style) for style in look.values()]
     longest = max(map(len, names))
     columns = max(1, min(5, int(100 / (longest + 8))))
     canvas.legend(handles, names, loc="outside upper center", ncols=columns, fontsize=9)
