@@ -48,7 +48,7 @@ RUNS = {
         for choice in ("guidance", "prompt", "message", "positions")
     },
     "windows": [f"{CUED} windows", f"{TINY} windows --retention 0.65 0.4"],
-    "stages": [f"{TINY} stages --retention 0.65"],
+    "stages": [f"{TINY} stages --retention 0.65 0.4"],
     "depth": [f"{TINY} depth"],
 }
 """Options of ``lightkv-gnn eval`` for each page."""
