@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -34,6 +35,10 @@ def test_the_average_is_as_asked(layers: int, retention: float, depth: int) -> N
             assert layers == 4
             continue
         assert layer_average(stages, layers) == pytest.approx(retention, abs=1e-3)
+        for step in (-1e-4, 1e-4):  # no other ratio of four digits comes nearer
+            others = [replace(s, ratio=max(0.0, s.ratio + step)) for s in stages]
+            nearer = abs(layer_average(others, layers) - retention)
+            assert abs(layer_average(stages, layers) - retention) <= nearer + 1e-9
         assert stages[0].layer == depth
         gaps = {b.layer - a.layer for a, b in pairwise(stages)}
         assert len(gaps) <= 1

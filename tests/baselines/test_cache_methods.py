@@ -161,6 +161,8 @@ def test_between_two_anchors_the_earlier_takes() -> None:
     anchors = torch.tensor([[-1, 2, 4, 6]])
     found = averaged(states, anchors, real)
     assert found.flatten().tolist() == pytest.approx([0, 14 / 3, 24, 64])
+    far = averaged(states, torch.tensor([[-1, 4, 6]]), real)  # padding takes nothing
+    assert far.flatten().tolist() == pytest.approx([0, 62 / 5, 64])
     half = averaged(states.half(), anchors, real)
     assert half.dtype == torch.float16
 

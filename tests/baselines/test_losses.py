@@ -48,8 +48,10 @@ def test_nothing_is_lost_where_nothing_differs() -> None:
     measured(torch.ones(16, 3), layout, plan_stage(layout.occupancy, 1, 0.5))
     assert float(measured.losses[0].squared_error) == 0
     assert float(measured.losses[0].divergence) == pytest.approx(0, abs=1e-5)
+    assert measured.seconds > 0
     measured.forget()
     assert measured.losses == []
+    assert measured.seconds == 0
 
 
 @torch.no_grad()

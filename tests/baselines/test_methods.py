@@ -160,6 +160,31 @@ def test_random_methods_follow_the_generator(name: str) -> None:
     assert not torch.equal(found[0], found[2])
 
 
+@torch.no_grad()
+def test_no_two_methods_do_the_same() -> None:
+    model = tiny_llava(side=SIDE)
+    found: list[Tensor] = []
+    for name in METHODS:
+        torch.manual_seed(0)
+        with applied_to(model, name) as (_, (_, inputs)):
+            found.append(model(**inputs).past_key_values.layers[-1].values)
+    for number, values in enumerate(found):
+        assert not any(torch.equal(values, other) for other in found[:number])
+
+
+def test_depths_are_tried_where_they_matter() -> None:
+    model = tiny_llava(side=SIDE)
+    for name, method in METHODS.items():
+        budgets = method.budgets(model, [0.7, 0.9], [0, 1])
+        found = [(budget.retention, budget.depth) for budget in budgets]
+        if name == "none":
+            assert found == [(1, -1)]
+        elif name in AFTERWARDS | {"downsample"}:
+            assert found == [(0.7, -1), (0.9, -1)]
+        else:
+            assert found == [(0.7, 0), (0.7, 1), (0.9, 0), (0.9, 1)]
+
+
 @every
 def test_greedy_answers_are_the_same_with_every_backend(name: str) -> None:
     answers = []

@@ -169,6 +169,14 @@ def test_diversity_drops_copies_first() -> None:
     assert (matching.edge_index[0] // 2).tolist() == list(range(8))
 
 
+@pytest.mark.parametrize("value", [0.0, torch.nan])
+def test_a_token_without_direction_is_not_the_most_diverse(value: float) -> None:
+    layout = make_layout([[(2, 2)]])
+    x = torch.tensor([[1.0, 0], [-1, 0], [value, value], [0.9, 0.1]])
+    matching = keep_diverse(x, partition_of(layout, 0.5))
+    assert matching.edge_index[0].tolist() == [2, 3]
+
+
 # --- recycling ----------------------------------------------------------------------------------
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from models import batch, prompt, tiny_llava
@@ -22,9 +24,9 @@ VISION = [[2, 3, 4, 5, 6], [7, 8, 9]]
 TEXT = [[0, 1, 7, 8, 9, 10, 11, 12, 13], [4, 5, 6, 10, 11, 12, 13]]
 
 
-def block_of(softcap: float | None = None) -> GuidanceBlock:
+def block_of(softcap: float | None = None, seed: int = 0) -> GuidanceBlock:
     """Two samples, the second one after four tokens of padding; two heads share each key."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     query = 2 * torch.randn(2, 4, TOKENS, 8, generator=generator)
     key = torch.randn(2, 2, TOKENS, 8, generator=generator)
 
@@ -80,8 +82,16 @@ def test_sums_over_raters_in_pieces(chunk: int, monkeypatch: pytest.MonkeyPatch)
         torch.testing.assert_close(found[sample, : len(vision)], expected)
 
 
-def test_raters_are_the_text_that_the_picture_looks_for() -> None:
+def test_text_that_is_padding_rates_nothing() -> None:
     block = block_of()
+    padding = replace(block, text=torch.zeros(2, 3, dtype=torch.int64), vision=block.vision * 0)
+    padding = replace(padding, text_mask=torch.zeros(2, 3, dtype=torch.bool))
+    assert not text_attention(padding, torch.ones(2, 3)).any()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_raters_are_the_text_that_the_picture_looks_for(seed: int) -> None:
+    block = block_of(seed=seed)
     full = whole(block).mean(1)
     found = rated(block)
     logits = block.query @ block.key.repeat_interleave(2, 1).transpose(2, 3) * block.scaling

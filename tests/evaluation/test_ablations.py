@@ -6,7 +6,7 @@ from models import tiny_llava
 
 from lightkv_gnn import LightKVConfig, ScheduleError, messages
 from lightkv_gnn.baselines import Budget
-from lightkv_gnn.evaluation.ablations import ABLATIONS, mass_guided
+from lightkv_gnn.evaluation.ablations import ABLATIONS, Folded, mass_guided
 
 ALL = [(choice, variant) for choice, variants in ABLATIONS.items() for variant in variants()]
 LARGE = Budget(0.65, 0, 8, (16, 16))
@@ -41,6 +41,44 @@ def test_a_variant_runs_on_its_budgets(model, inputs, choice, variant):
                 assert applied.bill().held == pytest.approx(budget.retention, abs=0.025)
             assert not torch.equal(compressed, expected)
         assert torch.equal(model(**inputs).logits, expected)
+
+
+@pytest.mark.parametrize("choice", sorted(set(ABLATIONS) - {"depth"}))
+def test_no_two_variants_of_a_choice_do_the_same(model, inputs, choice):
+    found = []
+    for variant in ABLATIONS[choice]():
+        torch.manual_seed(0)
+        with torch.no_grad(), variant.applied(model, LARGE):
+            found.append(model(**inputs).logits)
+    for number, logits in enumerate(found):
+        assert not any(torch.equal(logits, other) for other in found[:number])
+
+
+def test_names_say_what_is_varied():
+    for variant in ABLATIONS["guidance"]():
+        config, name = variant.config(LARGE), variant.name
+        assert config.rotary == ("no rotary" not in name)
+        if isinstance(config.guidance, str):
+            assert name.partition(":")[0].partition(",")[0] == config.guidance
+    for variant in ABLATIONS["prompt"]():
+        config, name = variant.config(LARGE), variant.name
+        assert (config.message is messages.guided_mean) == ("weights" in name)
+        assert getattr(config.matcher, "resist", False) == ("matching" in name)
+        assert (getattr(config.matcher, "protect", 0) > 0) == ("protection" in name)
+    means = {
+        "guided": messages.guided_mean,
+        "mean": messages.mean,
+        "pruned": messages.destination_only,
+    }
+    for variant in (*ABLATIONS["geometry"](), *ABLATIONS["depth"]()):
+        config, kind = variant.config(LARGE), variant.name.partition(",")[0]
+        assert isinstance(variant, Folded) == ("folded" in variant.name)
+        assert config.message is means[kind]
+        assert (config.guidance == "none") == (kind != "guided")
+    for name in ("positions", "message"):
+        for variant in ABLATIONS[name]():
+            varied = getattr(variant.config(LARGE), name)
+            assert variant.name == getattr(varied, "name", varied)
 
 
 def test_names_tell_variants_apart():

@@ -11,7 +11,9 @@ from lightkv_gnn.cli import main
 from lightkv_gnn.evaluation import eval_command
 from lightkv_gnn.evaluation.ablations import ABLATIONS
 from lightkv_gnn.evaluation.rows import read_rows
+from lightkv_gnn.evaluation.store import MACHINE
 from lightkv_gnn.evaluation.suites import SUITES
+from lightkv_gnn.evaluation.tiny_suite import TinySuite
 
 TINY = ("eval", "--suite", "tiny", "--group", "vqa", "--questions", "8", "--retention", "0.55")
 CONTRACT = ("suite", "method", "retention", "depth", "seed", "accuracy", "low", "high")
@@ -43,7 +45,12 @@ def test_json_is_a_list_of_rows_and_nothing_else(capsys, tmp_path):
     assert [row.accuracy for row in kept] == [row["accuracy"] for row in rows]
     with (out / "rows.csv").open(newline="") as stream:
         table = list(csv.DictReader(stream))
-    assert [line["method"] for line in table] == [row["method"] for row in rows]
+    for line, row in zip(table, kept, strict=True):
+        assert (line["method"], line["group"]) == (row.method, row.group)
+        assert float(line["accuracy"]) == row.accuracy
+        for name in ("divergence", "error"):
+            expected = [getattr(stage, name) for stage in row.stages]
+            assert [float(part) for part in line[name].split()] == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_table_has_the_rows_of_earlier_runs_too(capsys, tmp_path):
@@ -62,6 +69,22 @@ def test_people_get_a_line_a_row(capsys, tmp_path):
     lines = printed.out.splitlines()
     assert [line.split()[2] for line in lines[:-1]] == ["none", "preserve", "reindex"]
     assert lines[-1].startswith("wrote ")
+    (noted,) = json.loads((tmp_path / "rows" / MACHINE).read_text())
+    assert noted["command"].startswith("lightkv-gnn eval --suite tiny --group vqa")
+
+
+def test_a_suite_without_the_groups_is_not_trained(capsys, tmp_path, monkeypatch):
+    class Other(TinySuite):
+        groups = ("shape",)
+
+        def subject(self, seed, folder, device="cpu"):
+            raise FileNotFoundError("nobody needs it")
+
+    monkeypatch.setitem(SUITES, "cued", Other)
+    arguments = ("eval", "--suite", "cued", *TINY[2:], "--methods", "none", "--out", tmp_path)
+    status, printed = run(capsys, *arguments, "--json")
+    assert status == 0, printed.err
+    assert [row["suite"] for row in json.loads(printed.out)] == ["tiny"]
 
 
 def test_quick_asks_fewer(capsys, tmp_path, monkeypatch):

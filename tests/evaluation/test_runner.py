@@ -1,6 +1,7 @@
 """Rows come one by one, are kept, and are not computed twice."""
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from torch import Tensor
 from lightkv_gnn import LightKVConfig, __version__, attach, plan_prefill
 from lightkv_gnn.baselines import METHODS, Budget
 from lightkv_gnn.evaluation import runner, store
+from lightkv_gnn.evaluation.asking import ask_all
 from lightkv_gnn.evaluation.rows import read_rows
 from lightkv_gnn.evaluation.runner import Evaluation
+from lightkv_gnn.evaluation.statistics import paired_difference
 from lightkv_gnn.evaluation.store import LEFT_OUT, MACHINE, ROWS
 from lightkv_gnn.evaluation.suite import Batch, Subject, Suite
 from lightkv_gnn.schedule import layer_average
@@ -30,17 +33,22 @@ class Halves(Suite):
     def __init__(self) -> None:
         self.asked: list[tuple[int, str]] = []
         self.fail_after: int | None = None
+        self.size = 4
 
     def subject(self, seed: int, folder: Path, device: str = "cpu") -> Subject:
-        return Subject(tiny_llava(side=SIDE, seed=seed).to(device).eval())
+        with torch.random.fork_rng(devices=[]):
+            return Subject(tiny_llava(side=SIDE, seed=seed).to(device).eval())
 
     def batches(
         self, subject: Subject, group: str, questions: int, seed: int, side: float = 1.0
     ) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(seed)
-        for start in range(0, questions, 4):
-            number = min(4, questions - start)
-            yield Batch(_inputs(subject, number, generator), ("?",) * number)
+        inputs = _inputs(subject, questions, generator)
+        relevant = torch.rand(questions, SIDE**2, generator=generator) < 0.1
+        for start in range(0, questions, self.size):
+            own = slice(start, min(start + self.size, questions))
+            chosen = {name: values[own] for name, values in inputs.items()}
+            yield Batch(chosen, ("?",) * (own.stop - start), relevant[own])
 
     def ask(self, subject: Subject, group: str, batch: Batch) -> list[float]:
         if self.fail_after is not None and len(self.asked) >= self.fail_after:
@@ -92,6 +100,8 @@ def test_costs_are_the_plans_and_differences_are_paired(tmp_path):
         assert row.accuracy == pytest.approx(sum(row.scores) / 10)
         assert row.low <= row.accuracy <= row.high
         assert row.difference == pytest.approx(row.accuracy - base.accuracy)
+        difference = (row.difference, row.difference_low, row.difference_high, row.p_value)
+        assert difference == paired_difference(row.scores, base.scores)
         assert row.kv_ratio == pytest.approx(row.kv_bytes / base.kv_bytes)
         assert row.flops_ratio == pytest.approx(row.flops / base.flops)
         assert row.seconds > 0
@@ -107,6 +117,14 @@ def test_costs_are_the_plans_and_differences_are_paired(tmp_path):
             (totals["retention"], totals["kv_bytes"], totals["flops"])
         )
         assert [stage.layer for stage in row.stages] == [s.layer for s in config.stages]
+        tokens = held = SIDE**2
+        after = {stage.layer: stage for stage in row.stages}
+        for layer in range(5):
+            if layer in after:
+                assert after[layer].before == tokens
+                tokens = after[layer].after
+            held += tokens
+        assert row.held == pytest.approx(held / (6 * SIDE**2))
 
 
 def test_scores_are_those_of_asking_by_hand(tmp_path):
@@ -124,6 +142,30 @@ def test_scores_are_those_of_asking_by_hand(tmp_path):
             by_hand += suite.ask(subject, "odd", batch)
     assert list(row.scores) == by_hand
     assert len(set(by_hand)) == 2
+
+
+def test_asking_in_batches_is_asking_at_once(tmp_path):
+    """With the hints of every batch, which change what is lost."""
+    suite, method = Halves(), METHODS["oracle"]
+    subject = suite.subject(1, tmp_path)
+    budget = Budget.of(subject.model, 0.5, 1)
+    asked = ask_all(suite, subject, "odd", method, budget, 10, 1)
+    suite.size = 10
+    (batch,) = suite.batches(subject, "odd", 10, 1)
+    with method.applied(subject.model, budget) as applied:
+        applied.hints.relevant = batch.relevant
+        assert list(asked.scores) == suite.ask(subject, "odd", batch)
+        bill, losses = applied.bill(), applied.compressor.losses
+    assert (asked.held, 10 * asked.kv_bytes, 10 * asked.flops) == pytest.approx(
+        (bill.held, bill.kv_bytes, bill.flops)
+    )
+    assert len(losses) > 1
+    for stage, loss in zip(asked.stages, losses, strict=True):
+        left = loss.before - loss.after
+        assert (10 * stage.before, 10 * stage.after) == (loss.before, loss.after)
+        assert stage.divergence == pytest.approx(float(loss.divergence) / left, rel=1e-4)
+        lost = math.sqrt(loss.squared_error / loss.squared_norm)
+        assert stage.error == pytest.approx(lost, rel=1e-4)
 
 
 def test_what_is_done_is_not_done_again(tmp_path):
@@ -203,6 +245,14 @@ def test_a_budget_out_of_reach_is_left_out_noted_and_said(tmp_path, capsys):
     printed = capsys.readouterr()
     assert "left out: guided: no stages from layer 1 of 6 on keep 10%" in printed.err
     assert printed.out == ""
+
+
+def test_pictures_that_stay_as_they_are_are_left_out(tmp_path):
+    asked = evaluation(Halves(), methods=("downsample",))
+    rows = asked.run(tmp_path, tmp_path, progress=False)
+    assert {row.method for row in rows} == {"none"}
+    reasons = {note["reason"] for note in json.loads((tmp_path / LEFT_OUT).read_text())}
+    assert reasons == {"the pictures of 'halves' cannot be made smaller"}
 
 
 def test_random_methods_repeat_and_leave_the_generator_alone(tmp_path):

@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from lightkv_gnn import tiny
+from lightkv_gnn.baselines import METHODS, Budget
+from lightkv_gnn.evaluation.asking import ask_all
 from lightkv_gnn.evaluation.tiny_suite import TinySuite, asked_about, shown
 from lightkv_gnn.tiny.model import PATCH_SIZE
+from lightkv_gnn.tiny.scenes import IMAGE_SIZE
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +37,30 @@ def test_a_smaller_picture_has_fewer_tokens(subject, side):
     tokens = (batch.inputs["input_ids"] == subject.processor.image_token_id).sum(1)
     assert tokens.tolist() == [(16 * side) ** 2] * 2
     assert batch.relevant.shape == (2, (16 * side) ** 2)
+
+
+def test_a_method_gets_the_smaller_pictures_that_it_wants(subject):
+    method, budget = METHODS["downsample"], Budget.of(subject.model, 0.55, -1)
+    asked = ask_all(TinySuite(), subject, "vqa", method, budget, 4, 0)
+    assert asked.held == 0.75**2
+
+
+@pytest.mark.parametrize("patches", [16, 8])
+def test_patches_are_shown_where_a_box_has_pixels(patches):
+    for scene, _ in tiny.sample_questions("vqa", 10, 6):
+        for items in (scene.objects[:1], scene.objects):
+            canvas = np.zeros((IMAGE_SIZE, IMAGE_SIZE), dtype=bool)
+            for item in items:
+                canvas[item.y : item.y + item.size, item.x : item.x + item.size] = True
+            size = IMAGE_SIZE // patches
+            expected = canvas.reshape(patches, size, patches, size).any((1, 3)).reshape(-1)
+            assert shown(list(items), patches).tolist() == expected.tolist()
+
+
+def test_batches_know_what_is_relevant_to_each_question(subject):
+    pairs = tiny.sample_questions("vqa", 60, 2)
+    found = torch.cat([batch.relevant for batch in TinySuite().batches(subject, "vqa", 60, 2)])
+    assert torch.equal(found, torch.stack([shown(asked_about(*pair), 16) for pair in pairs]))
 
 
 def test_what_is_relevant_is_what_changes_with_the_object():
