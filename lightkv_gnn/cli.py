@@ -25,6 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"lightkv-gnn: {str(error).strip()}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("lightkv-gnn: interrupted; what was written is kept", file=sys.stderr)
+        return 130
     return 0
 
 

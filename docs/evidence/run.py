@@ -40,7 +40,7 @@ RUNS = {
         "--methods guided vision_to_text mean fastv oracle"
     ],
     "rectangles": [
-        f"--suite rectangles --retention 0.5 0.35 --seeds 0 1 2 --questions 500 --ablation {choice}"
+        f"--suite rectangles --retention 0.47 --seeds 0 1 2 --questions 500 --ablation {choice}"
         for choice in ("geometry", "positions")
     ],
     **{

@@ -146,7 +146,8 @@ def _windows() -> list[StageMethod]:
 
 
 def _stages() -> list[StageMethod]:
-    return [Stepped(f"{number} stages", ORIGIN, {}, number) for number in (1, 2, 3, 4, 6)]
+    numbers = (1, 2, 3, 4, 6)
+    return [Stepped(f"{n} stage{'s' * (n > 1)}", ORIGIN, {}, n) for n in numbers]
 
 
 def _depth() -> list[StageMethod]:

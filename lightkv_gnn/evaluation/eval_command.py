@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lightkv_gnn.baselines import METHODS, Method
+from lightkv_gnn.baselines import METHODS, NONE, Method
+from lightkv_gnn.evaluation import machine
 from lightkv_gnn.evaluation.ablations import ABLATIONS
 from lightkv_gnn.evaluation.rows import Row, read_rows, write_rows
 from lightkv_gnn.evaluation.runner import Evaluation
@@ -84,6 +85,12 @@ def add_parser(commands: Any) -> None:
         help="cells per side of the pictures of suites on cells (default: 6; 24 wants a GPU)",
     )
     command.add_argument("--device", default="cpu", help="cpu or cuda")
+    command.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="of a CPU (default: 1, which these small models are fastest and most repeatable with)",
+    )
     command.add_argument("--json", action="store_true", help="print the rows as one JSON list")
     command.set_defaults(run=run)
 
@@ -92,7 +99,8 @@ def run(options: argparse.Namespace) -> None:
     """Evaluates.
 
     Raises:
-        ValueError: A group that no suite has, or numbers out of range.
+        ValueError: A group that no suite has, numbers out of range, a device that is not there, or
+            none of the methods could keep to any of the budgets.
         OSError: The folder cannot be written.
     """
     for name in ("out", "models"):
@@ -105,18 +113,25 @@ def run(options: argparse.Namespace) -> None:
     methods: list[Method] = [METHODS[name] for name in options.methods]
     if options.ablation:
         methods = list(ABLATIONS[options.ablation]())
-    rows: list[Row] = []
-    for suite, groups in _groups(options).items():
-        evaluation = Evaluation(
-            {suite: groups},
-            methods,
-            options.retention or suite.retentions,
-            options.depth,
-            options.seeds,
-            questions,
-        )
-        rows += evaluation.run(options.out, options.models, options.device, command=options.command)
+    device, rows = machine.check_device(options.device), []
+    with machine.threads(options.threads):
+        for suite, groups in _groups(options).items():
+            evaluation = Evaluation(
+                {suite: groups},
+                methods,
+                options.retention or suite.retentions,
+                options.depth,
+                options.seeds,
+                questions,
+            )
+            rows += evaluation.run(options.out, options.models, device, command=options.command)
     write_rows(read_rows(options.out / ROWS), options.out / "rows.csv")  # of earlier runs too
+    asked = {method.name for method in methods} - {NONE.name}
+    if asked and not asked & {row.method for row in rows}:
+        raise ValueError(
+            f"no method could be evaluated, and only the rows of {NONE.name!r} are in "
+            f"{options.out}: choose another --retention or --depth"
+        )
     if options.json:
         print(json.dumps([_told(row) for row in rows], indent=2))
         return

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from lightkv_gnn.baselines import METHODS
 from lightkv_gnn.baselines.merging import GUIDED
 from lightkv_gnn.evaluation.pooling import BASELINE, Pooled
 
@@ -138,17 +139,22 @@ PLOTS = (
 
 
 def styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """A colour and a marker of its own for each method, the same in every figure of a page."""
-    others = sorted(set(methods) - {BASELINE, GUIDED.name})
-    own = {GUIDED.name: OWN} if GUIDED.name in methods else {}
-    return own | {
-        method: {
-            "color": COLOURS[number % len(COLOURS)],
-            "marker": MARKERS[number % len(MARKERS)],
-            "linestyle": DASHES[number // len(COLOURS) % len(DASHES)],
-            "linewidth": 1.2,
-        }
-        for number, method in enumerate(others)
+    """A colour and a marker of its own for each method; those of the library keep theirs."""
+    names = set(methods) - {BASELINE}
+    order = [*METHODS, *sorted(names - set(METHODS))]
+    return {
+        method: OWN if method == GUIDED.name else _style(number)
+        for number, method in enumerate(order)
+        if method in names
+    }
+
+
+def _style(number: int) -> dict[str, Any]:
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "marker": MARKERS[number % len(MARKERS)],
+        "linestyle": DASHES[number // len(COLOURS) % len(DASHES)],
+        "linewidth": 1.2,
     }
 
 

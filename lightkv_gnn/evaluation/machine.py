@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +32,39 @@ def describe() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpu": gpu,
     }
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Computes with so many threads of a CPU, which rounding, and so training, depends on.
+
+    Raises:
+        ValueError: None at all.
+    """
+    if number < 1:
+        raise ValueError(f"threads is {number}: expected 1 or more")
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def check_device(name: str) -> str:
+    """The name of a device that is there.
+
+    Raises:
+        ValueError: It is not, or it is no device's name.
+    """
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"--device {name} cannot be used: {reason}; expected cpu or cuda"
+        ) from error
+    return name
 
 
 def _cpu(information: Path = Path("/proc/cpuinfo")) -> str:

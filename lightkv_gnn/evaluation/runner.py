@@ -108,7 +108,8 @@ class Evaluation:
                             rows.append(self._row(suite, subject, key, cell, store))
                         except (ScheduleError, UnsupportedInputError) as error:
                             store.leave_out(key, str(error))
-                            bar.write(f"left out: {cell.method.name}: {error}", file=sys.stderr)
+                            what = f"{cell.method.name} at {cell.budget.retention:.0%}"
+                            bar.write(f"left out: {what}: {error}", file=sys.stderr)
                         bar.update()
         return rows
 

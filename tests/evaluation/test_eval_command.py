@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from lightkv_gnn.baselines import METHODS
 from lightkv_gnn.cli import main
@@ -40,7 +41,7 @@ def test_json_is_a_list_of_rows_and_nothing_else(capsys, tmp_path):
         assert {*CONTRACT, "kv_bytes", "flops"} <= set(row)
         assert "scores" not in row
         assert row["questions"] == 8
-    assert "left out: guided: no stages from layer 6 of 8 on keep 55%" in printed.err
+    assert "left out: guided at 55%: no stages from layer 6 of 8 on keep 55%" in printed.err
     kept = read_rows(out / "rows.jsonl")
     assert [row.accuracy for row in kept] == [row["accuracy"] for row in rows]
     with (out / "rows.csv").open(newline="") as stream:
@@ -103,6 +104,8 @@ def test_quick_asks_fewer(capsys, tmp_path, monkeypatch):
         (("--retention", "1.5"), "retention is 1.5"),
         (("--depth", "-1"), "depth is -1"),
         (("--seeds", "77"), "no tiny LLaVA of seed 77"),
+        (("--device", "nowhere"), "--device nowhere cannot be used"),
+        (("--threads", "0"), "threads is 0: expected 1 or more"),
     ],
 )
 def test_bad_options(capsys, tmp_path, arguments, message):
@@ -111,6 +114,30 @@ def test_bad_options(capsys, tmp_path, arguments, message):
     assert status == 1
     assert message in printed.err
     assert printed.out == ""
+
+
+def test_nothing_but_no_compression_is_no_evaluation(capsys, tmp_path):
+    command = (*TINY, "--methods", "guided", "--depth", 6, "--out", tmp_path / "rows")
+    status, printed = run(capsys, *command)
+    assert status == 1
+    assert "no method could be evaluated" in printed.err.splitlines()[-1]
+    assert [row.method for row in read_rows(tmp_path / "rows" / "rows.jsonl")] == ["none"]
+
+
+def test_threads_are_as_asked_while_it_runs(capsys, tmp_path, monkeypatch):
+    before, seen = torch.get_num_threads(), []
+
+    def recorded(self, *arguments, **options):
+        seen.append(torch.get_num_threads())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(eval_command.Evaluation, "run", recorded)
+    for threads in ([], ["--threads", "2"]):
+        status, printed = run(capsys, *TINY, *threads, "--out", tmp_path)
+        assert status == 130
+        assert printed.err == "lightkv-gnn: interrupted; what was written is kept\n"
+        assert torch.get_num_threads() == before
+    assert seen == [1, 2]
 
 
 def test_a_file_is_no_folder(capsys, tmp_path):

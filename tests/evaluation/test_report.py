@@ -233,6 +233,9 @@ def test_a_method_looks_the_same_everywhere_and_unlike_others():
     assert len(pairs) == len(look) == 61
     assert max(look, key=lambda method: look[method]["linewidth"]) == "guided"
     assert figures.styles(names[::-1]) == look
+    library = figures.styles(["mean", "fastv", "none"])
+    assert figures.styles(["fastv", *names])["fastv"] == library["fastv"]
+    assert library["fastv"] != library["mean"]
 
 
 def test_without_matplotlib_the_page_says_how_to_get_it(tmp_path, monkeypatch):

@@ -243,7 +243,7 @@ def test_a_budget_out_of_reach_is_left_out_noted_and_said(tmp_path, capsys):
     ]
     assert all(note["reason"].startswith("no stages from layer 1 of 6 on") for note in noted)
     printed = capsys.readouterr()
-    assert "left out: guided: no stages from layer 1 of 6 on keep 10%" in printed.err
+    assert "left out: guided at 10%: no stages from layer 1 of 6 on keep 10%" in printed.err
     assert printed.out == ""
 
 
