@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
@@ -385,10 +386,14 @@ def test_the_chosen_backend_does_every_reduction(monkeypatch: pytest.MonkeyPatch
             calls.append(("max", src.ndim))
             return super().max(src, index, size)
 
+        def weighted_sum(self, x: Tensor, *edges: Any) -> Tensor:
+            calls.append(("weighted_sum", x.ndim))
+            return super().weighted_sum(x, *edges)
+
     chosen = {"torch_scatter": Recorded()}
     monkeypatch.setattr("lightkv_gnn.compressor.backend", chosen.__getitem__)
     compress(*batch(GRIDS["odd"]), scatter="torch_scatter")
-    assert sorted(calls) == [("max", 1), ("sum", 1), ("sum", 2)]  # weights, then messages
+    assert sorted(calls) == [("max", 1), ("sum", 1), ("weighted_sum", 2)]
 
 
 # --- the graph --------------------------------------------------------------------------------
