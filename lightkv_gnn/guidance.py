@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import cycle
 from typing import Literal, NamedTuple
 
 import torch
@@ -16,11 +17,14 @@ from torch import Tensor
 GuidanceName = Literal["text_to_vision", "vision_to_text", "last_token", "none"]
 GUIDANCE: tuple[GuidanceName, ...] = ("text_to_vision", "vision_to_text", "last_token", "none")
 
-CHUNK = 2**19
-"""Most logits held at once on a CPU, in elements: its caches hold them."""
+CHUNK = 2**22
+"""Most logits held at once on a CPU, in elements."""
 
 LARGE_CHUNK = 2**25
 """Most logits held at once elsewhere, where many small steps would cost more."""
+
+CACHED = 2**19
+"""Most logits worked on at once on a CPU, in elements: its caches hold them."""
 
 
 def at_once(logits: int, device: torch.device) -> int:
@@ -200,8 +204,9 @@ def attention_logits(
     batch, heads, queries, channels = query.shape
     wide = torch.promote_types(query.dtype, torch.float32)
     group = heads // key.shape[1]
-    grouped = query.to(wide).reshape(batch, key.shape[1], group * queries, channels)
-    logits = grouped @ key.to(wide).transpose(2, 3) * scaling
+    scaled = query.to(wide) * scaling
+    grouped = scaled.reshape(batch, key.shape[1], group * queries, channels)
+    logits = grouped @ key.to(wide).transpose(2, 3)
     if softcap is not None:
         logits = softcap * (logits / softcap).tanh()
     return logits.reshape(batch, heads, queries, key.shape[2])
@@ -221,12 +226,26 @@ def share_of_text(
     Returns:
         `[batch, text, vision]`, summed over heads.
     """
+    rows = logits.shape[2]
+    if logits.device.type == "cpu":
+        rows = max(1, CACHED * rows // max(1, logits.numel()))
+    totals = [total] if total is None else total.split(rows, dim=2)
+    parts = [
+        _share(part, vision_mask, own)
+        for part, own in zip(logits.split(rows, dim=2), cycle(totals))
+    ]
+    return torch.cat(parts, dim=1)
+
+
+def _share(logits: Tensor, vision_mask: Tensor | None, total: Tensor | None) -> Tensor:
     impossible = logits.isnan()
     if vision_mask is not None:
         impossible |= ~vision_mask[:, None, None, :]
     logits = logits.masked_fill(impossible, _least(logits))
     share = logits.log_softmax(dim=3) if total is None else logits - total
-    return share.logsumexp(dim=1)
+    # Nothing here is infinite, so that this is logsumexp in fewer passes.
+    most = share.detach().amax(dim=1, keepdim=True)
+    return (share - most).exp().sum(dim=1).log() + most[:, 0]
 
 
 def total_share(by_text: Tensor, text_mask: Tensor | None = None) -> Tensor:
