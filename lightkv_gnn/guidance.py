@@ -23,7 +23,7 @@ CHUNK = 2**22
 LARGE_CHUNK = 2**25
 """Most logits held at once elsewhere, where many small steps would cost more."""
 
-CACHED = 2**19
+CACHED = 2**17
 """Most logits worked on at once on a CPU, in elements: its caches hold them."""
 
 
@@ -46,6 +46,8 @@ class GuidanceBlock:
         scaling: Factor of the logits.
         softcap: Bound that the logits approach, ``softcap * tanh(logits / softcap)``, as in
             Gemma 2; None for none.
+        span: First position of the vision tokens and that behind them, where they follow each
+            other at the same place in every sample, so that nothing need be gathered; else None.
     """
 
     query: Tensor
@@ -56,16 +58,17 @@ class GuidanceBlock:
     text_mask: Tensor
     scaling: float
     softcap: float | None = None
+    span: tuple[int, int] | None = None
 
     @property
     def vision_query(self) -> Tensor:
         """`[batch, head, vision, channel]`."""
-        return _rows(self.query, self.vision)
+        return self._of_vision(self.query)
 
     @property
     def vision_key(self) -> Tensor:
         """`[batch, key-value head, vision, channel]`."""
-        return _rows(self.key, self.vision)
+        return self._of_vision(self.key)
 
     @property
     def text_query(self) -> Tensor:
@@ -76,6 +79,9 @@ class GuidanceBlock:
     def text_key(self) -> Tensor:
         """`[batch, key-value head, text, channel]`."""
         return _rows(self.key, self.text)
+
+    def _of_vision(self, states: Tensor) -> Tensor:
+        return _rows(states, self.vision) if self.span is None else states[:, :, slice(*self.span)]
 
     def of_last_text(self) -> GuidanceBlock:
         """The block with each sample's last text token as its only one."""
