@@ -173,4 +173,5 @@ class Call:
     @property
     def ledger(self) -> Ledger:
         """The bill; waits for the device's clock."""
-        return Ledger(self._rows, self.prefill.stopwatch.seconds())
+        fused = self.prefill.compressor.fused if self.prefill.records else None
+        return Ledger(self._rows, self.prefill.stopwatch.seconds(), fused)

@@ -12,7 +12,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric.nn import MessagePassing
 
 from lightkv_gnn.messages import MergeConv, Message, WeightedMean, guided_mean
-from lightkv_gnn.scatter import ScatterName, backend, softmax_per_target
+from lightkv_gnn.scatter import ScatterBackend, ScatterName, backend, softmax_per_target
 from lightkv_graphs import (
     Matcher,
     Matching,
@@ -69,6 +69,30 @@ class Compressed(NamedTuple):
     graph: HeteroData
 
 
+class Edges(NamedTuple):
+    """Every token's edge to its survivor, its own or another.
+
+    Attributes:
+        source: Token, `[token]`.
+        target: Row of its survivor, ascending, `[token]`.
+        weight: Its share in that, `[token]`.
+    """
+
+    source: Tensor
+    target: Tensor
+    weight: Tensor
+
+    def summed(self, x: Tensor, size: int, scatter: ScatterBackend) -> Tensor:
+        """Weighted means of ``x`` `[token, channel]`, `[size, channel]`.
+
+        A token of weight zero is read from another one of its survivor: a NaN in it is not heard.
+        """
+        speaks = torch.where(self.weight > 0, self.source, 0)
+        other = speaks.new_zeros(size).scatter_reduce(0, self.target, speaks, "amax")
+        source = torch.where(self.weight == 0, other[self.target], self.source)
+        return scatter.weighted_sum(x, source, self.weight.to(x.dtype), self.target, size)
+
+
 class TokenCompressor:
     """Partition, matching, message passing, pooling: a whole batch as one disjoint graph.
 
@@ -78,6 +102,10 @@ class TokenCompressor:
             per survivor; its own aggregation counts then.
         matcher: See :data:`lightkv_graphs.Matcher`.
         scatter: Backend of the reductions.
+
+    Attributes:
+        fused: Whether messages are summed as they are read, which weighted means allow, and never
+            written down one by one.
     """
 
     def __init__(
@@ -100,6 +128,7 @@ class TokenCompressor:
             self.conv = message
         else:
             self.conv = MergeConv(message, self.scatter)
+        self.fused = isinstance(message, WeightedMean)
 
     def __call__(
         self, x: Tensor, layout: TokenLayout, plan: StagePlan, guidance: Tensor | None = None
@@ -136,23 +165,28 @@ class TokenCompressor:
                 raise TypeError(f"the matcher returned {type(matching)}: expected a Matching")
             matching.check(partition)
         kept, survivor = survivors(matching, len(layout))
-        weight = self._weights(guidance, layout, matching, kept, survivor)
-        graph = merge_graph(layout, partition, matching, weight)
-        hidden_states = self._pass_messages(x, graph, kept)
+        edges = self._edges(guidance, layout, matching, kept, survivor)
+        weight = torch.zeros_like(edges.weight).index_copy(0, edges.source, edges.weight)
+        graph = merge_graph(layout, partition, matching, kept, weight)
+        if self.fused:
+            wide = x.to(_accumulator(x))
+            hidden_states = edges.summed(wide, len(kept), self.scatter).to(x.dtype)
+        else:
+            hidden_states = self._pass_messages(x, graph, kept)
         mass = layout.mass.new_zeros(len(kept)).index_add_(0, survivor, layout.mass)
         return Compressed(
             hidden_states, _after(layout, kept, mass, partition), kept, survivor, graph
         )
 
-    def _weights(
+    def _edges(
         self,
         guidance: Tensor,
         layout: TokenLayout,
         matching: Matching,
         kept: Tensor,
         survivor: Tensor,
-    ) -> Tensor:
-        """Share of each token in its survivor, `[token]`."""
+    ) -> Edges:
+        """Every token's edge to its survivor, with its share."""
         message = self.message if isinstance(self.message, WeightedMean) else guided_mean
         stays = torch.zeros_like(layout.protected).index_fill_(0, kept, True)
         log_weight = message.weigh(guidance, layout.mass, stays).to(guidance.dtype)
@@ -160,9 +194,10 @@ class TokenCompressor:
             silent = stays.index_copy(0, matching.edge_index[0], matching.dropped) & ~stays
             least = torch.finfo(log_weight.dtype).min / 4
             log_weight = log_weight.clamp(min=least).masked_fill(silent, -torch.inf)
-        order = survivor.argsort(stable=True)
-        share = softmax_per_target(log_weight[order], survivor[order], len(kept), self.scatter)
-        return torch.zeros_like(share).index_copy(0, order, share)
+        source = survivor.argsort(stable=True)
+        target = survivor[source]
+        share = softmax_per_target(log_weight[source], target, len(kept), self.scatter)
+        return Edges(source, target, share)
 
     def _pass_messages(self, x: Tensor, graph: HeteroData, kept: Tensor) -> Tensor:
         edge_index, weight = message_edges(graph)
@@ -174,14 +209,9 @@ class TokenCompressor:
                 f"the messages summed to shape {list(out.shape)}: expected [survivor, channel] = "
                 f"{list(own.shape)}, from a message [edge, channel] per edge"
             )
-        if not isinstance(self.message, WeightedMean):
-            alone = (
-                edge_index[1]
-                .new_zeros(len(kept))
-                .index_add_(0, edge_index[1], torch.ones_like(edge_index[1]))
-            )
-            out = torch.where((alone == 1)[:, None], own, out)
-        return out.to(x.dtype)
+        number = edge_index[1].new_zeros(len(kept))
+        number.index_add_(0, edge_index[1], torch.ones_like(edge_index[1]))
+        return torch.where((number == 1)[:, None], own, out).to(x.dtype)
 
 
 def _wants(matcher: Matcher) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import cycle
 from typing import Literal, NamedTuple
 
 import torch
@@ -16,8 +17,19 @@ from torch import Tensor
 GuidanceName = Literal["text_to_vision", "vision_to_text", "last_token", "none"]
 GUIDANCE: tuple[GuidanceName, ...] = ("text_to_vision", "vision_to_text", "last_token", "none")
 
-CHUNK = 2**24
-"""Most logits held at once, in elements."""
+CHUNK = 2**22
+"""Most logits held at once on a CPU, in elements."""
+
+LARGE_CHUNK = 2**25
+"""Most logits held at once elsewhere, where many small steps would cost more."""
+
+CACHED = 2**17
+"""Most logits worked on at once on a CPU, in elements: its caches hold them."""
+
+
+def at_once(logits: int, device: torch.device) -> int:
+    """How many rows of so many logits each are computed at once."""
+    return max(1, (CHUNK if device.type == "cpu" else LARGE_CHUNK) // max(1, logits))
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +46,8 @@ class GuidanceBlock:
         scaling: Factor of the logits.
         softcap: Bound that the logits approach, ``softcap * tanh(logits / softcap)``, as in
             Gemma 2; None for none.
+        span: First position of the vision tokens and that behind them, where they follow each
+            other at the same place in every sample, so that nothing need be gathered; else None.
     """
 
     query: Tensor
@@ -44,16 +58,17 @@ class GuidanceBlock:
     text_mask: Tensor
     scaling: float
     softcap: float | None = None
+    span: tuple[int, int] | None = None
 
     @property
     def vision_query(self) -> Tensor:
         """`[batch, head, vision, channel]`."""
-        return _rows(self.query, self.vision)
+        return self._of_vision(self.query)
 
     @property
     def vision_key(self) -> Tensor:
         """`[batch, key-value head, vision, channel]`."""
-        return _rows(self.key, self.vision)
+        return self._of_vision(self.key)
 
     @property
     def text_query(self) -> Tensor:
@@ -65,6 +80,9 @@ class GuidanceBlock:
         """`[batch, key-value head, text, channel]`."""
         return _rows(self.key, self.text)
 
+    def _of_vision(self, states: Tensor) -> Tensor:
+        return _rows(states, self.vision) if self.span is None else states[:, :, slice(*self.span)]
+
     def of_last_text(self) -> GuidanceBlock:
         """The block with each sample's last text token as its only one."""
         if self.text.shape[1] == 0:
@@ -74,9 +92,10 @@ class GuidanceBlock:
 
 
 def _rows(states: Tensor, index: Tensor) -> Tensor:
-    batch, heads, _, channels = states.shape
-    wide = index[:, None, :, None].expand(batch, heads, index.shape[1], channels)
-    return states.gather(2, wide)
+    if len(index) == 1:
+        return states.index_select(2, index[0])
+    batch, heads = (torch.arange(size, device=index.device) for size in states.shape[:2])
+    return states[batch[:, None, None], heads[:, None], index[:, None, :]]
 
 
 GuidanceFunction = Callable[[GuidanceBlock], Tensor]
@@ -88,7 +107,7 @@ class Guidance(NamedTuple):
 
     Attributes:
         weight: Of each vision token, `[batch, vision]`, float32.
-        by_text: Of each vision token from each text token, `[batch, vision, text]`; None where
+        by_text: From each text token to each vision token, `[batch, text, vision]`; None where
             the guidance does not come from text tokens one by one.
     """
 
@@ -138,23 +157,40 @@ def prompt_guidance(block: GuidanceBlock, kind: GuidanceName | GuidanceFunction)
         return Guidance(block.query.new_zeros(batch, vision, dtype=torch.float32), None)
     if kind == "last_token":
         block = block.of_last_text()
-    text_mask = block.text_mask
     if kind == "vision_to_text":
-        query, key = block.vision_query, block.text_key
+        query, key = block.text_key, block.vision_query
     else:
         query, key = block.text_query, block.vision_key
-    width = max(1, CHUNK // max(1, batch * query.shape[1] * vision))
-    parts = []
-    for start in range(0, text_mask.shape[1], width):
-        chunk = slice(start, start + width)
-        if kind == "vision_to_text":
-            logits = attention_logits(query, key[:, :, chunk], block.scaling, block.softcap)
-        else:
-            logits = attention_logits(query[:, :, chunk], key, block.scaling, block.softcap)
-            logits = logits.transpose(2, 3)
-        parts.append(share_of_text(logits, block.vision_mask))
-    by_text = torch.cat(parts, dim=2)
-    return Guidance(total_share(by_text, text_mask), by_text)
+    heads = max(query.shape[1], key.shape[1])
+    width = at_once(batch * heads * vision, query.device)
+    parts = [
+        share_of_text(text_logits(rows, key, block.scaling, block.softcap), block.vision_mask)
+        for rows in query.split(width, dim=2)
+    ]
+    by_text = torch.cat(parts, dim=1)
+    return Guidance(total_share(by_text, block.text_mask), by_text)
+
+
+def text_logits(
+    text: Tensor, vision: Tensor, scaling: float, softcap: float | None = None
+) -> Tensor:
+    """Logits of every text token with every vision token, whichever of the two asks.
+
+    Args:
+        text: Queries or keys of the text, `[batch, head, text, channel]`.
+        vision: Keys or queries of the vision tokens, `[batch, head, vision, channel]`.
+        scaling: Factor.
+        softcap: Bound that the logits approach; None for none.
+
+    Returns:
+        `[batch, query head, text, vision]`; see :func:`attention_logits`.
+    """
+    if vision.shape[1] <= text.shape[1]:
+        return attention_logits(text, vision, scaling, softcap)
+    group = vision.shape[1] // text.shape[1]
+    grouped = vision.unflatten(1, (-1, group)).flatten(2, 3)
+    logits = attention_logits(text, grouped, scaling, softcap)
+    return logits.unflatten(3, (group, -1)).transpose(2, 3).flatten(1, 2)
 
 
 def attention_logits(
@@ -174,8 +210,9 @@ def attention_logits(
     batch, heads, queries, channels = query.shape
     wide = torch.promote_types(query.dtype, torch.float32)
     group = heads // key.shape[1]
-    grouped = query.to(wide).reshape(batch, key.shape[1], group * queries, channels)
-    logits = grouped @ key.to(wide).transpose(2, 3) * scaling
+    scaled = query.to(wide) * scaling
+    grouped = scaled.reshape(batch, key.shape[1], group * queries, channels)
+    logits = grouped @ key.to(wide).transpose(2, 3)
     if softcap is not None:
         logits = softcap * (logits / softcap).tanh()
     return logits.reshape(batch, heads, queries, key.shape[2])
@@ -187,27 +224,41 @@ def share_of_text(
     """Logarithm of the share of each text token's units that each vision token gets.
 
     Args:
-        logits: `[batch, head, vision, text]`; a NaN gets no share.
+        logits: `[batch, head, text, vision]`; a NaN gets no share.
         vision_mask: True for real vision tokens, `[batch, vision]`; all if not given.
-        total: Logarithm of the sum a unit is divided by, `[batch, head, 1, text]`; that over the
+        total: Logarithm of the sum a unit is divided by, `[batch, head, text, 1]`; that over the
             vision tokens if not given.
 
     Returns:
-        `[batch, vision, text]`, summed over heads.
+        `[batch, text, vision]`, summed over heads.
     """
-    logits = logits.masked_fill(logits.isnan(), _least(logits))
+    rows = logits.shape[2]
+    if logits.device.type == "cpu":
+        rows = max(1, CACHED * rows // max(1, logits.numel()))
+    totals = [total] if total is None else total.split(rows, dim=2)
+    parts = [
+        _share(part, vision_mask, own)
+        for part, own in zip(logits.split(rows, dim=2), cycle(totals))
+    ]
+    return torch.cat(parts, dim=1)
+
+
+def _share(logits: Tensor, vision_mask: Tensor | None, total: Tensor | None) -> Tensor:
+    impossible = logits.isnan()
     if vision_mask is not None:
-        logits = logits.masked_fill(~vision_mask[:, None, :, None], _least(logits))
-    if total is None:
-        total = logits.logsumexp(dim=2, keepdim=True)
-    return (logits - total).logsumexp(dim=1)
+        impossible |= ~vision_mask[:, None, None, :]
+    logits = logits.masked_fill(impossible, _least(logits))
+    share = logits.log_softmax(dim=3) if total is None else logits - total
+    # Nothing here is infinite, so that this is logsumexp in fewer passes.
+    most = share.detach().amax(dim=1, keepdim=True)
+    return (share - most).exp().sum(dim=1).log() + most[:, 0]
 
 
 def total_share(by_text: Tensor, text_mask: Tensor | None = None) -> Tensor:
-    """Sums shares over the text: `[batch, vision, text]` to `[batch, vision]`, in logarithms."""
+    """Sums shares over the text: `[batch, text, vision]` to `[batch, vision]`, in logarithms."""
     if text_mask is not None:
-        by_text = by_text.masked_fill(~text_mask[:, None, :], _least(by_text))
-    return by_text.logsumexp(dim=2)
+        by_text = by_text.masked_fill(~text_mask[:, :, None], _least(by_text))
+    return by_text.logsumexp(dim=1)
 
 
 def _least(x: Tensor) -> float:

@@ -91,10 +91,13 @@ class Ledger:
     Attributes:
         rows: One per decoder layer.
         compressor_seconds: Time the stages took themselves, guidance included.
+        fused: Whether messages were summed as they were read, as weighted means are, and not
+            written down one by one; None if no stage ran.
     """
 
     rows: tuple[LayerRow, ...]
     compressor_seconds: float
+    fused: bool | None = None
 
     @property
     def retention(self) -> float:
@@ -115,6 +118,7 @@ class Ledger:
             "flops_observed": _total([row.observed_flops for row in self.rows]),
             "flops_ratio": self._share("flops"),
             "compressor_seconds": self.compressor_seconds,
+            "fused": self.fused,
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -134,7 +138,7 @@ class Ledger:
         lines.append(
             f"vision tokens held {self.retention:.1%} (layer average), KV bytes "
             f"{totals['kv_ratio']:.1%}, prefill FLOPs {totals['flops_ratio']:.1%} of full; "
-            f"compressor {self.compressor_seconds * 1e3:.1f} ms"
+            f"compressor {self.compressor_seconds * 1e3:.1f} ms{_MESSAGES[self.fused]}"
         )
         return "\n".join(lines)
 
@@ -143,6 +147,8 @@ def _total(numbers: Sequence[int | None]) -> int | None:
     known = [number for number in numbers if number is not None]
     return sum(known) if len(known) == len(numbers) else None
 
+
+_MESSAGES = {True: ", messages fused", False: ", messages one by one", None: ""}
 
 _HEAD = (
     "layer",

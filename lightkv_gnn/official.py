@@ -88,10 +88,10 @@ def _guidance(attention_logits: Tensor, vision: Tensor, text: Tensor) -> Tensor 
     """Logarithm of the released weights, `[token]`; None without any text."""
     if len(text) == 0:
         return None
-    columns = attention_logits[:, :, :, text]
+    columns = attention_logits[:, :, :, text].transpose(2, 3)
     columns = columns.to(torch.promote_types(columns.dtype, torch.float32))
-    over_all_queries = columns.logsumexp(dim=2, keepdim=True)
-    return total_share(share_of_text(columns[:, :, vision], total=over_all_queries))[0]
+    over_all_queries = columns.logsumexp(dim=3, keepdim=True)
+    return total_share(share_of_text(columns[:, :, :, vision], total=over_all_queries))[0]
 
 
 def _folded(counts: list[int]) -> TokenLayout:

@@ -54,6 +54,7 @@ class Prefill:
         self.full_vision_counts = self.vision_counts
         self.text_counts = tuple((real & ~vision).sum(1).tolist())
         self.tail = _common_tail(vision, real)
+        self._behind = _behind_pictures(vision & real, real)
         self.layout = self.first_layout = layout
         self.planned = plan_stages(config.stages, layout, self.lengths)
         self._host_vision, self._host_real = vision & real, real
@@ -100,11 +101,21 @@ class Prefill:
             query, key = (unrotated(states, *self.tables) for states in (query, key))
         vision, vision_mask = _listed(self.is_vision, self.vision_counts)
         text, text_mask = _listed(self.is_text, self.text_counts)
-        block = GuidanceBlock(query, key, vision, text, vision_mask, text_mask, scaling, softcap)
+        block = GuidanceBlock(
+            query, key, vision, text, vision_mask, text_mask, scaling, softcap, self._span()
+        )
         if self.config.guidance == "last_token":
             block = block.of_last_text()
         guidance = prompt_guidance(block, self.config.guidance)
         return Heard(guidance, self.token.gather(1, block.text), block.text_mask)
+
+    def _span(self) -> tuple[int, int] | None:
+        """Where every sample's vision tokens are, if that is one place without gaps."""
+        count = self.vision_counts[0]
+        if self._behind is None or any(other != count for other in self.vision_counts):
+            return None
+        end = self.is_vision.shape[1] - self._behind
+        return end - count, end
 
     def compress(self, number: int, hidden_states: Tensor) -> Tensor:
         """Runs stage ``number`` on `[batch, token, channel]`; returns fewer tokens."""
@@ -115,7 +126,8 @@ class Prefill:
     def _compress(self, planned: PlannedStage, hidden_states: Tensor) -> Tensor:
         batch, tokens, channels = hidden_states.shape
         heard = self._heard()
-        features = hidden_states.reshape(-1, channels)[self.vision_rows]
+        rows = hidden_states.reshape(-1, channels)
+        features = rows.index_select(0, self.vision_rows)
         guidance = self._flat_guidance(planned, heard)
         done = self.compressor(features, self.layout, planned.plan, guidance)
         self._record(planned, done, heard)
@@ -125,9 +137,10 @@ class Prefill:
         order = stays.to(torch.uint8).argsort(dim=1, stable=True)[:, tokens - width :]
         self._follow(planned, order, gone, into)
         self.layout = done.layout
-        short = hidden_states.gather(1, order[:, :, None].expand(-1, -1, channels))
-        flat = short.reshape(-1, channels)
-        return flat.index_copy(0, self.vision_rows, done.hidden_states).reshape(short.shape)
+        first = tokens * torch.arange(batch, device=order.device)[:, None]
+        short = rows.index_select(0, (first + order).reshape(-1))
+        short.index_copy_(0, self.vision_rows, done.hidden_states)
+        return short.view(batch, width, channels)
 
     def _follow(self, planned: PlannedStage, order: Tensor, gone: Tensor, into: Tensor) -> None:
         """Brings the bookkeeping to the shorter sequence.
@@ -224,6 +237,15 @@ def _listed(mask: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
     index = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
     limit = to_device(counts, mask.device)[:, None]
     return index, torch.arange(width, device=mask.device) < limit
+
+
+def _behind_pictures(vision: Tensor, real: Tensor) -> int | None:
+    """Real tokens behind the pictures, if all samples have as many and nothing between."""
+    length = vision.shape[1]
+    first, behind = (side.long().argmax(1) for side in (vision, vision.flip(1)))
+    count = int(behind[0])
+    whole = (vision.sum(1) == length - behind - first) & (behind == count)
+    return count if bool(whole.all()) and bool(real[:, length - count :].all()) else None
 
 
 def _common_tail(vision: Tensor, real: Tensor) -> int:

@@ -46,7 +46,7 @@ class StageRecord(NamedTuple):
         owner = self.graph["vision"].sample
         place = torch.cat([torch.arange(count) for count in self.vision_counts]).to(owner.device)
         vision, text = (owner[:, None] == sample[None, :]).nonzero(as_tuple=True)
-        share = by_text[owner[vision], place[vision], rank[text]].exp()
+        share = by_text[owner[vision], rank[text], place[vision]].exp()
         edge_index = torch.stack([text, vision])
         return add_text(self.graph, sample, position[sample, rank], edge_index, share)
 

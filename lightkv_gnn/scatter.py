@@ -24,9 +24,14 @@ class ScatterBackend(Protocol):
     def max(self, src: Tensor, index: Tensor, size: int) -> Tensor:
         """Maximum per target: `[edge]` to `[size]`."""
 
+    def weighted_sum(
+        self, x: Tensor, source: Tensor, weight: Tensor, index: Tensor, size: int
+    ) -> Tensor:
+        """Sum per target of ``weight * x[source]``: `[row, channel]` to `[size, channel]`."""
+
 
 class TorchBackend:
-    """Plain torch: ``index_add`` and ``scatter_reduce``."""
+    """Plain torch: ``index_add``, ``scatter_reduce`` and ``embedding_bag``."""
 
     def sum(self, src: Tensor, index: Tensor, size: int) -> Tensor:
         """Sum per target: `[edge, ...]` to `[size, ...]`."""
@@ -35,6 +40,17 @@ class TorchBackend:
     def max(self, src: Tensor, index: Tensor, size: int) -> Tensor:
         """Maximum per target: `[edge]` to `[size]`."""
         return src.new_full((size,), -torch.inf).scatter_reduce(0, index, src, "amax")
+
+    def weighted_sum(
+        self, x: Tensor, source: Tensor, weight: Tensor, index: Tensor, size: int
+    ) -> Tensor:
+        """Sum per target of ``weight * x[source]``; reads each row once and writes no message."""
+        starts = _pointers(index, size)[:-1]
+        bags = torch.nn.functional.embedding_bag(
+            source, x, starts, mode="sum", per_sample_weights=weight
+        )
+        assert isinstance(bags, Tensor)
+        return bags
 
 
 class TorchScatterBackend:
@@ -60,6 +76,12 @@ class TorchScatterBackend:
         highest = self._segment(src, _pointers(index, size), reduce="max")
         # The kernel starts from the lowest finite number instead of minus infinity.
         return highest.masked_fill(highest == torch.finfo(src.dtype).min, -torch.inf)
+
+    def weighted_sum(
+        self, x: Tensor, source: Tensor, weight: Tensor, index: Tensor, size: int
+    ) -> Tensor:
+        """Sum per target of ``weight * x[source]``: `[row, channel]` to `[size, channel]`."""
+        return self.sum(weight[:, None] * x.index_select(0, source), index, size)
 
 
 def _pointers(index: Tensor, size: int) -> Tensor:

@@ -45,6 +45,7 @@ KNOWS_MODELS = (
     "cache*.py",
     "tiny/*",
     "evaluation/*",
+    "bench/*",
     "cli*.py",
     "demo*.py",
 )

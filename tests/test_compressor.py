@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
@@ -23,9 +24,9 @@ from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch_geometric.nn import GraphConv, MessagePassing, SAGEConv, SimpleConv
 
-from lightkv_gnn.compressor import MATCHERS, Compressed, TokenCompressor
+from lightkv_gnn.compressor import MATCHERS, Compressed, Edges, TokenCompressor
 from lightkv_gnn.messages import MESSAGES, WeightedMean, guided_mean
-from lightkv_gnn.scatter import TorchBackend
+from lightkv_gnn.scatter import TorchBackend, backend
 from lightkv_graphs import (
     Grid,
     Matching,
@@ -373,6 +374,35 @@ def test_an_image_of_protected_tokens_alone(scatter: str) -> None:
     assert torch.equal(found.hidden_states[:6], x[:6])
 
 
+@pytest.mark.parametrize("name", list(GRIDS))
+def test_fused_messages_are_those_passed_one_by_one(name: str, scatter: str) -> None:
+    x, layout, guidance = batch(GRIDS[name])
+    fused = compress(x, layout, guidance, scatter=scatter)
+
+    def written(x_i: Tensor, x_j: Tensor, weight: Tensor) -> Tensor:
+        return guided_mean(x_i, x_j, weight)
+
+    passed = compress(x, layout, guidance, message=written, scatter=scatter)
+    assert torch.equal(fused.kept, passed.kept)
+    torch.testing.assert_close(fused.hidden_states, passed.hidden_states, rtol=1e-12, atol=1e-12)
+    assert TokenCompressor().fused
+    assert not TokenCompressor(written).fused
+
+
+@pytest.mark.parametrize("silent", [(1,), (0, 4), (0, 1, 3)], ids=str)
+def test_tokens_of_no_weight_are_not_heard(silent: tuple[int, ...], scatter: str) -> None:
+    """Not even where they are NaN, be they survivors or not."""
+    x = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    source, target = torch.tensor([0, 1, 4, 2, 3]), torch.tensor([0, 0, 0, 1, 1])
+    weight = torch.tensor([0.0 if n in silent else 1.0 + n for n in source.tolist()]).double()
+    expected = torch.stack(
+        [sum(weight[n] * x[source[n]] for n in own) for own in ([0, 1, 2], [3, 4])]
+    )
+    x[list(silent)] = torch.nan
+    found = Edges(source, target, weight).summed(x, 2, backend(scatter))
+    torch.testing.assert_close(found, expected)
+
+
 def test_the_chosen_backend_does_every_reduction(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
@@ -385,10 +415,14 @@ def test_the_chosen_backend_does_every_reduction(monkeypatch: pytest.MonkeyPatch
             calls.append(("max", src.ndim))
             return super().max(src, index, size)
 
+        def weighted_sum(self, x: Tensor, *edges: Any) -> Tensor:
+            calls.append(("weighted_sum", x.ndim))
+            return super().weighted_sum(x, *edges)
+
     chosen = {"torch_scatter": Recorded()}
     monkeypatch.setattr("lightkv_gnn.compressor.backend", chosen.__getitem__)
     compress(*batch(GRIDS["odd"]), scatter="torch_scatter")
-    assert sorted(calls) == [("max", 1), ("sum", 1), ("sum", 2)]  # weights, then messages
+    assert sorted(calls) == [("max", 1), ("sum", 1), ("weighted_sum", 2)]
 
 
 # --- the graph --------------------------------------------------------------------------------

@@ -111,9 +111,9 @@ def test_every_head_and_text_token_hands_out_one_unit(kind: str) -> None:
     guidance = prompt_guidance(block, kind)
     last = torch.tensor([[True]] * 3)
     text_mask = last if kind == "last_token" else block.text_mask
-    by_text = guidance.by_text.exp() * block.vision_mask[:, :, None]
-    assert by_text.sum(1)[text_mask].tolist() == pytest.approx([4.0] * int(text_mask.sum()))
-    total = (by_text * text_mask[:, None, :]).sum(2)
+    by_text = guidance.by_text.exp() * block.vision_mask[:, None, :]
+    assert by_text.sum(2)[text_mask].tolist() == pytest.approx([4.0] * int(text_mask.sum()))
+    total = (by_text * text_mask[:, :, None]).sum(1)
     torch.testing.assert_close(total, guidance.weight.exp() * block.vision_mask)
 
 
@@ -147,7 +147,7 @@ def test_chunks_change_nothing(kind: str, chunk: int, monkeypatch: pytest.Monkey
     widths = []
 
     def watched(logits: Tensor, *args: Tensor) -> Tensor:
-        widths.append(logits.shape[3])
+        widths.append(logits.shape[2])
         return share_of_text(logits, *args)
 
     monkeypatch.setattr(lightkv_gnn.guidance, "share_of_text", watched)
@@ -224,7 +224,8 @@ def test_a_callable_can_repeat_the_default() -> None:
 
     def repeat(given: GuidanceBlock) -> Tensor:
         logits = attention_logits(given.vision_query, given.text_key, given.scaling)
-        return total_share(share_of_text(logits, given.vision_mask), given.text_mask).exp()
+        by_text = share_of_text(logits.transpose(2, 3), given.vision_mask)
+        return total_share(by_text, given.text_mask).exp()
 
     ours, theirs = (prompt_guidance(block, kind).weight for kind in ("vision_to_text", repeat))
     for first, second in zip(real(ours, block), real(theirs, block), strict=True):
@@ -309,7 +310,7 @@ def test_capped_logits_are_capped_one_by_one(kind: str) -> None:
         query, key = block.text_query, block.vision_key
     logits = attention_logits(query, key, SCALING)
     by_hand = 0.5 * torch.tanh(logits / 0.5)
-    if kind == "text_to_vision":
+    if kind == "vision_to_text":
         by_hand = by_hand.transpose(2, 3)
     expected = total_share(share_of_text(by_hand, block.vision_mask), block.text_mask)
     torch.testing.assert_close(capped.weight, expected)

@@ -41,10 +41,35 @@ def test_max_of_nothing_but_minus_infinity(scatter: str) -> None:
     assert backend(scatter).max(src, INDEX, SIZE).tolist() == [NEGATIVE_INFINITY] * SIZE
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_weighted_sum_equals_a_loop(scatter: str, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 5, dtype=dtype, generator=generator)
+    weight = torch.rand(len(INDEX), dtype=dtype, generator=generator)
+    source = torch.tensor([5, 0, 0, 3, 1, 2, 4, 5, 1, 0])
+    out = backend(scatter).weighted_sum(x, source, weight, INDEX, SIZE)
+    rows = [sum(float(weight[n]) * x[source[n]].double() for n in group) for group in groups()]
+    assert out.dtype == dtype
+    torch.testing.assert_close(out, torch.stack(rows).to(dtype))
+
+
+def test_weighted_sum_has_its_gradient(scatter: str) -> None:
+    x = torch.randn(6, 2, dtype=torch.float64, requires_grad=True)
+    weight = torch.rand(len(INDEX), dtype=torch.float64, requires_grad=True)
+    source = torch.tensor([5, 0, 0, 3, 1, 2, 4, 5, 1, 0])
+
+    def out(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return backend(scatter).weighted_sum(x, source, weight, INDEX, SIZE)
+
+    assert torch.autograd.gradcheck(out, (x, weight))
+
+
 def test_no_edges(scatter: str) -> None:
     none = torch.zeros(0, dtype=torch.int64)
     assert backend(scatter).sum(torch.zeros(0, 3), none, 0).shape == (0, 3)
     assert backend(scatter).max(torch.zeros(0), none, 0).shape == (0,)
+    nothing = backend(scatter).weighted_sum(torch.zeros(0, 3), none, torch.zeros(0), none, 0)
+    assert nothing.shape == (0, 3)
     assert softmax_per_target(torch.zeros(0), none, 0, backend(scatter)).shape == (0,)
 
 
@@ -101,6 +126,8 @@ def test_backends_agree() -> None:
     src = torch.randn(len(INDEX), 7)
     ours, theirs = backend("torch"), backend("torch_scatter")
     torch.testing.assert_close(ours.sum(src, INDEX, SIZE), theirs.sum(src, INDEX, SIZE))
+    edges = (torch.randperm(len(INDEX)), torch.rand(len(INDEX)), INDEX, SIZE)
+    torch.testing.assert_close(ours.weighted_sum(src, *edges), theirs.weighted_sum(src, *edges))
     assert torch.equal(ours.max(src[:, 0], INDEX, SIZE), theirs.max(src[:, 0], INDEX, SIZE))
 
 

@@ -34,7 +34,11 @@ def survivors(matching: Matching, tokens: int) -> tuple[Tensor, Tensor]:
 
 
 def merge_graph(
-    layout: TokenLayout, partition: WindowPartition, matching: Matching, weight: Tensor
+    layout: TokenLayout,
+    partition: WindowPartition,
+    matching: Matching,
+    kept: Tensor,
+    weight: Tensor,
 ) -> HeteroData:
     """The graph that one stage passes its messages over.
 
@@ -48,9 +52,9 @@ def merge_graph(
         layout: The tokens before the stage.
         partition: Their windows.
         matching: The taken edges.
+        kept: The tokens that stay; see :func:`survivors`.
         weight: Share of each token in its survivor, `[token]`.
     """
-    kept, _ = survivors(matching, len(layout))
     graph = HeteroData()
     vision = graph["vision"]
     vision.num_nodes = len(layout)

@@ -11,6 +11,9 @@ from torch import Tensor
 from lightkv_graphs.host import to_device
 from lightkv_graphs.partition import WindowPartition
 
+_SHORTEST = 1e-12
+"""Features shorter than this have no direction: their cosine with others is about zero."""
+
 
 @dataclass(frozen=True, eq=False)
 class Matching:
@@ -94,11 +97,9 @@ def cosine_matching(x: Tensor, partition: WindowPartition) -> Matching:
         partition: The windows, with the number of edges to take.
     """
     sources, destinations = bipartition(partition.slots())
-    cosine = source_cosines(x, sources, destinations)
-    nearest = cosine.argmax(dim=2)
-    divergence = 1 - cosine.gather(2, nearest[:, :, None])[:, :, 0]
+    cosine, nearest = source_cosines(x, sources, destinations).max(dim=2)
     edge_index, divergence = take_edges(
-        partition, sources, destinations.gather(1, nearest), divergence
+        partition, sources, destinations.gather(1, nearest), 1 - cosine
     )
     return Matching(edge_index, 1 - divergence)
 
@@ -115,11 +116,16 @@ def source_cosines(x: Tensor, sources: Tensor, destinations: Tensor) -> Tensor:
         `[window, source slot, destination slot]`; minus infinity where there is no destination or
         a feature is NaN.
     """
-    unit = torch.nn.functional.normalize(x.detach().float(), dim=1)
-    unit = torch.cat([unit, unit.new_zeros(1, unit.shape[1])])
-    cosine = unit[sources] @ unit[destinations].transpose(1, 2)
-    impossible = cosine.isnan() | (destinations == x.shape[0])[:, None, :]
-    return cosine.masked_fill(impossible, -torch.inf)
+    wide, tokens = x.detach().float(), x.shape[0]
+    none = (destinations == tokens)[:, None, :]
+    if tokens == 0:
+        return wide.new_full((*sources.shape, destinations.shape[1]), -torch.inf)
+    length = torch.linalg.vector_norm(wide, dim=1).clamp(min=_SHORTEST)
+    pair = [index.clamp(max=tokens - 1) for index in (sources, destinations)]
+    rows, columns = (wide.index_select(0, i.reshape(-1)).unflatten(0, i.shape) for i in pair)
+    cosine = rows @ columns.transpose(1, 2)
+    cosine = cosine / length[pair[0]][:, :, None] / length[pair[1]][:, None, :]
+    return cosine.masked_fill(cosine.isnan() | none, -torch.inf)
 
 
 def random_matching(x: Tensor, partition: WindowPartition) -> Matching:

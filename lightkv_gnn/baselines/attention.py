@@ -7,8 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lightkv_gnn import guidance
-from lightkv_gnn.guidance import GuidanceBlock, attention_logits
+from lightkv_gnn.guidance import GuidanceBlock, at_once, attention_logits
 
 
 def attention_to_vision(block: GuidanceBlock, chosen: Tensor) -> Tensor:
@@ -50,7 +49,7 @@ def text_attention(block: GuidanceBlock, raters: Tensor) -> Tensor:
     """
     batch, text = block.text.shape
     keys = block.vision.shape[1] + text
-    width = max(1, guidance.CHUNK // max(1, batch * block.query.shape[1] * keys))
+    width = at_once(batch * block.query.shape[1] * keys, block.query.device)
     weight = (raters * block.text_mask).to(torch.promote_types(block.query.dtype, torch.float32))
     total = weight.new_zeros(block.vision.shape)
     for start in range(0, text, width):

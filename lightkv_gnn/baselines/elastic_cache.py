@@ -8,9 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lightkv_gnn import capture, guidance
+from lightkv_gnn import capture
 from lightkv_gnn.baselines.cache_method import CacheMethod, Shrinker
-from lightkv_gnn.guidance import attention_logits
+from lightkv_gnn.guidance import at_once, attention_logits
 
 
 class ElasticShrinker(Shrinker):
@@ -72,7 +72,7 @@ def received(
     batch, heads, tokens, _ = query.shape
     place = torch.arange(tokens, device=query.device)
     total = torch.zeros(batch, tokens, device=query.device)
-    step = max(1, guidance.CHUNK // (batch * heads * tokens))
+    step = at_once(batch * heads * tokens, key.device)
     for start in range(0, tokens, step):
         rows = slice(start, start + step)
         logits = attention_logits(query[:, :, rows], key, scaling, softcap)

@@ -25,6 +25,7 @@ class MeasuredCompressor(TokenCompressor):
     def __init__(self, inner: TokenCompressor) -> None:
         super().__init__(inner.message, inner.matcher)
         self._inner = inner
+        self.fused = inner.fused
         self.losses: list[Loss] = []
         self.seconds = 0.0
 

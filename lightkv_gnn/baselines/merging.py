@@ -31,7 +31,7 @@ class NoCompression(StageMethod):
 def random_attention(block: GuidanceBlock) -> Tensor:
     """Weights from random numbers in place of the attention's logits, `[batch, vision]`."""
     batch, heads = block.query.shape[:2]
-    shape = batch, heads, block.vision.shape[1], block.text.shape[1]
+    shape = batch, heads, block.text.shape[1], block.vision.shape[1]
     logits = torch.rand(shape, device=block.query.device)
     return total_share(share_of_text(logits, block.vision_mask), block.text_mask).exp()
 

@@ -36,7 +36,9 @@ def built(
     partition = window_partition(layout, plan_stage(layout.occupancy, 2, ratio))
     matching = cosine_matching(features(layout)[0], partition)
     weight = torch.rand(len(layout), generator=torch.Generator().manual_seed(0))
-    return layout, partition, matching, weight, merge_graph(layout, partition, matching, weight)
+    kept, _ = survivors(matching, len(layout))
+    graph = merge_graph(layout, partition, matching, kept, weight)
+    return layout, partition, matching, weight, graph
 
 
 @every_grid

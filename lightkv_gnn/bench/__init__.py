@@ -1,0 +1,1 @@
+"""Benchmarks that compare side by side: stages, prefills, decoding, growth."""

@@ -1,0 +1,207 @@
+"""A whole prefill, and decoding after it, with and without compression."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightkv_gnn.bench.measure import Timing, extra_bytes, side_by_side
+from lightkv_gnn.bench.shapes import Shape, build, inputs_of
+from lightkv_gnn.config import LightKVConfig
+from lightkv_gnn.forecast import plan_prefill
+from lightkv_gnn.session import attach
+
+STEPS = 16
+"""Tokens that are decoded after a prefill."""
+
+
+@dataclass(frozen=True)
+class PrefillRow:
+    """One prefill with compression beside one without.
+
+    Attributes:
+        shape: Name of the decoder's.
+        batch: Samples.
+        tokens: Of each sample.
+        retention: Vision tokens held, averaged over layers; fraction.
+        seconds: Median wall time with compression, vision tower included.
+        seconds_full: Without.
+        seconds_ratio: Of the two.
+        flops_ratio: Of the decoder's operations, from the plan.
+        gain_share: Time saved as a fraction of the operations saved.
+        kv_ratio: Of the bytes of keys and values.
+        peak_ratio: Of the most memory held at once, beyond the weights.
+    """
+
+    shape: str
+    batch: int
+    tokens: int
+    retention: float
+    seconds: float
+    seconds_full: float
+    seconds_ratio: float
+    flops_ratio: float
+    gain_share: float
+    kv_ratio: float
+    peak_ratio: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class DecodeRow:
+    """Decoding after a compressed prefill beside an uncompressed one.
+
+    Attributes:
+        shape: Name of the decoder's.
+        batch: Samples.
+        retention: Vision tokens held, averaged over layers; fraction.
+        tokens_per_second: Of the whole batch, with compression.
+        tokens_per_second_full: Without.
+        speed_ratio: Of the two.
+        kv_bytes: Keys and values of one sample after the prefill, with compression.
+        kv_bytes_full: Without.
+        largest_batch: Samples whose keys and values fit beside the weights into the memory asked
+            about, with compression; None if none was.
+        largest_batch_full: Without.
+    """
+
+    shape: str
+    batch: int
+    retention: float
+    tokens_per_second: float
+    tokens_per_second_full: float
+    speed_ratio: float
+    kv_bytes: int
+    kv_bytes_full: int
+    largest_batch: int | None
+    largest_batch_full: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+class Contest:
+    """A model with random weights, and calls of it with and without compression.
+
+    Args:
+        shape: Of its decoder.
+        batch: Samples.
+        retention: Vision tokens to keep, averaged over layers; fraction.
+        dtype: Of the weights.
+        device: Where.
+    """
+
+    def __init__(
+        self, shape: Shape, batch: int, retention: float, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.device = device
+        self.model = build(shape, dtype, device)
+        self.inputs = inputs_of(shape, batch, self.model)
+        self.config = LightKVConfig.for_model(self.model, retention)
+        self.bill = plan_prefill(self.model, self.config, self.inputs).totals()
+        self.batch = batch
+
+    def side_by_side(self, run: Callable[[], object], rounds: int) -> dict[str, Timing]:
+        """Times ``run`` attached ("light") and as it is ("full"), in turn."""
+        calls = {"light": self._in(self.config, run), "full": self._in(None, run)}
+        return side_by_side(calls, self.device, rounds=rounds, warmup=1)
+
+    def peaks(self, run: Callable[[], object]) -> dict[str, int]:
+        """Most memory of the same two."""
+        calls = {"light": self._in(self.config, run), "full": self._in(None, run)}
+        return {name: extra_bytes(call, self.device) for name, call in calls.items()}
+
+    def _in(self, config: LightKVConfig | None, run: Callable[[], object]) -> Callable[[], object]:
+        def call() -> object:
+            with nullcontext() if config is None else attach(self.model, config):
+                return run()
+
+        return call
+
+    @torch.no_grad()
+    def prefill(self) -> Any:
+        """The model's output for all inputs."""
+        return self.model(**self.inputs, use_cache=True, logits_to_keep=1)
+
+    @torch.no_grad()
+    def decode(self, steps: int) -> Tensor:
+        """The inputs with ``steps`` more tokens, greedily chosen."""
+        found: Tensor = self.model.generate(
+            **self.inputs, do_sample=False, min_new_tokens=steps, max_new_tokens=steps
+        )
+        return found
+
+
+def compare_prefill(
+    name: str,
+    shape: Shape,
+    batch: int,
+    retention: float,
+    rounds: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> PrefillRow:
+    """Time to the first token, with and without compression."""
+    contest = Contest(shape, batch, retention, dtype, device)
+    times = contest.side_by_side(contest.prefill, rounds)
+    peaks = contest.peaks(contest.prefill)
+    light, full = times["light"].seconds, times["full"].seconds
+    bill = contest.bill
+    return PrefillRow(
+        shape=name,
+        batch=batch,
+        tokens=contest.inputs["input_ids"].shape[1],
+        retention=bill["retention"],
+        seconds=light,
+        seconds_full=full,
+        seconds_ratio=light / full,
+        flops_ratio=bill["flops_ratio"],
+        gain_share=(1 - light / full) / (1 - bill["flops_ratio"]),
+        kv_ratio=bill["kv_ratio"],
+        peak_ratio=peaks["light"] / peaks["full"],
+    )
+
+
+def compare_decode(
+    name: str,
+    shape: Shape,
+    batch: int,
+    retention: float,
+    rounds: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    memory: int | None = None,
+) -> DecodeRow:
+    """Tokens a second after the prefill; ``memory`` in bytes, to ask how many samples fit."""
+    contest = Contest(shape, batch, retention, dtype, device)
+    short = contest.side_by_side(lambda: contest.decode(1), rounds)
+    long = contest.side_by_side(lambda: contest.decode(1 + STEPS), rounds)
+    bill = contest.bill
+    each = {"light": bill["kv_bytes"] // batch, "full": bill["kv_bytes_full"] // batch}
+    speed = {kind: batch * STEPS / (long[kind].seconds - short[kind].seconds) for kind in each}
+    weights = sum(weight.nbytes for weight in contest.model.parameters())
+    fits = {
+        kind: None if memory is None else max(0, (memory - weights) // size)
+        for kind, size in each.items()
+    }
+    return DecodeRow(
+        shape=name,
+        batch=batch,
+        retention=bill["retention"],
+        tokens_per_second=speed["light"],
+        tokens_per_second_full=speed["full"],
+        speed_ratio=speed["light"] / speed["full"],
+        kv_bytes=each["light"],
+        kv_bytes_full=each["full"],
+        largest_batch=fits["light"],
+        largest_batch_full=fits["full"],
+    )

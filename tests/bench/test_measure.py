@@ -1,0 +1,62 @@
+"""Subjects take turns, and memory is what tensors took."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+
+from lightkv_gnn.bench import measure
+from lightkv_gnn.bench.growth import slope
+from lightkv_gnn.bench.measure import extra_bytes, launches_and_waits, side_by_side
+
+CPU = torch.device("cpu")
+FLOAT = 4
+
+
+def test_subjects_take_turns_and_each_follows_each() -> None:
+    called: list[str] = []
+    subjects = {name: lambda name=name: called.append(name) for name in "abc"}
+    times = side_by_side(subjects, CPU, rounds=6, warmup=3)
+    assert Counter(called) == dict.fromkeys("abc", 9)
+    assert ["".join(called[n : n + 3]) for n in range(0, 27, 3)] == ["abc", "bca", "cab"] * 3
+    assert {time.rounds for time in times.values()} == {6}
+
+
+def test_times_are_medians_and_quartiles_without_the_warm_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    taken = iter([50.0, 9.0, 1.0, 2.0, 3.0, 4.0])
+    monkeypatch.setattr(measure, "_timed", lambda call, device: next(taken))
+    time = side_by_side({"a": lambda: None}, CPU, rounds=5, warmup=1)["a"]
+    assert (time.seconds, time.low, time.high) == (3.0, 2.0, 4.0)
+
+
+def test_one_round_has_no_spread() -> None:
+    with pytest.raises(ValueError, match="rounds is 1: expected 2 or more"):
+        side_by_side({"a": lambda: None}, CPU, rounds=1)
+
+
+def test_extra_memory_is_what_is_held_at_once() -> None:
+    x = torch.zeros(1000)
+
+    def chain() -> torch.Tensor:
+        first = x + x
+        second = first + first
+        del first
+        return second + second
+
+    assert extra_bytes(lambda: x, CPU) == 0
+    assert extra_bytes(lambda: x + x, CPU) == 1000 * FLOAT
+    assert extra_bytes(chain, CPU) == 2 * 1000 * FLOAT
+
+
+def test_a_cpu_has_no_launches() -> None:
+    assert launches_and_waits(lambda: None, CPU) == (None, None)
+
+
+@pytest.mark.parametrize("exponent", [0.5, 1.0, 2.0])
+def test_slopes_are_the_powers(exponent: float) -> None:
+    x = [1, 2, 5, 9]
+    assert slope(x, [3 * value**exponent for value in x]) == pytest.approx(exponent)
