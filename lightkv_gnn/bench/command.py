@@ -86,13 +86,10 @@ def run(options: argparse.Namespace) -> None:
     """
     if options.out and not options.out.parent.is_dir():
         raise FileNotFoundError(f"--out {options.out}: there is no folder {options.out.parent}")
-    before = torch.get_num_threads()
-    torch.set_num_threads(options.threads)
-    try:
+    machine.check_device(options.device)
+    with machine.threads(options.threads):
         rows = list(tqdm(options.part(options), unit="row", file=sys.stderr))
         about = {**machine.describe(), "device": options.device, "command": options.command}
-    finally:
-        torch.set_num_threads(before)
     if options.out:
         options.out.write_text(json.dumps({"machine": about, "rows": rows}, indent=2) + "\n")
     if options.json:

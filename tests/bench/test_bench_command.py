@@ -95,6 +95,7 @@ def test_growth_has_an_exponent_for_each_subject(capsys: pytest.CaptureFixture[s
         ([*STAGE, "--rounds", "1"], "rounds is 1"),
         ([*STAGE, "--out", "nowhere/rows.json"], "there is no folder nowhere"),
         (["bench", "growth", "--tokens", "16"], "tokens has 1 sizes"),
+        ([*STAGE, "--device", "nowhere"], "--device nowhere cannot be used"),
     ],
 )
 def test_bad_options_end_with_one_line(
