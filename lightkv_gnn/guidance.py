@@ -23,7 +23,7 @@ CHUNK = 2**22
 LARGE_CHUNK = 2**25
 """Most logits held at once elsewhere, where many small steps would cost more."""
 
-CACHED = 2**17
+CACHED = 2**18
 """Most logits worked on at once on a CPU, in elements: its caches hold them."""
 
 
@@ -163,8 +163,9 @@ def prompt_guidance(block: GuidanceBlock, kind: GuidanceName | GuidanceFunction)
         query, key = block.text_query, block.vision_key
     heads = max(query.shape[1], key.shape[1])
     width = at_once(batch * heads * vision, query.device)
+    padded = block.vision_mask if block.span is None else None
     parts = [
-        share_of_text(text_logits(rows, key, block.scaling, block.softcap), block.vision_mask)
+        share_of_text(text_logits(rows, key, block.scaling, block.softcap), padded)
         for rows in query.split(width, dim=2)
     ]
     by_text = torch.cat(parts, dim=1)
@@ -244,10 +245,10 @@ def share_of_text(
 
 
 def _share(logits: Tensor, vision_mask: Tensor | None, total: Tensor | None) -> Tensor:
-    impossible = logits.isnan()
+    least = _least(logits)
+    logits = logits.nan_to_num(nan=least, posinf=-least, neginf=least)
     if vision_mask is not None:
-        impossible |= ~vision_mask[:, None, None, :]
-    logits = logits.masked_fill(impossible, _least(logits))
+        logits = logits.masked_fill(~vision_mask[:, None, None, :], least)
     share = logits.log_softmax(dim=3) if total is None else logits - total
     # Nothing here is infinite, so that this is logsumexp in fewer passes.
     most = share.detach().amax(dim=1, keepdim=True)
