@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lightkv_gnn.bench.cases import StageCase
-from lightkv_gnn.bench.measure import extra_bytes, launches_and_waits, side_by_side
+from lightkv_gnn.bench.measure import Timing, extra_bytes, launches_and_waits, side_by_side
 from lightkv_gnn.bench.subjects import subject_of
 
 MOST_LOGITS = 2**30
@@ -93,7 +93,7 @@ def compare(case: StageCase, names: Sequence[str], rounds: int) -> Iterator[Stag
         rounds: Calls of each that count.
     """
     steps = {name: subject_of(name)(case) for name in names if fits(case, name)}
-    times = {}
+    times: dict[str, Timing] = {}
     for turn in (set(steps) - DISTURBING, set(steps) & DISTURBING):
         together = {name: step for name, step in steps.items() if name in turn}
         times |= side_by_side(together, case.device, rounds=rounds) if together else {}
