@@ -40,6 +40,9 @@ INCHES = 9.0
 SPREAD = 0.03
 """Methods at one place are set apart over so much of the axis."""
 
+NARROWEST = 0.1
+"""Least share that an axis of shares shows, so that methods that hold alike stand together."""
+
 LONGEST = 60
 """Characters of a method's name in a legend."""
 
@@ -186,7 +189,8 @@ def draw(plot: Plot, entries: Sequence[Pooled], look: dict[str, dict[str, Any]])
     canvas = Figure(figsize=(INCHES, 3.1 * rows + 1.2), layout="constrained")
     axes = canvas.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     shown = {m: style for m, style in look.items() if any(e.first.method == m for e in drawn)}
-    width = 0 if plot.against == "difference" else SPREAD * (places[-1] - places[0] or 0.1)
+    span = max(places[-1] - places[0], NARROWEST if plot.percent else 0) or NARROWEST
+    width = 0 if plot.against == "difference" else SPREAD * span
     for panel, ax in zip(panels, axes.flat, strict=False):
         _baseline(ax, base, plot.against)
         here = [entry for entry in drawn if plot.panel(entry) == panel]
@@ -198,6 +202,8 @@ def draw(plot: Plot, entries: Sequence[Pooled], look: dict[str, dict[str, Any]])
         ax.yaxis.set_major_formatter(PercentFormatter(1))
         if plot.percent:
             ax.xaxis.set_major_formatter(PercentFormatter(1))
+            middle = (places[0] + places[-1]) / 2
+            ax.set_xlim(middle - 0.55 * span, middle + 0.55 * span)
         if plot.layers:
             ax.set_xticks(places)
         else:

@@ -210,6 +210,15 @@ def test_figures_show_the_rows():
     assert [text.get_text() for text in legend.get_texts()] == ["guided", "mean", "random"]
 
 
+@pytest.mark.parametrize(("held", "width"), [((0.5, 0.501), 0.11), ((0.3, 0.8), 0.55)])
+def test_shares_that_are_alike_stand_together(held, width):
+    rows = [make_row(f"m{share}", held=share) for share in held]
+    (ax,) = figures.draw(figures.PLOTS[0], pool(rows), figures.styles(["m0.5", "m0.3"])).axes
+    low, high = ax.get_xlim()
+    assert high - low == pytest.approx(width)
+    assert (low + high) / 2 == pytest.approx(sum(held) / 2)
+
+
 def test_depth_is_drawn_where_it_varies():
     entries = [entry for entry in pool(make_rows()) if entry.first.depth < 2]
     look = figures.styles([entry.first.method for entry in entries])
