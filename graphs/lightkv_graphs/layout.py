@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lightkv_graphs.occupancy import Occupancy, cell_occupancy
+from lightkv_graphs.occupancy import Occupancy, cell_occupancy, full_occupancy
 
 Grid = tuple[int, int]
 """Rows and columns of an image's token grid."""
@@ -103,24 +103,8 @@ class TokenLayout:
         Raises:
             ValueError: A tile has no rows or no columns, or a negative number of tokens.
         """
-        flat = [(s, Tile(*tile)) for s, own in enumerate(tiles) for tile in own]
-        for number, (_, tile) in enumerate(flat):
-            if min(tile.rows, tile.cols) < 1 or min(tile) < 0:
-                raise ValueError(
-                    f"image {number} has a grid of {tile.rows}x{tile.cols} tokens with "
-                    f"{tile[2:]} around it: expected 1x1 or more, and 0 or more around it"
-                )
-        sizes = torch.tensor([tile.tokens for _, tile in flat], dtype=torch.int64)
-        none = torch.zeros(0, 2, dtype=torch.int64)
-        place = torch.cat([none, *(_places(tile) for _, tile in flat)])
-        return cls.from_tokens(
-            sample=torch.tensor([s for s, _ in flat], dtype=torch.int64).repeat_interleave(sizes),
-            image=torch.arange(len(flat)).repeat_interleave(sizes),
-            row=place[:, 0],
-            col=place[:, 1],
-            grids=[(tile.rows, tile.cols) for _, tile in flat],
-            protected=place[:, 0] < 0,
-        )
+        known = _of_tiles(tuple(tuple(Tile(*tile) for tile in own) for own in tiles))
+        return replace(known, **{name: getattr(known, name).clone() for name in _PER_TOKEN})
 
     @classmethod
     def from_tokens(
@@ -178,6 +162,31 @@ class TokenLayout:
             counts=tuple(stop - start for start, stop in pairwise(starts)),
             occupancy=tuple(occupancy),
         )
+
+
+@lru_cache(maxsize=64)
+def _of_tiles(tiles: tuple[tuple[Tile, ...], ...]) -> TokenLayout:
+    """The layout of tiles, made once; what is handed out are copies."""
+    flat = [(s, tile) for s, own in enumerate(tiles) for tile in own]
+    for number, (_, tile) in enumerate(flat):
+        if min(tile.rows, tile.cols) < 1 or min(tile) < 0:
+            raise ValueError(
+                f"image {number} has a grid of {tile.rows}x{tile.cols} tokens with "
+                f"{tile[2:]} around it: expected 1x1 or more, and 0 or more around it"
+            )
+    sizes = torch.tensor([tile.tokens for _, tile in flat], dtype=torch.int64)
+    none = torch.zeros(0, 2, dtype=torch.int64)
+    place = torch.cat([none, *(_places(tile) for _, tile in flat)])
+    layout = TokenLayout.from_tokens(
+        sample=torch.tensor([s for s, _ in flat], dtype=torch.int64).repeat_interleave(sizes),
+        image=torch.arange(len(flat)).repeat_interleave(sizes),
+        row=place[:, 0],
+        col=place[:, 1],
+        grids=[(tile.rows, tile.cols) for _, tile in flat],
+        protected=place[:, 0] < 0,
+    )
+    full = tuple(full_occupancy(tile.rows, tile.cols) for _, tile in flat)
+    return replace(layout, occupancy=full)
 
 
 @lru_cache(maxsize=64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -74,6 +75,13 @@ def cell_occupancy(rows: int, cols: int, row: Tensor, col: Tensor) -> Occupancy:
     counts = torch.zeros(rows, cols, dtype=torch.int64)
     counts[row, col] = 1
     return Occupancy(torch.arange(rows + 1), torch.arange(cols + 1), counts)
+
+
+@lru_cache(maxsize=64)
+def full_occupancy(rows: int, cols: int) -> Occupancy:
+    """Occupancy of a grid without gaps; the same object for the same size."""
+    cells = torch.ones(rows, cols, dtype=torch.int64)
+    return Occupancy(torch.arange(rows + 1), torch.arange(cols + 1), cells)
 
 
 def balanced_cut(coordinate: Tensor, size: Tensor | int, windows: int) -> Tensor:

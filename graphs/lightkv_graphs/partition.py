@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -71,25 +72,28 @@ def plan_stage(
         raise ValueError(f"windows is {windows}: expected at least one window per side")
     if not 0 <= ratio <= 0.99:
         raise ValueError(f"ratio is {ratio}: expected a fraction merged away from 0 to 0.99")
-    merges: list[int] = []
-    after: list[Occupancy] = []
-    largest = 0
-    for image in occupancy:
-        per_window = image.in_windows(windows, cut)
-        if per_window is None:
-            tokens = image.tokens
-            spread = windows**2  # at worst every window holds a token that cannot leave
-            most = tokens - spread if ratio > 0.5 else (tokens - spread + 1) // 2
-            total = max(0, min(int(count(torch.tensor(tokens), ratio)), most))
-            after.append(image.blurred(total))
-            largest = max(largest, image.largest_window(windows, cut))
-        else:
-            gone = count(per_window, ratio)
-            total = int(gone.sum())
-            after.append(image.merged(per_window, gone, cut))
-            largest = max(largest, int(per_window.max()))
-        merges.append(total)
-    return StagePlan(windows, ratio, tuple(merges), largest, occupancy, tuple(after), cut, count)
+    images = [_plan_image(image, windows, ratio, cut, count) for image in occupancy]
+    merges, largest, after = zip(*images, strict=True) if images else ((), (), ())
+    return StagePlan(windows, ratio, merges, max(largest, default=0), occupancy, after, cut, count)
+
+
+@lru_cache(maxsize=1024)
+def _plan_image(
+    image: Occupancy, windows: int, ratio: float, cut: Cut, count: MergeCount
+) -> tuple[int, int, Occupancy]:
+    """Tokens merged away in an image, an upper bound on those of a window, and what is left.
+
+    Remembered: full grids of one size share their occupancy, and so what follows from it.
+    """
+    per_window = image.in_windows(windows, cut)
+    if per_window is None:
+        tokens = image.tokens
+        spread = windows**2  # at worst every window holds a token that cannot leave
+        most = tokens - spread if ratio > 0.5 else (tokens - spread + 1) // 2
+        total = max(0, min(int(count(torch.tensor(tokens), ratio)), most))
+        return total, image.largest_window(windows, cut), image.blurred(total)
+    gone = count(per_window, ratio)
+    return int(gone.sum()), int(per_window.max()), image.merged(per_window, gone, cut)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,11 +10,14 @@ from fractions import Fraction
 import pytest
 import torch
 from reference import GRIDS, RATIOS, make_layout, tokens_of, windows_of
+from torch import Tensor
 
 from lightkv_graphs import (
     Grid,
+    Tile,
     TokenLayout,
     balanced_cut,
+    exact_count,
     float32_count,
     leading_cut,
     plan_stage,
@@ -182,3 +185,30 @@ def test_a_plan_of_another_layout(other: list[list[tuple[int, int]]]) -> None:
     plan = plan_stage(make_layout(other).occupancy, 2, 0.5)
     with pytest.raises(ValueError, match=r"made from another layout .* layout.occupancy"):
         window_partition(make_layout([[(4, 4), (4, 4)]]), plan)
+
+
+def test_equal_pictures_are_planned_once() -> None:
+    asked: list[int] = []
+
+    def count(n: Tensor, ratio: float) -> Tensor:
+        asked.append(len(n))
+        return exact_count(n, ratio)
+
+    for _ in range(2):
+        layout = TokenLayout.from_grids([[(4, 6)] * 3, [(4, 6)], [(8, 4)]])
+        plan = plan_stage(layout.occupancy, 2, 0.5, count=count)
+        plan_stage(plan.occupancy, 1, 0.5, count=count)
+    assert plan.merges == (12, 12, 12, 12, 16)
+    assert len(asked) == 2 * 2  # of two sizes, in two stages
+
+
+@pytest.mark.parametrize("tile", [Tile(4, 6), Tile(3, 5, before=1, row_end=2, after=3)])
+def test_what_is_remembered_of_tiles_is_what_their_tokens_say(tile: Tile) -> None:
+    layout = TokenLayout.from_tiles([[tile], [tile]])
+    names = ("sample", "image", "row", "col", "mass", "protected")
+    tokens = {name: getattr(layout, name) for name in names}
+    again = TokenLayout.from_tokens(**tokens, grids=layout.grids)
+    assert again.counts == layout.counts
+    for ours, theirs in zip(layout.occupancy, again.occupancy, strict=True):
+        for name in ("row_edges", "col_edges", "counts"):
+            assert torch.equal(getattr(ours, name), getattr(theirs, name))

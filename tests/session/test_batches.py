@@ -23,6 +23,10 @@ BATCHES = {
         prompt(40, seed=2),
     ],
     "no text, and an image last": [prompt("image"), prompt(5, "image", seed=1), prompt(3, seed=2)],
+    "one image or two, then equal texts": [
+        prompt(2, "image", "image", 6),
+        prompt(3, "image", 6, seed=1),
+    ],
     "all the same size": [prompt(4, "image", 6), prompt(4, "image", 6, seed=1)],
 }
 

@@ -51,6 +51,25 @@ def test_the_compressor_that_is_passed_does_the_work() -> None:
         assert torch.equal(model(**inputs).logits, found)
 
 
+@torch.no_grad()
+def test_the_ledger_tells_how_messages_were_passed() -> None:
+    model, inputs = tiny_llava(), batch(*PROMPTS)
+
+    def pulled(x_i: Tensor, x_j: Tensor, weight: Tensor) -> Tensor:
+        return weight[:, None] * x_j
+
+    for stages, message, fused, words in (
+        (STAGES, lk.guided_mean, True, "messages fused"),
+        (STAGES, pulled, False, "messages one by one"),
+        ((), lk.guided_mean, None, " ms"),
+    ):
+        with lk.attach(model, lk.LightKVConfig(stages, message=message)) as handle:
+            model(**inputs)
+        assert handle.ledger.fused is fused
+        assert handle.ledger.totals()["fused"] is fused
+        assert str(handle.ledger).endswith(words)
+
+
 @pytest.mark.parametrize("wrong", ["mean", lk.mean, TokenCompressor])
 def test_something_else_is_refused(wrong: Any) -> None:
     model = tiny_llava()
