@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import cycle
 from typing import Literal, NamedTuple
 
 import torch
@@ -236,12 +235,10 @@ def share_of_text(
     rows = logits.shape[2]
     if logits.device.type == "cpu":
         rows = max(1, CACHED * rows // max(1, logits.numel()))
-    totals = [total] if total is None else total.split(rows, dim=2)
-    parts = [
-        _share(part, vision_mask, own)
-        for part, own in zip(logits.split(rows, dim=2), cycle(totals))
-    ]
-    return torch.cat(parts, dim=1)
+    pieces = logits.split(rows, dim=2)
+    totals = [None] * len(pieces) if total is None else total.split(rows, dim=2)
+    pairs = zip(pieces, totals, strict=True)
+    return torch.cat([_share(piece, vision_mask, own) for piece, own in pairs], dim=1)
 
 
 def _share(logits: Tensor, vision_mask: Tensor | None, total: Tensor | None) -> Tensor:

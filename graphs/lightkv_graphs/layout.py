@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lightkv_graphs.occupancy import Occupancy, cell_occupancy, full_occupancy
+from lightkv_graphs.occupancy import Occupancy, cell_occupancy
 
 Grid = tuple[int, int]
 """Rows and columns of an image's token grid."""
@@ -177,7 +177,7 @@ def _of_tiles(tiles: tuple[tuple[Tile, ...], ...]) -> TokenLayout:
     sizes = torch.tensor([tile.tokens for _, tile in flat], dtype=torch.int64)
     none = torch.zeros(0, 2, dtype=torch.int64)
     place = torch.cat([none, *(_places(tile) for _, tile in flat)])
-    layout = TokenLayout.from_tokens(
+    return TokenLayout.from_tokens(
         sample=torch.tensor([s for s, _ in flat], dtype=torch.int64).repeat_interleave(sizes),
         image=torch.arange(len(flat)).repeat_interleave(sizes),
         row=place[:, 0],
@@ -185,8 +185,6 @@ def _of_tiles(tiles: tuple[tuple[Tile, ...], ...]) -> TokenLayout:
         grids=[(tile.rows, tile.cols) for _, tile in flat],
         protected=place[:, 0] < 0,
     )
-    full = tuple(full_occupancy(tile.rows, tile.cols) for _, tile in flat)
-    return replace(layout, occupancy=full)
 
 
 @lru_cache(maxsize=64)

@@ -71,15 +71,19 @@ class Occupancy:
 
 
 def cell_occupancy(rows: int, cols: int, row: Tensor, col: Tensor) -> Occupancy:
-    """Occupancy of single cells: 1 where one of the tokens (``row``, ``col``) lies, else 0."""
+    """Occupancy of single cells: 1 where one of the tokens (``row``, ``col``) lies, else 0.
+
+    Tokens lie in different cells.  Full grids of one size share theirs.
+    """
+    if len(row) == rows * cols:
+        return _full_occupancy(rows, cols)
     counts = torch.zeros(rows, cols, dtype=torch.int64)
     counts[row, col] = 1
     return Occupancy(torch.arange(rows + 1), torch.arange(cols + 1), counts)
 
 
 @lru_cache(maxsize=64)
-def full_occupancy(rows: int, cols: int) -> Occupancy:
-    """Occupancy of a grid without gaps; the same object for the same size."""
+def _full_occupancy(rows: int, cols: int) -> Occupancy:
     cells = torch.ones(rows, cols, dtype=torch.int64)
     return Occupancy(torch.arange(rows + 1), torch.arange(cols + 1), cells)
 

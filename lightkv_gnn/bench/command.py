@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from lightkv_gnn.bench.cases import StageCase
 from lightkv_gnn.bench.growth import growth
-from lightkv_gnn.bench.prefill import compare_decode, compare_prefill
+from lightkv_gnn.bench.prefill import Contest, compare_decode, compare_prefill
 from lightkv_gnn.bench.shapes import SHAPES
 from lightkv_gnn.bench.stage import compare, sweep
 from lightkv_gnn.bench.subjects import SUBJECTS
@@ -124,7 +124,7 @@ def _stage(options: argparse.Namespace) -> Iterator[Row]:
         cases = sweep(base, quick=options.quick)
     for case in cases:
         for row in compare(case, options.subject, options.rounds or 20):
-            yield row.to_dict()
+            yield asdict(row)
 
 
 def _growth(options: argparse.Namespace) -> Iterator[Row]:
@@ -135,37 +135,24 @@ def _growth(options: argparse.Namespace) -> Iterator[Row]:
     small = replace(base, tokens=tokens[0])
     for start, over, values in ((base, "tokens", tokens), (small, "batch", batch)):
         for row in growth(start, over, values, names, options.rounds or 20):
-            yield row.to_dict()
+            yield asdict(row)
 
 
 def _prefill(options: argparse.Namespace) -> Iterator[Row]:
-    for name, batch in _shapes(options):
-        yield compare_prefill(
-            name,
-            SHAPES[name],
-            batch,
-            options.retention,
-            options.rounds or (3 if options.quick else 7),
-            getattr(torch, options.dtype),
-            torch.device(options.device),
-        ).to_dict()
+    for contest in _contests(options):
+        yield asdict(compare_prefill(contest, options.rounds or (3 if options.quick else 7)))
 
 
 def _decode(options: argparse.Namespace) -> Iterator[Row]:
     memory = None if options.memory is None else int(options.memory * 2**30)
-    for name, batch in _shapes(options):
-        yield compare_decode(
-            name,
-            SHAPES[name],
-            batch,
-            options.retention,
-            options.rounds or (2 if options.quick else 5),
-            getattr(torch, options.dtype),
-            torch.device(options.device),
-            memory,
-        ).to_dict()
+    for contest in _contests(options):
+        rounds = options.rounds or (2 if options.quick else 5)
+        yield asdict(compare_decode(contest, rounds, memory))
 
 
-def _shapes(options: argparse.Namespace) -> list[tuple[str, int]]:
-    names = options.shape or (["small"] if options.quick else ["small", "mid"])
-    return [(name, batch) for name in names for batch in options.batch]
+def _contests(options: argparse.Namespace) -> Iterator[Contest]:
+    """One for every shape and batch, made when its turn comes."""
+    dtype, device = getattr(torch, options.dtype), torch.device(options.device)
+    for name in options.shape or (["small"] if options.quick else ["small", "mid"]):
+        for batch in options.batch:
+            yield Contest(name, SHAPES[name], batch, options.retention, dtype, device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -50,10 +50,6 @@ class PrefillRow:
     kv_ratio: float
     peak_ratio: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class DecodeRow:
@@ -84,15 +80,12 @@ class DecodeRow:
     largest_batch: int | None
     largest_batch_full: int | None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
 
 class Contest:
     """A model with random weights, and calls of it with and without compression.
 
     Args:
+        name: Of the decoder's shape.
         shape: Of its decoder.
         batch: Samples.
         retention: Vision tokens to keep, averaged over layers; fraction.
@@ -101,8 +94,15 @@ class Contest:
     """
 
     def __init__(
-        self, shape: Shape, batch: int, retention: float, dtype: torch.dtype, device: torch.device
+        self,
+        name: str,
+        shape: Shape,
+        batch: int,
+        retention: float,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
+        self.name = name
         self.device = device
         self.model = build(shape, dtype, device)
         self.inputs = inputs_of(shape, batch, self.model)
@@ -141,24 +141,15 @@ class Contest:
         return found
 
 
-def compare_prefill(
-    name: str,
-    shape: Shape,
-    batch: int,
-    retention: float,
-    rounds: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> PrefillRow:
+def compare_prefill(contest: Contest, rounds: int) -> PrefillRow:
     """Time to the first token, with and without compression."""
-    contest = Contest(shape, batch, retention, dtype, device)
     times = contest.side_by_side(contest.prefill, rounds)
     peaks = contest.peaks(contest.prefill)
     light, full = times["light"].seconds, times["full"].seconds
     bill = contest.bill
     return PrefillRow(
-        shape=name,
-        batch=batch,
+        shape=contest.name,
+        batch=contest.batch,
         tokens=contest.inputs["input_ids"].shape[1],
         retention=bill["retention"],
         seconds=light,
@@ -171,18 +162,9 @@ def compare_prefill(
     )
 
 
-def compare_decode(
-    name: str,
-    shape: Shape,
-    batch: int,
-    retention: float,
-    rounds: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    memory: int | None = None,
-) -> DecodeRow:
+def compare_decode(contest: Contest, rounds: int, memory: int | None = None) -> DecodeRow:
     """Tokens a second after the prefill; ``memory`` in bytes, to ask how many samples fit."""
-    contest = Contest(shape, batch, retention, dtype, device)
+    batch = contest.batch
     short = contest.side_by_side(lambda: contest.decode(1), rounds)
     long = contest.side_by_side(lambda: contest.decode(1 + STEPS), rounds)
     bill = contest.bill
@@ -194,7 +176,7 @@ def compare_decode(
         for kind, size in each.items()
     }
     return DecodeRow(
-        shape=name,
+        shape=contest.name,
         batch=batch,
         retention=bill["retention"],
         tokens_per_second=speed["light"],

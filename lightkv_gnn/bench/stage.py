@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -59,10 +58,6 @@ class StageRow:
     waits: int | None
     seconds_ratio: float | None
     bytes_ratio: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
 
 
 def sweep(base: StageCase, *, quick: bool) -> list[StageCase]:

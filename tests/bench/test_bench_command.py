@@ -109,13 +109,15 @@ def test_a_compressed_prefill_never_holds_more() -> None:
     """Also where hardly anything is saved, and with pictures that do not end the sequence."""
     cpu = torch.device("cpu")
     for retention in (0.95, 0.55):
-        contest = Contest(Shape(8, 256, 512, 4, 4, side=16), 1, retention, torch.float32, cpu)
+        contest = Contest(
+            "own", Shape(8, 256, 512, 4, 4, side=16), 1, retention, torch.float32, cpu
+        )
         peaks = contest.peaks(contest.prefill)
         assert peaks["light"] <= peaks["full"], retention
 
 
 def test_compression_is_all_that_differs_and_leaves_nothing_behind() -> None:
-    contest = Contest(TINY, 2, 0.55, torch.float32, torch.device("cpu"))
+    contest = Contest("tiny", TINY, 2, 0.55, torch.float32, torch.device("cpu"))
     cached: list[int] = []
 
     def run() -> None:
