@@ -12,7 +12,8 @@ from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.guidance import Guidance, GuidanceBlock, prompt_guidance, unrotated
 from lightkv_gnn.plan import PlannedStage, plan_stages
 from lightkv_gnn.records import Heard, StageRecord, Stopwatch
-from lightkv_graphs import MergeTrace, StageTrace, TokenLayout
+from lightkv_gnn.schedule import Stage
+from lightkv_graphs import MergeTrace, TokenLayout
 from lightkv_graphs.host import to_device
 
 
@@ -66,7 +67,6 @@ class Prefill:
         self.first_key: int | None = None
         self._said: tuple[Tensor, Tensor, float, float | None] | None = None
         self.records: list[StageRecord] = []
-        self._traced: list[StageTrace] = []
         self.stopwatch = Stopwatch()
 
     def start(self, device: torch.device) -> None:
@@ -130,7 +130,7 @@ class Prefill:
         features = rows.index_select(0, self.vision_rows)
         guidance = self._flat_guidance(planned, heard)
         done = self.compressor(features, self.layout, planned.plan, guidance)
-        self._record(planned, done, heard)
+        self._record(planned.stage, done, guidance, heard)
         gone, into = self.vision_rows[done.graph["vision", "merges_into", "vision"].edge_index]
         stays = self.real.reshape(-1).index_fill(0, gone, False).reshape(batch, tokens)
         width = max(planned.lengths)
@@ -208,22 +208,24 @@ class Prefill:
         index = self.row_of[:, :, None].expand(-1, -1, hidden_states.shape[-1])
         return hidden_states.gather(1, index)
 
-    def _record(self, planned: PlannedStage, done: Compressed, heard: Heard | None) -> None:
-        stage = planned.stage
-        window = done.graph["vision"].window
-        self._traced.append(
-            StageTrace(stage.layer, stage.windows, window, done.kept, done.survivor, done.layout)
-        )
-        if heard is not None:  # what is kept for inspection must not keep the autograd graph
+    def _record(
+        self, stage: Stage, done: Compressed, guidance: Tensor | None, heard: Heard | None
+    ) -> None:
+        """Keeps what is told afterwards, without the autograd graph."""
+        if heard is not None:
             weight, by_text = heard.guidance
             by_text = None if by_text is None else by_text.detach()
             heard = heard._replace(guidance=Guidance(weight.detach(), by_text))
-        self.records.append(StageRecord(done.graph.detach(), heard, self.vision_counts))
+        guidance = None if guidance is None else guidance.detach()
+        graph, counts = done.graph.detach(), self.vision_counts
+        self.records.append(
+            StageRecord(stage, graph, done.survivor, done.layout, guidance, heard, counts)
+        )
 
     @property
     def trace(self) -> MergeTrace:
         """Lineage of the call's vision tokens."""
-        return MergeTrace(self.first_layout, tuple(self._traced))
+        return MergeTrace(self.first_layout, tuple(record.trace() for record in self.records))
 
 
 def _true_rows(mask: Tensor, count: int) -> Tensor:

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from lightkv_gnn.guidance import Guidance
-from lightkv_graphs import add_text
+from lightkv_gnn.schedule import Stage
+from lightkv_graphs import StageTrace, TokenLayout, add_text
 
 
 class Heard(NamedTuple):
@@ -30,11 +31,36 @@ class Heard(NamedTuple):
 
 
 class StageRecord(NamedTuple):
-    """What a stage did, kept for inspection."""
+    """What a stage did, kept for inspection without its autograd graph.
 
+    Attributes:
+        stage: Of the schedule.
+        graph: That its messages passed over.
+        survivor: Row of each token's survivor, `[token]`.
+        layout: The survivors'.
+        guidance: Of the vision tokens before it, `[token]`; None where none was heard.
+        heard: The same with the text it came from.
+        vision_counts: Vision tokens of each sample before it.
+    """
+
+    stage: Stage
     graph: HeteroData
+    survivor: Tensor
+    layout: TokenLayout
+    guidance: Tensor | None
     heard: Heard | None
     vision_counts: tuple[int, ...]
+
+    def trace(self) -> StageTrace:
+        """Where each token went, and with what weight."""
+        return StageTrace.from_graph(
+            self.graph,
+            self.survivor,
+            self.layout,
+            layer=self.stage.layer,
+            windows=self.stage.windows,
+            guidance=self.guidance,
+        )
 
     def with_text(self) -> HeteroData:
         """The stage's graph with the prompt's tokens and guidance edges, where there are any."""

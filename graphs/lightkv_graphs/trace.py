@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch_geometric.data import HeteroData
 
+from lightkv_graphs.build import KEEPS, MERGES
 from lightkv_graphs.layout import TokenLayout
 
 if TYPE_CHECKING:
@@ -25,6 +27,12 @@ class StageTrace:
         window: Window of each token before the stage, `[token]`.
         kept: Tokens before the stage that stay, ascending, `[survivor]`.
         survivor: Row of the survivor each token before the stage ends in, `[token]`.
+        weight: Share of each token before the stage in its survivor, `[token]`; 0 for a token that
+            was dropped.
+        similarity: Cosine of each token before the stage and the one it ends in, `[token]`; 1 for
+            those that stay.
+        guidance: Logarithm of the prompt's guidance of each token before the stage, `[token]`; None
+            where none was heard.
         layout: The tokens after the stage.
     """
 
@@ -33,7 +41,52 @@ class StageTrace:
     window: Tensor
     kept: Tensor
     survivor: Tensor
+    weight: Tensor
+    similarity: Tensor
+    guidance: Tensor | None
     layout: TokenLayout
+
+    @classmethod
+    def from_graph(
+        cls,
+        graph: HeteroData,
+        survivor: Tensor,
+        layout: TokenLayout,
+        *,
+        layer: int,
+        windows: int,
+        guidance: Tensor | None = None,
+    ) -> StageTrace:
+        """What the messages' graph of a stage, from ``merge_graph``, tells of it.
+
+        Args:
+            graph: The graph.
+            survivor: Row of each token's survivor, `[token]`.
+            layout: The tokens after the stage.
+            layer: The decoder layer (0-based) the stage ran after.
+            windows: Windows per side.
+            guidance: Logarithm of the prompt's guidance, `[token]`.
+        """
+        kept, source = graph[KEEPS].edge_index[0], graph[MERGES].edge_index[0]
+        weight = torch.zeros_like(survivor, dtype=graph[KEEPS].weight.dtype)
+        weight = weight.index_copy(0, kept, graph[KEEPS].weight)
+        weight = weight.index_copy(0, source, graph[MERGES].weight)
+        cosine = graph[MERGES].similarity
+        similarity = torch.ones_like(survivor, dtype=cosine.dtype).index_copy(0, source, cosine)
+        window = graph["vision"].window
+        return cls(layer, windows, window, kept, survivor, weight, similarity, guidance, layout)
+
+    @property
+    def divergence(self) -> Tensor:
+        """Feature divergence of each token before the stage and the one it ends in, `[token]`."""
+        return 1 - self.similarity
+
+    def to(self, device: torch.device | str) -> StageTrace:
+        """The same stage on another device."""
+        names = ("window", "kept", "survivor", "weight", "similarity")
+        moved = {name: getattr(self, name).to(device) for name in names}
+        guidance = None if self.guidance is None else self.guidance.to(device)
+        return replace(self, **moved, guidance=guidance, layout=self.layout.to(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,17 +147,7 @@ class MergeTrace:
 
     def to(self, device: torch.device | str) -> MergeTrace:
         """The same trace on another device."""
-        stages = tuple(
-            replace(
-                done,
-                window=done.window.to(device),
-                kept=done.kept.to(device),
-                survivor=done.survivor.to(device),
-                layout=done.layout.to(device),
-            )
-            for done in self.stages
-        )
-        return MergeTrace(self.layout.to(device), stages)
+        return MergeTrace(self.layout.to(device), tuple(done.to(device) for done in self.stages))
 
     def to_networkx(self) -> networkx.DiGraph:
         """The lineage as a directed graph for networkx.

@@ -8,18 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import traces
 from PIL import Image
-from reference import features, make_layout
+from reference import make_layout
 
-from lightkv_gnn.compressor import TokenCompressor
-from lightkv_graphs import (
-    MergeTrace,
-    StageTrace,
-    draw_merges,
-    draw_stages,
-    draw_windows,
-    plan_stage,
-)
+from lightkv_graphs import MergeTrace, draw_merges, draw_stages, draw_windows
 from lightkv_graphs.draw import CELL
 
 plt = pytest.importorskip("matplotlib.pyplot", reason="matplotlib is not installed")
@@ -34,15 +27,7 @@ def canvas() -> Iterator[None]:
 
 
 def traced(windows: tuple[int, ...] = (2, 1), **variant: int) -> MergeTrace:
-    first = layout = make_layout([[(4, 6)], [(3, 3)]], **variant)
-    x, _ = features(layout)
-    stages = []
-    for layer, number in enumerate(windows):
-        done = TokenCompressor()(x, layout, plan_stage(layout.occupancy, number, 0.5))
-        window = done.graph["vision"].window
-        stages.append(StageTrace(layer, number, window, done.kept, done.survivor, done.layout))
-        x, layout = done.hidden_states, done.layout
-    return MergeTrace(first, tuple(stages))
+    return traces.traced([[(4, 6)], [(3, 3)]], tuple(enumerate(windows)), **variant)
 
 
 COLOURS = torch.randint(256, (4, 6, 3), generator=torch.Generator().manual_seed(0))

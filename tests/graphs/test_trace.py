@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import networkx
 import pytest
 import torch
-from reference import features, make_layout
+import traces
+from reference import make_layout
+from traces import SCHEDULE
 
-from lightkv_gnn.compressor import TokenCompressor
-from lightkv_graphs import MergeTrace, StageTrace, plan_stage
-
-SCHEDULE = [(3, 4), (7, 2), (9, 1)]
+from lightkv_graphs import MergeTrace
 
 
-def traced(schedule: list[tuple[int, int]] = SCHEDULE, ratio: float = 0.5) -> MergeTrace:
-    """Stages after ``layer`` with ``windows``, on random features."""
-    first = layout = make_layout([[(6, 5), (3, 3)], [(4, 4)]], newlines=True)
-    x, _ = features(layout)
-    stages = []
-    for layer, windows in schedule:
-        done = TokenCompressor()(x, layout, plan_stage(layout.occupancy, windows, ratio))
-        window = done.graph["vision"].window
-        stages.append(StageTrace(layer, windows, window, done.kept, done.survivor, done.layout))
-        x, layout = done.hidden_states, done.layout
-    return MergeTrace(first, tuple(stages))
+def traced(schedule: Sequence[tuple[int, int]] = SCHEDULE, ratio: float = 0.5) -> MergeTrace:
+    return traces.traced([[(6, 5), (3, 3)], [(4, 4)]], schedule, ratio, newlines=True)
 
 
 def lineage(trace: MergeTrace, stage: int) -> tuple[list[int], list[set[int]]]:
@@ -75,6 +67,21 @@ def test_unmerge_gives_every_original_its_survivors_row() -> None:
     assert torch.equal(trace.unmerge(x, 1)[trace.kept(1)], x)
 
 
+@pytest.mark.parametrize("guided", [False, True])
+def test_weights_and_similarities_of_each_stage(guided: bool) -> None:
+    trace = traces.traced([[(6, 5)], [(4, 4)]], guided=guided)
+    for done in trace:
+        total = torch.zeros(len(done.layout))
+        total.index_add_(0, done.survivor, done.weight.float())
+        assert torch.allclose(total, torch.ones_like(total), atol=1e-6)
+        stays = torch.zeros(len(done.survivor), dtype=torch.bool).index_fill_(0, done.kept, True)
+        assert bool((done.similarity[stays] == 1).all())
+        assert bool((done.similarity[~stays] < 1).all())
+        assert torch.equal(done.divergence, 1 - done.similarity)
+        assert (done.guidance is not None) == guided
+    assert any(float(done.weight.std()) > 0.01 for done in trace)
+
+
 def test_no_stages() -> None:
     trace = MergeTrace(make_layout([[(2, 3)]]), ())
     assert len(trace) == 0
@@ -113,12 +120,14 @@ def test_no_such_survivor(survivor: int) -> None:
 
 
 def test_to_moves_every_tensor() -> None:
-    moved = traced().to("meta")
+    moved = traces.traced([[(6, 5)], [(4, 4)]], guided=True).to("meta")
     tensors = [moved.layout.row]
     for done in moved:
         tensors += [done.window, done.kept, done.survivor, done.layout.mass]
+        tensors += [done.weight, done.similarity, done.guidance]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
-    assert [(done.layer, done.windows) for done in moved] == SCHEDULE
+    assert traced().to("meta").stages[0].guidance is None
+    assert [(done.layer, done.windows) for done in moved] == list(SCHEDULE)
 
 
 def test_networkx_has_a_node_per_token_and_stage() -> None:
