@@ -64,6 +64,13 @@ def test_two_images_of_one_call_share_a_graph() -> None:
     share = graph["text", "guides", "vision"].weight
     heads = torch.zeros(16).index_add_(0, text, share)
     near(heads, torch.full((16,), 4.0))
+    for number, stage in enumerate(handle.trace):  # and the trace tells their sum
+        graph = handle.graph(number)
+        vision, share = (
+            graph["text", "guides", "vision"][name] for name in ("edge_index", "weight")
+        )
+        total = torch.zeros(len(stage.window)).index_add_(0, vision[1], share)
+        near(stage.guidance.exp(), total)
 
 
 def test_a_wrapper_around_a_model_is_refused() -> None:
