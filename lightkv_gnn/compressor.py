@@ -12,7 +12,8 @@ from torch_geometric.data import HeteroData
 from torch_geometric.nn import MessagePassing
 
 from lightkv_gnn.messages import MergeConv, Message, WeightedMean, guided_mean
-from lightkv_gnn.scatter import ScatterBackend, ScatterName, backend, softmax_per_target
+from lightkv_gnn.scatter import ScatterName, backend
+from lightkv_gnn.tensor_stage import Merges, merges_of
 from lightkv_graphs import (
     Matcher,
     Matching,
@@ -27,8 +28,6 @@ from lightkv_graphs import (
     random_matching,
     resisting_matching,
     stride_matching,
-    survivors,
-    window_partition,
 )
 
 MATCHERS: dict[str, Matcher] = {
@@ -67,30 +66,6 @@ class Compressed(NamedTuple):
     kept: Tensor
     survivor: Tensor
     graph: HeteroData
-
-
-class Edges(NamedTuple):
-    """Every token's edge to its survivor, its own or another.
-
-    Attributes:
-        source: Token, `[token]`.
-        target: Row of its survivor, ascending, `[token]`.
-        weight: Its share in that, `[token]`.
-    """
-
-    source: Tensor
-    target: Tensor
-    weight: Tensor
-
-    def summed(self, x: Tensor, size: int, scatter: ScatterBackend) -> Tensor:
-        """Weighted means of ``x`` `[token, channel]`, `[size, channel]`.
-
-        A token of weight zero is read from another one of its survivor: a NaN in it is not heard.
-        """
-        speaks = torch.where(self.weight > 0, self.source, 0)
-        other = speaks.new_zeros(size).scatter_reduce(0, self.target, speaks, "amax")
-        source = torch.where(self.weight == 0, other[self.target], self.source)
-        return scatter.weighted_sum(x, source, self.weight.to(x.dtype), self.target, size)
 
 
 class TokenCompressor:
@@ -157,47 +132,37 @@ class TokenCompressor:
                 f"guidance has shape {list(guidance.shape)}: expected [token] = [{len(layout)}]"
             )
         check_ratio(self.matcher, plan.ratio)
-        partition = window_partition(layout, plan)
-        known = {"guidance": guidance, "layout": layout}
-        matching = self.matcher(x, partition, **{name: known[name] for name in self._matcher_wants})
-        if self.matcher not in MATCHERS.values():
-            if not isinstance(matching, Matching):
-                raise TypeError(f"the matcher returned {type(matching)}: expected a Matching")
-            matching.check(partition)
-        kept, survivor = survivors(matching, len(layout))
-        edges = self._edges(guidance, layout, matching, kept, survivor)
-        weight = torch.zeros_like(edges.weight).index_copy(0, edges.source, edges.weight)
-        graph = merge_graph(layout, partition, matching, kept, weight)
-        if self.fused:
-            wide = x.to(_accumulator(x))
-            hidden_states = edges.summed(wide, len(kept), self.scatter).to(x.dtype)
-        else:
-            hidden_states = self._pass_messages(x, graph, kept)
-        mass = layout.mass.new_zeros(len(kept)).index_add_(0, survivor, layout.mass)
-        return Compressed(
-            hidden_states, _after(layout, kept, mass, partition), kept, survivor, graph
+        plan.check(layout)
+        merges = self.merges(x, layout, plan, guidance)
+        _, matching, kept, survivor, mass, edges = merges
+        graph = merge_graph(layout, merges.partition, matching, kept, edges.weight_of_token)
+        hidden_states = self.means(x, merges) if self.fused else self._pass_messages(x, graph, kept)
+        return Compressed(hidden_states, _after(layout, kept, mass, plan), kept, survivor, graph)
+
+    def merges(self, x: Tensor, layout: TokenLayout, plan: StagePlan, guidance: Tensor) -> Merges:
+        """The stage up to its messages, in tensors alone; arguments as above, all given.
+
+        With :meth:`means`, what ``torch.compile`` or a CUDA graph takes of a stage.
+        """
+        message = self.message if isinstance(self.message, WeightedMean) else guided_mean
+
+        def match(x: Tensor, partition: WindowPartition) -> Matching:
+            known = {"guidance": guidance, "layout": layout, "nearest": self.scatter.nearest}
+            wanted = {name: known[name] for name in self._matcher_wants}
+            matching = self.matcher(x, partition, **wanted)
+            if self.matcher not in MATCHERS.values():
+                if not isinstance(matching, Matching):
+                    raise TypeError(f"the matcher returned {type(matching)}: expected a Matching")
+                matching.check(partition)
+            return matching
+
+        return merges_of(
+            x, layout, plan, guidance, match=match, weigh=message.weigh, scatter=self.scatter
         )
 
-    def _edges(
-        self,
-        guidance: Tensor,
-        layout: TokenLayout,
-        matching: Matching,
-        kept: Tensor,
-        survivor: Tensor,
-    ) -> Edges:
-        """Every token's edge to its survivor, with its share."""
-        message = self.message if isinstance(self.message, WeightedMean) else guided_mean
-        stays = torch.zeros_like(layout.protected).index_fill_(0, kept, True)
-        log_weight = message.weigh(guidance, layout.mass, stays).to(guidance.dtype)
-        if matching.dropped is not None:
-            silent = stays.index_copy(0, matching.edge_index[0], matching.dropped) & ~stays
-            least = torch.finfo(log_weight.dtype).min / 4
-            log_weight = log_weight.clamp(min=least).masked_fill(silent, -torch.inf)
-        source = survivor.argsort(stable=True)
-        target = survivor[source]
-        share = softmax_per_target(log_weight[source], target, len(kept), self.scatter)
-        return Edges(source, target, share)
+    def means(self, x: Tensor, merges: Merges) -> Tensor:
+        """The survivors' weighted means, `[survivor, channel]`, in the dtype of ``x``."""
+        return merges.edges.means(x, len(merges.kept), self.scatter)
 
     def _pass_messages(self, x: Tensor, graph: HeteroData, kept: Tensor) -> Tensor:
         edge_index, weight = message_edges(graph)
@@ -220,18 +185,16 @@ def _wants(matcher: Matcher) -> list[str]:
         parameters = inspect.signature(matcher).parameters
     except ValueError:  # some callables have no signature
         return []
-    return [name for name in ("guidance", "layout") if name in parameters]
+    return [name for name in ("guidance", "layout", "nearest") if name in parameters]
 
 
 def _accumulator(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _after(
-    layout: TokenLayout, kept: Tensor, mass: Tensor, partition: WindowPartition
-) -> TokenLayout:
+def _after(layout: TokenLayout, kept: Tensor, mass: Tensor, plan: StagePlan) -> TokenLayout:
     names = ("sample", "image", "row", "col", "protected")
     moved = {name: getattr(layout, name)[kept] for name in names}
-    merges = partition.plan.merges
-    counts = tuple(count - gone for count, gone in zip(layout.counts, merges, strict=True))
-    return replace(layout, **moved, mass=mass, counts=counts, occupancy=partition.plan.occupancy)
+    pairs = zip(layout.counts, plan.merges, strict=True)
+    counts = tuple(count - gone for count, gone in pairs)
+    return replace(layout, **moved, mass=mass, counts=counts, occupancy=plan.occupancy)

@@ -38,7 +38,8 @@ class LightKVConfig:
             protecting_matching, or a callable.
         positions: "preserve": a survivor keeps its own position; "reindex": positions close up;
             with M-RoPE, entries of a compressed layer are numbered, three coordinates alike.
-        scatter: "torch" or "torch_scatter".
+        scatter: Who reduces: "torch", "torch_scatter", or "triton", which has fused kernels for the
+            three costly parts of a stage and needs a GPU.
     """
 
     stages: Sequence[Stage]

@@ -101,6 +101,10 @@ GuidanceFunction = Callable[[GuidanceBlock], Tensor]
 """A guidance of one's own: non-negative weights `[batch, vision]`, in any unit."""
 
 
+TextShares = Callable[[Tensor, Tensor, float, float | None, Tensor | None], Tensor]
+"""See :func:`text_shares`."""
+
+
 class Guidance(NamedTuple):
     """Logarithms of guidance.
 
@@ -114,7 +118,39 @@ class Guidance(NamedTuple):
     by_text: Tensor | None
 
 
-def prompt_guidance(block: GuidanceBlock, kind: GuidanceName | GuidanceFunction) -> Guidance:
+def text_shares(
+    text: Tensor,
+    vision: Tensor,
+    scaling: float,
+    softcap: float | None = None,
+    vision_mask: Tensor | None = None,
+) -> Tensor:
+    """Logarithm of what each text token gives to each vision token, in pieces that fit the memory.
+
+    Args:
+        text: Queries or keys of the text, `[batch, head, text, channel]`.
+        vision: Keys or queries of the vision tokens, `[batch, head, vision, channel]`.
+        scaling: Factor of the logits.
+        softcap: Bound that the logits approach; None for none.
+        vision_mask: True for real vision tokens, `[batch, vision]`; all if not given.
+
+    Returns:
+        `[batch, text, vision]`, summed over heads; each head of a text token shares out one.
+    """
+    batch, visions = vision.shape[0], vision.shape[2]
+    width = at_once(batch * max(text.shape[1], vision.shape[1]) * visions, text.device)
+    parts = [
+        share_of_text(text_logits(rows, vision, scaling, softcap), vision_mask)
+        for rows in text.split(width, dim=2)
+    ]
+    return torch.cat(parts, dim=1)
+
+
+def prompt_guidance(
+    block: GuidanceBlock,
+    kind: GuidanceName | GuidanceFunction,
+    shares: TextShares = text_shares,
+) -> Guidance:
     """Weighs every vision token by the prompt.
 
     With logits ``A[h, i, j]`` between vision token i and text token j, ``text_to_vision`` takes
@@ -130,6 +166,7 @@ def prompt_guidance(block: GuidanceBlock, kind: GuidanceName | GuidanceFunction)
     Args:
         block: Queries and keys.
         kind: A name, or a callable that returns weights.
+        shares: Computes what each text token gives, as :func:`text_shares` does.
 
     Raises:
         ValueError: An unknown name, or a callable returned another shape than `[batch, vision]`
@@ -156,18 +193,12 @@ def prompt_guidance(block: GuidanceBlock, kind: GuidanceName | GuidanceFunction)
         return Guidance(block.query.new_zeros(batch, vision, dtype=torch.float32), None)
     if kind == "last_token":
         block = block.of_last_text()
-    if kind == "vision_to_text":
-        query, key = block.text_key, block.vision_query
-    else:
-        query, key = block.text_query, block.vision_key
-    heads = max(query.shape[1], key.shape[1])
-    width = at_once(batch * heads * vision, query.device)
     padded = block.vision_mask if block.span is None else None
-    parts = [
-        share_of_text(text_logits(rows, key, block.scaling, block.softcap), padded)
-        for rows in query.split(width, dim=2)
-    ]
-    by_text = torch.cat(parts, dim=1)
+    if kind == "vision_to_text":
+        text, vision_states = block.text_key, block.vision_query
+    else:
+        text, vision_states = block.text_query, block.vision_key
+    by_text = shares(text, vision_states, block.scaling, block.softcap, padded)
     return Guidance(total_share(by_text, block.text_mask), by_text)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -106,7 +104,8 @@ class Prefill:
         )
         if self.config.guidance == "last_token":
             block = block.of_last_text()
-        guidance = prompt_guidance(block, self.config.guidance)
+        shares = self.compressor.scatter.text_shares
+        guidance = prompt_guidance(block, self.config.guidance, shares)
         return Heard(guidance, self.token.gather(1, block.text), block.text_mask)
 
     def _span(self) -> tuple[int, int] | None:
@@ -179,10 +178,12 @@ class Prefill:
                 f"the attention of decoder layer {planned.stage.layer} did not pass through "
                 'transformers\' attention interface, so there is no guidance; use guidance="none"'
             )
-        wide = max(self.vision_counts)
-        flat = [b * wide + i for b, count in enumerate(self.vision_counts) for i in range(count)]
-        weight = guidance.guidance.weight.reshape(-1)
-        return weight[to_device(flat, weight.device)]
+        weight, counts = guidance.guidance.weight, self.vision_counts
+        if min(counts) == weight.shape[1]:
+            return weight.reshape(-1)
+        place = torch.arange(weight.shape[1], device=weight.device)
+        real = place < to_device(counts, weight.device)[:, None]
+        return weight.reshape(-1).index_select(0, _true_rows(real, sum(counts)))
 
     def _count_merged(self) -> None:
         """Tokens merged away before each one, for positions that close up."""
@@ -233,7 +234,7 @@ def _true_rows(mask: Tensor, count: int) -> Tensor:
     return (~mask).reshape(-1).to(torch.uint8).argsort(stable=True)[:count]
 
 
-def _listed(mask: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _listed(mask: Tensor, counts: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Positions of each row's true entries, padded at the end, and which are real."""
     width = max(counts)
     index = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, :width]

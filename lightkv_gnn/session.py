@@ -51,7 +51,8 @@ def attach(
         UnsupportedInputError: An attention backend or a kind of rotary positions that is not
             supported.
         RuntimeError: The model is attached already.
-        ImportError: The configuration asks for torch-scatter, which is not installed.
+        ValueError: ``scatter="triton"`` and a model that is not on a GPU.
+        ImportError: The configuration asks for torch-scatter or Triton, which is not installed.
     """
     if not isinstance(config, LightKVConfig):
         raise TypeError(f"config is {config!r}: expected a LightKVConfig")
@@ -71,6 +72,7 @@ def attach(
     check_adapter(adapter)
     check_schedule(adapter, config)
     check_backend(adapter, config)
+    compressor.scatter.check_device(adapter.decoder.device)
     return Handle(adapter, config, compressor)
 
 

@@ -29,10 +29,11 @@ GRAPH_ORDER = (
 
 LOWER = {
     "errors": set(),
-    "scatter": set(),
     "guidance": set(),
+    "scatter": {"guidance", "kernels"},
     "messages": {"scatter"},
-    "compressor": {"scatter", "messages"},
+    "tensor_stage": {"scatter"},
+    "compressor": {"scatter", "messages", "tensor_stage"},
     "official": {"scatter", "messages", "guidance", "compressor"},
 }
 """What the model-free modules may import of their own package."""

@@ -76,7 +76,7 @@ def test_a_convolution_of_ones_own_has_no_name() -> None:
         ({"stages": [], "matcher": "nearest"}, ValueError, "'nearest'.*cosine_matching"),
         ({"stages": [], "guidance": "both"}, ValueError, "'both'.*vision_to_text"),
         ({"stages": [], "positions": "shift"}, ValueError, "'shift'.*preserve"),
-        ({"stages": [], "scatter": "triton"}, ValueError, "'triton'.*torch_scatter"),
+        ({"stages": [], "scatter": "numpy"}, ValueError, "'numpy'.*torch_scatter"),
         ({"stages": [{"layer": 1}]}, ValueError, "with layer, windows"),
         ({"stages": [{"layer": 1, "windows": 1, "keep": 1}]}, ValueError, "'keep': 1"),
         ({"stages": 3}, ValueError, "stages is 3: expected a list"),

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightkv_graphs.host import to_device
 from lightkv_graphs.partition import WindowPartition
 
-_SHORTEST = 1e-12
+SHORTEST = 1e-12
 """Features shorter than this have no direction: their cosine with others is about zero."""
 
 
@@ -82,10 +82,34 @@ class Matching:
 Matcher = Callable[..., Matching]
 """``matcher(x, partition)`` with features `[token, channel]`; see :class:`Matching`.  One with a
 parameter ``guidance`` is given the logarithm of the prompt's guidance `[token]` too, one with a
-parameter ``layout`` the tokens' :class:`~lightkv_graphs.TokenLayout`."""
+parameter ``layout`` the tokens' :class:`~lightkv_graphs.TokenLayout`, and one with a parameter
+``nearest`` the search for the most similar destinations that its device is good at, as
+:func:`nearest_destinations`."""
 
 
-def cosine_matching(x: Tensor, partition: WindowPartition) -> Matching:
+Nearest = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""See :func:`nearest_destinations`."""
+
+
+def nearest_destinations(x: Tensor, sources: Tensor, destinations: Tensor) -> tuple[Tensor, Tensor]:
+    """Each source's most similar destination in its window; ties go to the first.
+
+    Args:
+        x: Features, `[token, channel]`.
+        sources: `[window, slot]`, the number of tokens standing for none.
+        destinations: `[window, slot]`, likewise.
+
+    Returns:
+        Cosine, in float32, and slot of the destination, each `[window, source slot]`; minus
+        infinity and 0 where there is no destination or all cosines are NaN.
+    """
+    best = source_cosines(x, sources, destinations).max(dim=2)
+    return best.values, best.indices
+
+
+def cosine_matching(
+    x: Tensor, partition: WindowPartition, nearest: Nearest = nearest_destinations
+) -> Matching:
     """Each source's most similar destination; the least divergent of these edges are taken.
 
     In a window, tokens in raster order alternate between sources and destinations.  The feature
@@ -95,11 +119,12 @@ def cosine_matching(x: Tensor, partition: WindowPartition) -> Matching:
     Args:
         x: Features, `[token, channel]`.
         partition: The windows, with the number of edges to take.
+        nearest: Finds the destinations.
     """
     sources, destinations = bipartition(partition.slots())
-    cosine, nearest = source_cosines(x, sources, destinations).max(dim=2)
+    cosine, slot = nearest(x, sources, destinations)
     edge_index, divergence = take_edges(
-        partition, sources, destinations.gather(1, nearest), 1 - cosine
+        partition, sources, destinations.gather(1, slot), 1 - cosine
     )
     return Matching(edge_index, 1 - divergence)
 
@@ -120,7 +145,7 @@ def source_cosines(x: Tensor, sources: Tensor, destinations: Tensor) -> Tensor:
     none = (destinations == tokens)[:, None, :]
     if tokens == 0:
         return wide.new_full((*sources.shape, destinations.shape[1]), -torch.inf)
-    length = torch.linalg.vector_norm(wide, dim=1).clamp(min=_SHORTEST)
+    length = torch.linalg.vector_norm(wide, dim=1).clamp(min=SHORTEST)
     pair = [index.clamp(max=tokens - 1) for index in (sources, destinations)]
     rows, columns = (wide.index_select(0, i.reshape(-1)).unflatten(0, i.shape) for i in pair)
     cosine = rows @ columns.transpose(1, 2)
@@ -198,7 +223,7 @@ def edge_cosine(x: Tensor, edge_index: Tensor) -> Tensor:
 def _first_of_each(merges: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """Image and place of the first ``merges[i]`` entries of every image i."""
     total = sum(merges)
-    number = to_device(merges, device)
+    number = to_device(tuple(merges), device)
     image = torch.arange(len(merges), device=device).repeat_interleave(number, output_size=total)
     return image, torch.arange(total, device=device) - (number.cumsum(0) - number)[image]
 

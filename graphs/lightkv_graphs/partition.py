@@ -42,6 +42,14 @@ class StagePlan:
         """Tokens merged away in the whole batch."""
         return sum(self.merges)
 
+    def check(self, layout: TokenLayout) -> None:
+        """Raises ValueError if this is the plan of another layout."""
+        if self.before is not layout.occupancy:
+            raise ValueError(
+                f"the plan was made from another layout than {layout}: plan this stage from its "
+                "own layout.occupancy, plan_stage(layout.occupancy, windows, ratio)"
+            )
+
 
 def plan_stage(
     occupancy: tuple[Occupancy, ...],
@@ -152,12 +160,16 @@ def window_partition(layout: TokenLayout, plan: StagePlan) -> WindowPartition:
     """Lays a plan's windows over the tokens by their true rows and columns.
 
     Runs on the layout's device, with shapes that depend on the plan alone.
+
+    Raises:
+        ValueError: The plan is another layout's.
     """
-    if plan.before is not layout.occupancy:
-        raise ValueError(
-            f"the plan was made from another layout than {layout}: plan this stage from its own "
-            "layout.occupancy, plan_stage(layout.occupancy, windows, ratio)"
-        )
+    plan.check(layout)
+    return lay_windows(layout, plan)
+
+
+def lay_windows(layout: TokenLayout, plan: StagePlan) -> WindowPartition:
+    """As :func:`window_partition`, for a plan that was checked."""
     windows = plan.windows
     size = to_device(layout.grids, layout.image.device).reshape(-1, 2)
     rows, cols = size[layout.image].unbind(1)
