@@ -11,7 +11,10 @@ import transformers
 
 from lightkv_gnn import __version__, demo_command
 from lightkv_gnn.bench import command as bench_command
+from lightkv_gnn.bench import every as bench_all_command
 from lightkv_gnn.evaluation import eval_command, report_command
+
+COMMANDS = (demo_command, eval_command, report_command, bench_command, bench_all_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,6 +41,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"lightkv-gnn {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
-    for command in (demo_command, eval_command, report_command, bench_command):
+    for command in COMMANDS:
         command.add_parser(commands)
     return parser

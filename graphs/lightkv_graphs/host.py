@@ -16,13 +16,14 @@ _kept: dict[tuple[Numbers, torch.device], Tensor] = {}
 _lock = Lock()
 
 
-@torch.compiler.assume_constant_result
 def to_device(numbers: Numbers, device: torch.device) -> Tensor:
     """An int64 tensor on ``device``, not to be written to; the copy is queued, not waited for.
 
     Sizes return from call to call: the last ones stay on their device, where a CUDA graph that was
-    captured with them finds them again.
+    captured with them finds them again.  A compiled graph has its own.
     """
+    if torch.compiler.is_compiling():
+        return torch.tensor(numbers, dtype=torch.int64, device=device)
     key = numbers, device
     with _lock:
         known = _kept.get(key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -14,11 +15,12 @@ import torch
 from tqdm import tqdm
 
 from lightkv_gnn.bench.cases import StageCase
+from lightkv_gnn.bench.check import check_all
 from lightkv_gnn.bench.growth import growth
 from lightkv_gnn.bench.prefill import Contest, compare_decode, compare_prefill
 from lightkv_gnn.bench.shapes import SHAPES
 from lightkv_gnn.bench.stage import compare, sweep
-from lightkv_gnn.bench.subjects import SUBJECTS
+from lightkv_gnn.bench.subjects import SUBJECTS, USUAL
 from lightkv_gnn.bench.table import as_table
 from lightkv_gnn.evaluation import machine
 
@@ -47,6 +49,11 @@ def add_parser(commands: Any) -> None:
         if part is _decode:
             whole.add_argument("--memory", type=float, metavar="GIB", help="how many samples fit")
         _add_common(whole)
+    checked = parts.add_parser("check", help="what has to hold on a device before figures count")
+    _add_case(checked)
+    checked.add_argument("--shape", nargs="+", choices=list(SHAPES), metavar="SHAPE")
+    checked.add_argument("--retention", type=float, default=0.55, help="default: 0.55")
+    checked.set_defaults(part=_check)
     command.set_defaults(run=run)
 
 
@@ -59,9 +66,9 @@ def _add_case(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--subject",
         nargs="+",
-        default=list(SUBJECTS),
+        default=list(USUAL),
         metavar="SUBJECT",
-        help=f"of {', '.join(SUBJECTS)}, or module:function; all if not given",
+        help=f"of {', '.join(SUBJECTS)}, or module:function (default: {', '.join(USUAL)})",
     )
     _add_common(command)
 
@@ -87,6 +94,7 @@ def run(options: argparse.Namespace) -> None:
     if options.out and not options.out.parent.is_dir():
         raise FileNotFoundError(f"--out {options.out}: there is no folder {options.out.parent}")
     machine.check_device(options.device)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # memory is read from its profiler: not a word
     with machine.threads(options.threads):
         rows = list(tqdm(options.part(options), unit="row", file=sys.stderr))
         about = {**machine.describe(), "device": options.device, "command": options.command}
@@ -124,6 +132,13 @@ def _stage(options: argparse.Namespace) -> Iterator[Row]:
         cases = sweep(base, quick=options.quick)
     for case in cases:
         for row in compare(case, options.subject, options.rounds or 20):
+            yield asdict(row)
+
+
+def _check(options: argparse.Namespace) -> Iterator[Row]:
+    options.batch = options.batch or [1]
+    for contest in _contests(options):
+        for row in check_all(_case(options), contest):
             yield asdict(row)
 
 

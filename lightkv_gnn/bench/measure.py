@@ -123,3 +123,29 @@ def launches_and_waits(call: Call, device: torch.device) -> tuple[int | None, in
     kernels = sum("LaunchKernel" in name for name in names)
     waits = sum("Synchronize" in name for name in names)
     return kernels, waits
+
+
+def without_waiting(call: Call) -> None:
+    """Calls it where waiting for a GPU is an error.
+
+    Raises:
+        RuntimeError: The host waited for the GPU.
+    """
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def largest(fits: Callable[[int], bool]) -> int:
+    """The largest number that fits, where all smaller ones do: doubled, then halved."""
+    high = 1
+    while fits(high):
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

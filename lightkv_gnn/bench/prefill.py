@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightkv_gnn.bench.measure import Timing, extra_bytes, side_by_side
+from lightkv_gnn.bench.measure import Timing, extra_bytes, largest, side_by_side
 from lightkv_gnn.bench.shapes import Shape, build, inputs_of
 from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.forecast import plan_prefill
@@ -64,8 +65,8 @@ class DecodeRow:
         speed_ratio: Of the two.
         kv_bytes: Keys and values of one sample after the prefill, with compression.
         kv_bytes_full: Without.
-        largest_batch: Samples whose keys and values fit beside the weights into the memory asked
-            about, with compression; None if none was.
+        largest_batch: Samples whose prefill fits into the memory asked about, with compression; on
+            a CPU, whose keys and values fit beside the weights.  None if none was asked about.
         largest_batch_full: Without.
     """
 
@@ -104,6 +105,7 @@ class Contest:
     ) -> None:
         self.name = name
         self.device = device
+        self.shape = shape
         self.model = build(shape, dtype, device)
         self.inputs = inputs_of(shape, batch, self.model)
         self.config = LightKVConfig.for_model(self.model, retention)
@@ -119,6 +121,26 @@ class Contest:
         """Most memory of the same two."""
         calls = {"light": self._in(self.config, run), "full": self._in(None, run)}
         return {name: extra_bytes(call, self.device) for name, call in calls.items()}
+
+    def largest_batches(self, memory: int) -> dict[str, int]:
+        """Samples that fit into ``memory`` bytes of a GPU, weights included, by trying them."""
+        calls = {"light": self.config, "full": None}
+        whole = torch.cuda.get_device_properties(self.device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, memory / whole), self.device)
+        try:
+            return {name: largest(partial(self._fits, config)) for name, config in calls.items()}
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0, self.device)
+
+    @torch.no_grad()
+    def _fits(self, config: LightKVConfig | None, batch: int) -> bool:
+        torch.cuda.empty_cache()
+        try:
+            inputs = inputs_of(self.shape, batch, self.model)
+            self._in(config, lambda: self.model(**inputs, use_cache=True, logits_to_keep=1))()
+        except torch.OutOfMemoryError:
+            return False
+        return True
 
     def _in(self, config: LightKVConfig | None, run: Callable[[], object]) -> Callable[[], object]:
         def call() -> object:
@@ -170,11 +192,12 @@ def compare_decode(contest: Contest, rounds: int, memory: int | None = None) -> 
     bill = contest.bill
     each = {"light": bill["kv_bytes"] // batch, "full": bill["kv_bytes_full"] // batch}
     speed = {kind: batch * STEPS / (long[kind].seconds - short[kind].seconds) for kind in each}
-    weights = sum(weight.nbytes for weight in contest.model.parameters())
-    fits = {
-        kind: None if memory is None else max(0, (memory - weights) // size)
-        for kind, size in each.items()
-    }
+    fits: Mapping[str, int | None] = dict.fromkeys(each)
+    if memory is not None and contest.device.type == "cuda":
+        fits = contest.largest_batches(memory)
+    elif memory is not None:
+        weights = sum(weight.nbytes for weight in contest.model.parameters())
+        fits = {kind: max(0, (memory - weights) // size) for kind, size in each.items()}
     return DecodeRow(
         shape=contest.name,
         batch=batch,

@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 from lightkv_gnn.bench.cases import StageCase
 from lightkv_gnn.compressor import TokenCompressor
 from lightkv_gnn.guidance import prompt_guidance
+from lightkv_gnn.scatter import ScatterName
 
 Step = Callable[[], Tensor]
 """Returns the survivors' features, `[survivor, channel]`."""
@@ -22,11 +23,63 @@ Subject = Callable[[StageCase], Step]
 
 def ours(case: StageCase) -> Step:
     """This library: guidance, then one stage."""
-    compressor = TokenCompressor()
+    return _ours(case, TokenCompressor())
+
+
+def triton(case: StageCase) -> Step:
+    """This library with its Triton kernels; needs a GPU, or Triton's interpreter."""
+    compressor = TokenCompressor(scatter="triton")
+    compressor.scatter.check_device(case.device)
+    return _ours(case, compressor)
+
+
+def _ours(case: StageCase, compressor: TokenCompressor) -> Step:
+    def step() -> Tensor:
+        shares = compressor.scatter.text_shares
+        weight = prompt_guidance(case.block, "text_to_vision", shares).weight.reshape(-1)[case.flat]
+        return compressor(case.features, case.layout, case.plan, weight).hidden_states
+
+    return step
+
+
+def compiled(case: StageCase) -> Step:
+    """This library's tensors alone, compiled whole; what the compiler takes is not timed."""
+    step = torch.compile(_tensors(case), fullgraph=True, dynamic=False)
+    step()
+    return step
+
+
+def graphed(case: StageCase) -> Step:
+    """This library's tensors alone, with the kernels, replayed as one CUDA graph."""
+    if case.device.type != "cuda":
+        raise ValueError(f"a CUDA graph needs a GPU: this case is on {case.device}")
+    step = _tensors(case, "triton")
+    beside = torch.cuda.Stream(case.device)
+    with torch.cuda.stream(beside):
+        for _ in range(3):  # libraries get ready, and sizes to the device, before the capture
+            step()
+    torch.cuda.current_stream(case.device).wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = step()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return out
+
+    return replay
+
+
+def _tensors(case: StageCase, scatter: ScatterName = "torch") -> Step:
+    """Guidance, matching and means, without graph objects around them."""
+    compressor = TokenCompressor(scatter=scatter)
+    layout, plan, x = case.layout, case.plan, case.features
+    block, flat = case.block, case.flat
+    shares = compressor.scatter.text_shares
 
     def step() -> Tensor:
-        weight = prompt_guidance(case.block, "text_to_vision").weight.reshape(-1)[case.flat]
-        return compressor(case.features, case.layout, case.plan, weight).hidden_states
+        weight = prompt_guidance(block, "text_to_vision", shares).weight.reshape(-1)[flat]
+        return compressor.means(x, compressor.merges(x, layout, plan, weight))
 
     return step
 
@@ -130,8 +183,14 @@ SUBJECTS: dict[str, Subject] = {
     "lean": lean,
     "full_logits": full_logits,
     "floor": floor,
+    "triton": triton,
+    "compiled": compiled,
+    "graphed": graphed,
 }
 """By name."""
+
+USUAL = ("ours", "lean", "full_logits", "floor")
+"""Those that run everywhere without a compiler."""
 
 
 def subject_of(name: str) -> Subject:

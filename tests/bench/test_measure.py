@@ -9,7 +9,7 @@ import torch
 
 from lightkv_gnn.bench import measure
 from lightkv_gnn.bench.growth import slope
-from lightkv_gnn.bench.measure import extra_bytes, launches_and_waits, side_by_side
+from lightkv_gnn.bench.measure import extra_bytes, largest, launches_and_waits, side_by_side
 
 CPU = torch.device("cpu")
 FLOAT = 4
@@ -60,3 +60,15 @@ def test_a_cpu_has_no_launches() -> None:
 def test_slopes_are_the_powers(exponent: float) -> None:
     x = [1, 2, 5, 9]
     assert slope(x, [3 * value**exponent for value in x]) == pytest.approx(exponent)
+
+
+@pytest.mark.parametrize("most", [0, 1, 2, 3, 7, 8, 100, 1023])
+def test_the_largest_that_fits(most: int) -> None:
+    asked: list[int] = []
+
+    def fits(number: int) -> bool:
+        asked.append(number)
+        return number <= most
+
+    assert largest(fits) == most
+    assert len(asked) == len(set(asked)) <= 2 * most.bit_length() + 1

@@ -7,7 +7,7 @@ import torch
 
 from lightkv_gnn.bench.cases import StageCase, grid_of
 from lightkv_gnn.bench.stage import compare, fits, sweep
-from lightkv_gnn.bench.subjects import SUBJECTS, subject_of
+from lightkv_gnn.bench.subjects import SUBJECTS, USUAL, subject_of
 
 CASES = {
     "one": StageCase(96, 32, 2),
@@ -46,9 +46,31 @@ def test_a_grid_needs_tokens() -> None:
         grid_of(0)
 
 
+@pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
+def test_kernels_are_the_same_mathematics(case: StageCase) -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    found, expected = SUBJECTS["triton"](case)(), SUBJECTS["ours"](case)()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
+@torch.no_grad()
+def test_a_compiler_takes_a_stage_whole() -> None:
+    """Guidance, windows, matching and means, in one graph without a break."""
+    case = CASES["ragged"]
+    found, expected = SUBJECTS["compiled"](case)(), SUBJECTS["ours"](case)()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_cuda_graph_needs_a_gpu() -> None:
+    with pytest.raises(ValueError, match="a CUDA graph needs a GPU: this case is on cpu"):
+        SUBJECTS["graphed"](CASES["one"])
+
+
 def test_rows_compare_with_the_lean_reference() -> None:
-    rows = {row.subject: row for row in compare(CASES["one"], list(SUBJECTS), rounds=3)}
-    assert list(rows) == list(SUBJECTS)
+    rows = {row.subject: row for row in compare(CASES["one"], USUAL, rounds=3)}
+    assert list(rows) == list(USUAL)
     for row in rows.values():
         assert row.low <= row.seconds <= row.high
         assert row.extra_bytes > 0
@@ -83,7 +105,7 @@ def half(case: StageCase):  # type: ignore[no-untyped-def]
 
 def test_subjects_of_ones_own() -> None:
     assert subject_of("test_stage_bench:half")(CASES["one"])().shape == (48, 32)
-    with pytest.raises(ValueError, match="expected ours, lean, full_logits, floor or module:"):
+    with pytest.raises(ValueError, match=r"expected ours, lean, .*, graphed or module:"):
         subject_of("leaner")
     with pytest.raises(ImportError, match="math has no function nothing"):
         subject_of("math:nothing")
