@@ -25,6 +25,7 @@ GRAPH_ORDER = (
     "stage",
     "header",
     "files",
+    "convert",
     "trace",
     "draw",
 )

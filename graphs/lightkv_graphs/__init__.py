@@ -1,6 +1,13 @@
 """Vision tokens of a batch as window graphs: layout, partition, matching, merge graph, lineage."""
 
-from lightkv_graphs.build import add_text, merge_graph, message_edges, part_of, survivors
+from lightkv_graphs.build import (
+    add_text,
+    merge_graph,
+    message_edges,
+    part_of,
+    stage_graph,
+    survivors,
+)
 from lightkv_graphs.draw import draw_merges, draw_stages, draw_windows
 from lightkv_graphs.dropping import drop_lowest, heirs
 from lightkv_graphs.files import TraceFileError
@@ -66,6 +73,7 @@ __all__ = [
     "random_matching",
     "resisting_matching",
     "source_cosines",
+    "stage_graph",
     "stride_matching",
     "survivors",
     "take_edges",
