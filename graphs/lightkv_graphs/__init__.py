@@ -8,7 +8,15 @@ from lightkv_graphs.build import (
     stage_graph,
     survivors,
 )
-from lightkv_graphs.draw import draw_merges, draw_stages, draw_windows
+from lightkv_graphs.draw import (
+    draw_guidance,
+    draw_layers,
+    draw_lineage,
+    draw_merges,
+    draw_stages,
+    draw_window,
+    draw_windows,
+)
 from lightkv_graphs.dropping import drop_lowest, heirs
 from lightkv_graphs.files import TraceFileError
 from lightkv_graphs.layout import Grid, Tile, TokenLayout
@@ -56,8 +64,12 @@ __all__ = [
     "balanced_cut",
     "bipartition",
     "cosine_matching",
+    "draw_guidance",
+    "draw_layers",
+    "draw_lineage",
     "draw_merges",
     "draw_stages",
+    "draw_window",
     "draw_windows",
     "drop_lowest",
     "edge_cosine",
