@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,9 +39,9 @@ def lineage(first: TokenLayout, stages: Sequence[StageTrace]) -> networkx.DiGrap
         of_token = (done.survivor, ~done.stays, done.weight, done.similarity)
         rows = zip(*(column.tolist() for column in of_token), strict=True)
         for row, (survivor, merged, weight, similarity) in enumerate(rows):
-            known = _finite(weight=weight, similarity=similarity)
             ends = (number, row), (number + 1, survivor)
-            graph.add_edge(*ends, layer=done.layer, merged=merged, **known)
+            known = {"layer": done.layer, "merged": merged, "weight": weight}
+            graph.add_edge(*ends, **known, **_finite(similarity=similarity))
     return graph
 
 
@@ -58,14 +59,14 @@ def named(graph: networkx.DiGraph) -> networkx.DiGraph:
     height: dict[int, int] = {}
     for place in places:
         height[place["image"]] = max(height.get(place["image"], 0), place["row"] + 2)
+    tops = list(accumulate((height[image] for image in sorted(height)), initial=0))
     last: dict[tuple[int, int], int] = {}
     for place in places:
         group = place["stage"], place["image"]
         outside = place["row"] < 0 or place["col"] < 0
         last[group] = last.get(group, 0) if outside else place["row"]
-        above = sum(height[image] for image in range(place["image"]))
         place["x"] = float(place["stage"] * (width + 2) + (width if outside else place["col"]))
-        place["y"] = float(-above - last[group])
+        place["y"] = float(-tops[place["image"]] - last[group])
     return copy
 
 

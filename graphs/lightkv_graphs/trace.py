@@ -176,7 +176,8 @@ class MergeTrace:
         ``stage``, ``sample``, ``image``, ``row`` and ``col`` in the image's grid, ``mass``, and
         ``guidance`` where the next stage heard the prompt.  An edge leads from each token to the
         node it ends in one stage later, with ``layer``, ``merged`` (False where a token only
-        stayed), ``weight`` and ``similarity``.  A number that is not finite is left out.
+        stayed), ``weight`` and ``similarity``.  Guidance and similarities that are not finite
+        are left out.
         """
         return lineage(self.layout, self.stages)
 

@@ -56,12 +56,13 @@ def test_edges_and_nodes_carry_what_the_stages_say(guided: bool) -> None:
         assert sum(weight for *_, weight in parts) == pytest.approx(1)
 
 
-def test_numbers_that_are_not_finite_are_left_out() -> None:
+def test_numbers_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
     trace = traced()
     done = trace.stages[0]
     assert done.guidance is not None
     done.guidance[0], done.similarity[1] = -torch.inf, torch.nan
     graph = trace.to_networkx()
+    trace.write_dot(tmp_path / "merges.dot")
     assert "guidance" not in graph.nodes[0, 0]
     assert "guidance" in graph.nodes[0, 1]
     assert [set(v) for *_, v in graph.out_edges((0, 1), data=True)] == [
