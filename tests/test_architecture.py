@@ -22,8 +22,18 @@ GRAPH_ORDER = (
     "prompt_matching",
     "dropping",
     "build",
+    "stage",
+    "header",
+    "files",
+    "convert",
     "trace",
-    "draw",
+    "draw/canvas",
+    "draw/merges",
+    "draw/guidance",
+    "draw/window",
+    "draw/lineage",
+    "draw/layers",
+    "draw/__init__",
 )
 """Each module of the graph layer may import those before it."""
 
@@ -109,7 +119,8 @@ def allowed(path: str, item: Import) -> bool:
         return not item.at_once
     if package == "lightkv_graphs":
         if top == package and module in GRAPH_ORDER:
-            return bool(rest) and rest[0] in GRAPH_ORDER[: GRAPH_ORDER.index(module)]
+            before = GRAPH_ORDER[: GRAPH_ORDER.index(module)]
+            return any("/".join(rest[:depth]) in before for depth in (1, 2))
         return top not in ("lightkv_gnn", "transformers")
     if top == package and module in LOWER:
         return bool(rest) and rest[0] in LOWER[module]
@@ -134,8 +145,8 @@ def test_imports_follow_the_layers() -> None:
 
 def test_the_lists_above_name_the_modules_there_are() -> None:
     files = sources()
-    graph_layer = {Path(path).stem for path in files if path.startswith("lightkv_graphs/")}
-    assert graph_layer == {*GRAPH_ORDER, "__init__"}
+    graph_layer = {path.removesuffix(".py") for path in files if path.startswith("lightkv_graphs/")}
+    assert graph_layer == {f"lightkv_graphs/{module}" for module in (*GRAPH_ORDER, "__init__")}
     assert {f"lightkv_gnn/{module}.py" for module in LOWER} <= set(files)
 
 
@@ -144,14 +155,16 @@ def test_the_lists_above_name_the_modules_there_are() -> None:
     [
         ("lightkv_graphs/build.py", "import lightkv_gnn", "lightkv_gnn"),
         ("lightkv_graphs/__init__.py", "from lightkv_gnn.scatter import backend", "lightkv_gnn.sc"),
-        ("lightkv_graphs/draw.py", "def f():\n    import lightkv_gnn", "lightkv_gnn"),
+        ("lightkv_graphs/draw/merges.py", "def f():\n    import lightkv_gnn", "lightkv_gnn"),
         ("lightkv_graphs/layout.py", "from lightkv_graphs.trace import MergeTrace", ".trace"),
         ("lightkv_graphs/layout.py", "from lightkv_graphs import trace", ".trace"),
         ("lightkv_graphs/layout.py", "from . import trace", ".trace"),
+        ("lightkv_graphs/trace.py", "from lightkv_graphs.draw.canvas import CELL", ".draw.canvas"),
+        ("lightkv_graphs/draw/merges.py", "from lightkv_graphs.draw import layers", ".draw"),
         ("lightkv_graphs/matching.py", "from .build import merge_graph", ".build"),
         ("lightkv_graphs/occupancy.py", "import lightkv_graphs", "lightkv_graphs"),
-        ("lightkv_graphs/draw.py", "import transformers", "transformers"),
-        ("lightkv_graphs/draw.py", "import matplotlib.pyplot as plt", "matplotlib.pyplot"),
+        ("lightkv_graphs/draw/merges.py", "import transformers", "transformers"),
+        ("lightkv_graphs/draw/merges.py", "import matplotlib.pyplot as plt", "matplotlib.pyplot"),
         ("lightkv_graphs/trace.py", "try:\n    import networkx\nexcept ImportError: 1", "networkx"),
         ("lightkv_graphs/trace.py", "class A:\n    import networkx", "networkx"),
         ("lightkv_gnn/session.py", "from matplotlib import pyplot", "matplotlib"),
@@ -186,9 +199,10 @@ def test_a_planted_violation_is_found(path: str, source: str, culprit: str) -> N
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("lightkv_graphs/draw.py", "def f():\n    import matplotlib.pyplot"),
+        ("lightkv_graphs/draw/merges.py", "def f():\n    import matplotlib.pyplot"),
         ("lightkv_graphs/trace.py", "if TYPE_CHECKING:\n    import networkx"),
         ("lightkv_graphs/trace.py", "from lightkv_graphs.layout import TokenLayout"),
+        ("lightkv_graphs/draw/merges.py", "from lightkv_graphs.draw.canvas import CELL"),
         ("lightkv_gnn/adapters/llava.py", "import transformers"),
         ("lightkv_gnn/cache.py", "from transformers.cache_utils import Cache"),
         ("lightkv_gnn/config.py", "if TYPE_CHECKING:\n    import transformers"),

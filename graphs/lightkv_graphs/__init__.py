@@ -1,8 +1,24 @@
 """Vision tokens of a batch as window graphs: layout, partition, matching, merge graph, lineage."""
 
-from lightkv_graphs.build import add_text, merge_graph, message_edges, part_of, survivors
-from lightkv_graphs.draw import draw_merges, draw_stages, draw_windows
+from lightkv_graphs.build import (
+    add_text,
+    merge_graph,
+    message_edges,
+    part_of,
+    stage_graph,
+    survivors,
+)
+from lightkv_graphs.draw import (
+    draw_guidance,
+    draw_layers,
+    draw_lineage,
+    draw_merges,
+    draw_stages,
+    draw_window,
+    draw_windows,
+)
 from lightkv_graphs.dropping import drop_lowest, heirs
+from lightkv_graphs.files import TraceFileError
 from lightkv_graphs.layout import Grid, Tile, TokenLayout
 from lightkv_graphs.matching import (
     Matcher,
@@ -29,7 +45,8 @@ from lightkv_graphs.prompt_matching import (
     protecting_matching,
     resisting_matching,
 )
-from lightkv_graphs.trace import MergeTrace, StageTrace
+from lightkv_graphs.stage import StageTrace
+from lightkv_graphs.trace import MergeTrace
 
 __all__ = [
     "Grid",
@@ -42,13 +59,18 @@ __all__ = [
     "StageTrace",
     "Tile",
     "TokenLayout",
+    "TraceFileError",
     "WindowPartition",
     "add_text",
     "balanced_cut",
     "bipartition",
     "cosine_matching",
+    "draw_guidance",
+    "draw_layers",
+    "draw_lineage",
     "draw_merges",
     "draw_stages",
+    "draw_window",
     "draw_windows",
     "drop_lowest",
     "edge_cosine",
@@ -65,6 +87,7 @@ __all__ = [
     "random_matching",
     "resisting_matching",
     "source_cosines",
+    "stage_graph",
     "stride_matching",
     "survivors",
     "take_edges",

@@ -2,91 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from lightkv_graphs.build import KEEPS, MERGES
+from lightkv_graphs.build import part_of
+from lightkv_graphs.convert import lineage, node_link, write_dot, write_graphml
+from lightkv_graphs.files import Parts, read_trace, write_trace
+from lightkv_graphs.header import check_prompts
 from lightkv_graphs.layout import TokenLayout
+from lightkv_graphs.stage import StageTrace
 
 if TYPE_CHECKING:
     import networkx
-
-
-@dataclass(frozen=True, eq=False)
-class StageTrace:
-    """What one stage did.
-
-    Attributes:
-        layer: The decoder layer (0-based) the stage ran after.
-        windows: Windows per side.
-        window: Window of each token before the stage, `[token]`.
-        kept: Tokens before the stage that stay, ascending, `[survivor]`.
-        survivor: Row of the survivor each token before the stage ends in, `[token]`.
-        weight: Share of each token before the stage in its survivor, `[token]`; 0 for a token that
-            was dropped.
-        similarity: Cosine of each token before the stage and the one it ends in, `[token]`; 1 for
-            those that stay.
-        guidance: Logarithm of the prompt's guidance of each token before the stage, `[token]`; None
-            where none was heard.
-        layout: The tokens after the stage.
-    """
-
-    layer: int
-    windows: int
-    window: Tensor
-    kept: Tensor
-    survivor: Tensor
-    weight: Tensor
-    similarity: Tensor
-    guidance: Tensor | None
-    layout: TokenLayout
-
-    @classmethod
-    def from_graph(
-        cls,
-        graph: HeteroData,
-        survivor: Tensor,
-        layout: TokenLayout,
-        *,
-        layer: int,
-        windows: int,
-        guidance: Tensor | None = None,
-    ) -> StageTrace:
-        """What the messages' graph of a stage, from ``merge_graph``, tells of it.
-
-        Args:
-            graph: The graph.
-            survivor: Row of each token's survivor, `[token]`.
-            layout: The tokens after the stage.
-            layer: The decoder layer (0-based) the stage ran after.
-            windows: Windows per side.
-            guidance: Logarithm of the prompt's guidance, `[token]`.
-        """
-        kept, source = graph[KEEPS].edge_index[0], graph[MERGES].edge_index[0]
-        weight = torch.zeros_like(survivor, dtype=graph[KEEPS].weight.dtype)
-        weight = weight.index_copy(0, kept, graph[KEEPS].weight)
-        weight = weight.index_copy(0, source, graph[MERGES].weight)
-        cosine = graph[MERGES].similarity
-        similarity = torch.ones_like(survivor, dtype=cosine.dtype).index_copy(0, source, cosine)
-        window = graph["vision"].window
-        return cls(layer, windows, window, kept, survivor, weight, similarity, guidance, layout)
-
-    @property
-    def divergence(self) -> Tensor:
-        """Feature divergence of each token before the stage and the one it ends in, `[token]`."""
-        return 1 - self.similarity
-
-    def to(self, device: torch.device | str) -> StageTrace:
-        """The same stage on another device."""
-        names = ("window", "kept", "survivor", "weight", "similarity")
-        moved = {name: getattr(self, name).to(device) for name in names}
-        guidance = None if self.guidance is None else self.guidance.to(device)
-        return replace(self, **moved, guidance=guidance, layout=self.layout.to(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,10 +31,15 @@ class MergeTrace:
     Attributes:
         layout: The tokens before the first stage.
         stages: What each stage did, in order.
+        prompts: The prompt of each sample, where it is known; else none at all.
     """
 
     layout: TokenLayout
     stages: tuple[StageTrace, ...]
+    prompts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_prompts(self.prompts, self.layout.samples)
 
     def __len__(self) -> int:
         return len(self.stages)
@@ -115,12 +53,14 @@ class MergeTrace:
         path = " -> ".join(map(str, counts))
         return f"MergeTrace(vision tokens {path}, after layers [{layers}])"
 
+    def before(self, stage: int) -> TokenLayout:
+        """The tokens that a stage was given."""
+        number = self._number(stage)
+        return self.stages[number - 1].layout if number > 0 else self.layout
+
     def survivor_of(self, stage: int = -1) -> Tensor:
         """Row of the survivor that stands for each original token, `[original]`."""
-        rows = torch.arange(len(self.layout), device=self.layout.image.device)
-        for done in self.stages[: self._number(stage) + 1]:
-            rows = done.survivor[rows]
-        return rows
+        return self._rows()[self._number(stage) + 1]
 
     def kept(self, stage: int = -1) -> Tensor:
         """The original token whose place each survivor has, `[survivor]`."""
@@ -141,41 +81,128 @@ class MergeTrace:
             raise IndexError(f"survivor {survivor} of {count}: expected 0..{count - 1}")
         return (rows == survivor).nonzero()[:, 0]
 
+    def path(self, token: int) -> Tensor:
+        """The row an original token is in before each stage and after the last, `[stage + 1]`.
+
+        Raises:
+            IndexError: No such token.
+        """
+        if not 0 <= token < len(self.layout):
+            raise IndexError(f"token {token}: expected 0..{len(self.layout) - 1}")
+        return torch.stack([rows[token] for rows in self._rows()])
+
+    def share(self, stage: int = -1) -> Tensor:
+        """What each original token weighs in its survivor, `[original]`.
+
+        This is the product of the weights along its path, so the shares in a survivor sum to one:
+        where messages are weighted means, a survivor is the mean of its members with these weights.
+        """
+        share = torch.ones(len(self.layout), device=self.layout.image.device)
+        for done, rows in zip(self.stages[: self._number(stage) + 1], self._rows(), strict=False):
+            share = share * done.weight[rows]
+        return share
+
     def unmerge(self, x: Tensor, stage: int = -1) -> Tensor:
         """Gives every original token its survivor's row: `[survivor, ...]` to `[original, ...]`."""
         return x[self.survivor_of(stage)]
 
     def to(self, device: torch.device | str) -> MergeTrace:
         """The same trace on another device."""
-        return MergeTrace(self.layout.to(device), tuple(done.to(device) for done in self.stages))
+        stages = tuple(done.to(device) for done in self.stages)
+        return replace(self, layout=self.layout.to(device), stages=stages)
+
+    def with_prompts(self, prompts: Sequence[str]) -> MergeTrace:
+        """The same trace with the prompt of each sample.
+
+        Raises:
+            ValueError: Not all are strings, or fewer than samples.
+        """
+        if isinstance(prompts, str):
+            raise ValueError(f"prompts is {prompts!r}: expected a list, with one for each sample")
+        return replace(self, prompts=tuple(prompts))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the trace to one file, safetensors with a JSON header, for :meth:`load`.
+
+        Integers are kept as they are, other numbers in float32.  A file that is there is replaced,
+        and stays as it was if that fails.
+
+        Raises:
+            ValueError: The trace is not valid, as by :meth:`StageTrace.from_tokens`.
+            OSError: The file cannot be written.
+        """
+        write_trace(path, Parts(self.layout, self.stages, self.prompts))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> MergeTrace:
+        """The trace in a file that :meth:`save` wrote, on the CPU.
+
+        The file is checked like any input, and nothing in it is executed.
+
+        Raises:
+            TraceFileError: It holds no valid trace.
+            OSError: It cannot be read.
+        """
+        return cls(*read_trace(path))
+
+    def graph(
+        self, stage: int = -1, *, image: int | None = None, window: int | None = None
+    ) -> HeteroData:
+        """The graph that a stage passed its messages over, as from ``handle.graph``.
+
+        It has no prompt tokens; a trace holds their guidance of each vision token only.
+
+        Args:
+            stage: Number of the stage.
+            image: Only this image's part.
+            window: Only this window's part.
+
+        Raises:
+            IndexError: No such stage.
+            ValueError: No such image or window.
+        """
+        number = self._number(stage)
+        if number < 0:
+            raise IndexError("this trace has no stages, and so no graph")
+        graph = self.stages[number].to_graph(self.before(number))
+        if image is None and window is None:
+            return graph
+        return part_of(graph, image=image, window=window)
 
     def to_networkx(self) -> networkx.DiGraph:
         """The lineage as a directed graph for networkx.
 
-        Nodes are ``(stage, row)``, stage 0 being the tokens before the first stage, with ``image``,
-        ``row``, ``col`` and ``mass``; an edge leads from each token to the node it ends in one
-        stage later, with ``layer`` and ``merged`` (False where a token only stayed).
+        Nodes are ``(stage, row)``, stage 0 being the tokens before the first stage, with
+        ``stage``, ``sample``, ``image``, ``row`` and ``col`` in the image's grid, ``mass``, and
+        ``guidance`` where the next stage heard the prompt.  An edge leads from each token to the
+        node it ends in one stage later, with ``layer``, ``merged`` (False where a token only
+        stayed), ``weight`` and ``similarity``.  Guidance and similarities that are not finite
+        are left out.
         """
-        import networkx
+        return lineage(self.layout, self.stages)
 
-        trace = self.to("cpu")
-        graph = networkx.DiGraph()
-        layouts = [trace.layout, *(done.layout for done in trace.stages)]
-        names = ("sample", "image", "row", "col", "mass")
-        for number, layout in enumerate(layouts):
-            columns = zip(*(getattr(layout, name).tolist() for name in names), strict=True)
-            graph.add_nodes_from(
-                ((number, row), dict(zip(names, values, strict=True)))
-                for row, values in enumerate(columns)
-            )
-        for number, done in enumerate(trace.stages):
-            stays = set(done.kept.tolist())
-            graph.add_edges_from(
-                ((number, token), (number + 1, row), {"layer": done.layer, "merged": merged})
-                for token, row in enumerate(done.survivor.tolist())
-                for merged in [token not in stays]
-            )
-        return graph
+    def to_node_link(self) -> dict[str, Any]:
+        """The same as plain values for JSON, for ``networkx.node_link_graph(data, edges="edges")``.
+
+        Nodes are named ``"stage/row"`` here and in the files, and have a position ``x``, ``y``:
+        stages side by side, images one below the other.
+        """
+        return node_link(self.to_networkx())
+
+    def write_graphml(self, path: str | os.PathLike[str]) -> None:
+        """Writes the lineage as GraphML, as for Gephi, with the nodes of :meth:`to_node_link`."""
+        write_graphml(self.to_networkx(), path)
+
+    def write_dot(self, path: str | os.PathLike[str]) -> None:
+        """Writes the lineage for Graphviz, with the nodes of :meth:`to_node_link`."""
+        write_dot(self.to_networkx(), path)
+
+    def _rows(self) -> list[Tensor]:
+        """Row of each original token before each stage and after the last, `[original]` each."""
+        rows = [torch.arange(len(self.layout), device=self.layout.image.device)]
+        for done in self.stages:
+            rows.append(done.survivor[rows[-1]])
+        return rows
 
     def _number(self, stage: int) -> int:
         count = len(self.stages)
