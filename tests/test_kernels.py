@@ -18,6 +18,7 @@ from torch import Tensor
 
 import lightkv_gnn as lk
 from lightkv_gnn import guidance
+from lightkv_gnn.scatter import backend
 from lightkv_graphs import nearest_destinations, source_cosines
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
@@ -132,6 +133,24 @@ def test_text_without_any_logit_shares_equally() -> None:
     text, vision = torch.full((1, 2, 3, 16), torch.nan), random(1, 2, 8, 16)
     found = kernels.text_shares(text, vision, 1.0)
     torch.testing.assert_close(found, torch.full((1, 3, 8), math.log(2 / 8)))
+
+
+def test_gradients_of_shares_are_those_of_torch() -> None:
+    text, vision = random(1, 2, 3, 16).requires_grad_(), random(1, 2, 8, 16, seed=1)
+    found = backend("triton").text_shares(text, vision, 0.3)
+    expected = guidance.text_shares(text, vision, 0.3)
+    (gradient,) = torch.autograd.grad(found[..., 0].sum(), text)
+    (wanted,) = torch.autograd.grad(expected[..., 0].sum(), text)
+    assert torch.equal(gradient, wanted)
+    assert bool(gradient.any())
+
+
+def test_a_weight_of_zero_is_not_heard() -> None:
+    x = random(6, 4)
+    x[2] = torch.nan
+    weight = torch.tensor([0.5, 0.5, 0.0, 1.0, 0.0])
+    found = kernels.weighted_sum(x, torch.arange(5), weight, torch.tensor([0, 3, 5]))
+    torch.testing.assert_close(found, torch.stack([(x[0] + x[1]) / 2, x[3]]))
 
 
 def test_states_in_any_order_of_memory() -> None:

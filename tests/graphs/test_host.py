@@ -44,4 +44,4 @@ def test_what_was_made_in_inference_mode_serves_training() -> None:
 def test_what_was_made_in_a_mode_stays_in_it() -> None:
     with FakeTensorMode():
         assert isinstance(host.to_device((5,), CPU), FakeTensor)
-    assert host.to_device((5,), CPU).tolist() == [5]
+    assert type(host.to_device((5,), CPU)) is torch.Tensor
