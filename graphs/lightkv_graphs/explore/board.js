@@ -1,0 +1,225 @@
+// @ts-check
+// An image with its tokens on it: one canvas of what is there, one of what is pointed at.
+
+import { cellBitmap, clusterBitmap, guidanceBitmap } from "./colours.js";
+
+const ACCENT = "#ff6a2b";
+
+/** The places of an image's cells on a canvas, in its pixels. */
+class Places {
+  constructor(image, width, height) {
+    Object.assign(this, { image, width, height });
+  }
+
+  x(col) {
+    return Math.round((col * this.width) / this.image.cols);
+  }
+
+  y(row) {
+    return Math.round((row * this.height) / this.image.rows);
+  }
+
+  /** The cell's rectangle added to a path. */
+  cell(path, row, col) {
+    path.rect(this.x(col), this.y(row), this.x(col + 1) - this.x(col), this.y(row + 1) - this.y(row));
+  }
+
+  middle(row, col) {
+    return [((col + 0.5) * this.width) / this.image.cols, ((row + 0.5) * this.height) / this.image.rows];
+  }
+
+  /** Lines wherever two neighbouring cells, or a cell and the rim if it counts, differ in a value. */
+  borders(value, rim) {
+    const { rows, cols, cells } = this.image;
+    const path = new Path2D();
+    const at = (row, col) =>
+      row < 0 || col < 0 || row >= rows || col >= cols ? rim : value(cells[row * cols + col]);
+    const line = (from, to) => {
+      path.moveTo(...from);
+      path.lineTo(...to);
+    };
+    for (let row = 0; row <= rows; row++) {
+      for (let col = 0; col <= cols; col++) {
+        const here = at(row, col);
+        const inner = rim !== undefined || (row > 0 && row < rows);
+        const side = rim !== undefined || (col > 0 && col < cols);
+        if (inner && col < cols && here !== at(row - 1, col))
+          line([this.x(col), this.y(row)], [this.x(col + 1), this.y(row)]);
+        if (side && row < rows && here !== at(row, col - 1))
+          line([this.x(col), this.y(row)], [this.x(col), this.y(row + 1)]);
+      }
+    }
+    return path;
+  }
+}
+
+/** Draws what is there, and what is pointed at. */
+export class Board {
+  /**
+   * @param {HTMLCanvasElement} base of what is there
+   * @param {HTMLCanvasElement} over of what is pointed at
+   * @param {HTMLImageElement[]} pictures of the page
+   */
+  constructor(trace, base, over, pictures) {
+    Object.assign(this, { trace, base, over, pictures });
+  }
+
+  /** Gives both canvases the pixels that their place on the screen has. */
+  fit(width, height) {
+    const dense = Math.max(1, Math.min(3, window.devicePixelRatio || 1));
+    for (const canvas of [this.base, this.over]) {
+      canvas.width = Math.max(1, Math.round(width * dense));
+      canvas.height = Math.max(1, Math.round(height * dense));
+    }
+    this.unit = dense * Math.max(1, Math.min(width, 700) / 420);
+  }
+
+  /** Draws the image at a position, bare without lines; returns the range of guidance drawn, if any. */
+  draw({ image: number, position, show, differences }) {
+    const { trace, base } = this;
+    const image = trace.images[number];
+    const { survivor } = trace.at(position);
+    const before = trace.before(position).survivor;
+    const stage = trace.stage(position);
+    const pen = base.getContext("2d");
+    const places = new Places(image, base.width, base.height);
+    let range = null;
+    pen.clearRect(0, 0, base.width, base.height);
+    const picture = this.pictures[image.picture];
+    if (picture && !show.clusters) {
+      pen.imageSmoothingEnabled = base.width < 3 * picture.naturalWidth;
+      pen.imageSmoothingQuality = "high";
+      pen.drawImage(picture, 0, 0, base.width, base.height);
+    } else {
+      this.spread(pen, show.clusters ? clusterBitmap(image, survivor) : cellBitmap(image));
+    }
+    if (show.guidance && stage?.guidance) {
+      const heard = guidanceBitmap(image, before, stage.guidance);
+      pen.globalAlpha = 0.82;
+      this.spread(pen, heard.drawn);
+      pen.globalAlpha = 1;
+      range = heard;
+    }
+    if (show.bare) return null;
+    const fine = Math.min(base.width / image.cols, base.height / image.rows) < 9 * this.unit;
+    const lines = places.borders((token) => (token < 0 ? -1 : survivor[token]));
+    this.stroke(pen, lines, "rgb(0 0 0 / .28)", fine ? 1.4 : 2.2);
+    this.stroke(pen, lines, "rgb(255 255 255 / .85)", fine ? 0.7 : 1.1);
+    if (show.windows && stage) {
+      const walls = places.borders((token) => (token < 0 ? -1 : stage.window[before[token]]));
+      this.stroke(pen, walls, "rgb(255 255 255 / .9)", 4.5);
+      this.stroke(pen, walls, "#16130f", 2.4);
+    }
+    if (show.edges && stage && position > 0) this.edges(pen, places, image, position);
+    if (differences) this.differ(pen, places, differences);
+    return range;
+  }
+
+  /** Marks a cluster, the patch pointed at, and the cell that the keyboard is on; bare, the first. */
+  mark({ image: number, position, token, cursor, bare = false }) {
+    const { trace, over } = this;
+    const image = trace.images[number];
+    const pen = over.getContext("2d");
+    const places = new Places(image, over.width, over.height);
+    pen.clearRect(0, 0, over.width, over.height);
+    if (token !== null) {
+      const { survivor } = trace.at(position);
+      const veil = new Path2D();
+      veil.rect(0, 0, over.width, over.height);
+      for (const member of trace.cluster(token, position)) this.cell(veil, places, member);
+      pen.fillStyle = "rgb(12 10 8 / .5)";
+      pen.fill(veil, "evenodd");
+      const rim = places.borders((other) => other >= 0 && survivor[other] === survivor[token], false);
+      this.stroke(pen, rim, "#fff", bare ? 3.4 : 5);
+      this.stroke(pen, rim, ACCENT, bare ? 2 : 3);
+      if (!bare) this.rays(pen, places, token, position);
+    }
+    if (cursor !== null) {
+      const ring = new Path2D();
+      places.cell(ring, Math.floor(cursor / image.cols), cursor % image.cols);
+      this.stroke(pen, ring, "#000", 4.5);
+      this.stroke(pen, ring, "#fff", 2);
+    }
+  }
+
+  spread(pen, drawn) {
+    pen.imageSmoothingEnabled = false;
+    pen.drawImage(drawn, 0, 0, pen.canvas.width, pen.canvas.height);
+  }
+
+  stroke(pen, path, colour, width) {
+    pen.strokeStyle = colour;
+    pen.lineWidth = width * this.unit;
+    pen.lineJoin = pen.lineCap = "round";
+    pen.stroke(path);
+  }
+
+  cell(path, places, token) {
+    if (this.trace.row[token] >= 0) places.cell(path, this.trace.row[token], this.trace.col[token]);
+  }
+
+  middle(places, token) {
+    return places.middle(this.trace.row[token], this.trace.col[token]);
+  }
+
+  /** From each patch of a cluster to the place where it lives on. */
+  rays(pen, places, token, position) {
+    const { trace } = this;
+    const home = trace.home(token, position);
+    if (trace.row[home] < 0) return;
+    const end = this.middle(places, home);
+    const path = new Path2D();
+    for (const member of trace.cluster(token, position)) {
+      if (member === home || trace.row[member] < 0) continue;
+      path.moveTo(...this.middle(places, member));
+      path.lineTo(...end);
+    }
+    this.stroke(pen, path, "rgb(0 0 0 / .35)", 2.4);
+    this.stroke(pen, path, "rgb(255 255 255 / .9)", 1.1);
+    this.dot(pen, end, 4.2, ACCENT);
+    this.dot(pen, this.middle(places, token), 2.6, "#fff");
+  }
+
+  /** From each token that a stage merged to the one that it ended in. */
+  edges(pen, places, image, position) {
+    const { trace } = this;
+    const { place } = trace.before(position);
+    const { kept, survivor } = trace.stage(position);
+    const path = new Path2D();
+    const ends = new Set();
+    survivor.forEach((row, token) => {
+      const from = place[token];
+      const to = place[kept[row]];
+      if (from === to || from < image.first || from >= image.end) return;
+      path.moveTo(...this.middle(places, from));
+      path.lineTo(...this.middle(places, to));
+      ends.add(to);
+    });
+    this.stroke(pen, path, "rgb(0 0 0 / .5)", 3);
+    this.stroke(pen, path, ACCENT, 1.6);
+    for (const end of ends) this.dot(pen, this.middle(places, end), 2.4, ACCENT);
+  }
+
+  /** Veils what is the same, and outlines what is not. */
+  differ(pen, places, tokens) {
+    const found = new Set(tokens);
+    const veil = new Path2D();
+    veil.rect(0, 0, pen.canvas.width, pen.canvas.height);
+    for (const token of tokens) this.cell(veil, places, token);
+    pen.fillStyle = "rgb(245 243 238 / .62)";
+    pen.fill(veil, "evenodd");
+    const rim = places.borders((token) => found.has(token), false);
+    this.stroke(pen, rim, "#fff", 4);
+    this.stroke(pen, rim, "#16130f", 2.2);
+  }
+
+  dot(pen, [x, y], radius, colour) {
+    pen.beginPath();
+    pen.arc(x, y, radius * this.unit, 0, 2 * Math.PI);
+    pen.fillStyle = colour;
+    pen.fill();
+    pen.lineWidth = 1.2 * this.unit;
+    pen.strokeStyle = colour === "#fff" ? "#16130f" : "#fff";
+    pen.stroke();
+  }
+}

@@ -1,0 +1,246 @@
+// @ts-check
+// The state of the page, and what changes it.
+
+import { SCALE, cellBitmap } from "./colours.js";
+import { differing, Trace } from "./data.js";
+import { fate, whereabouts } from "./details.js";
+import { byId, counted, drawn, element, measure, whole } from "./dom.js";
+import { Panel } from "./panel.js";
+
+const given = JSON.parse(byId("data").textContent);
+const traces = given.views.map((view) => new Trace(view));
+const pictures = given.pictures.map((source) => element("img", { src: source, alt: "" }));
+const panels = traces.map((trace, number) => new Panel(trace, pictures, number));
+const last = Math.max(...traces.map((trace) => trace.last));
+
+const state = {
+  image: 0,
+  position: 0,
+  token: /** @type {number | null} */ (null),
+  pinned: false,
+  cursor: /** @type {number | null} */ (null),
+  show: { clusters: false, windows: false, guidance: false, edges: false, differences: false },
+};
+
+function image() {
+  return traces[0].images[state.image];
+}
+
+/** Draws everything afresh. */
+function draw() {
+  const differences = state.show.differences ? differing(traces, state.image, state.position) : null;
+  for (const panel of panels) panel.draw(state, differences);
+  byId("stage").value = String(state.position);
+  [...byId("marks").children].forEach((mark, position) => mark.classList.toggle("now", position === state.position));
+  byId("stage").ariaValueText = `${state.position ? "after " : ""}${byId("marks").children[state.position].textContent}`;
+  byId("back").disabled = state.position === 0;
+  byId("on").disabled = state.position === last;
+  drawLegend();
+  mark();
+}
+
+/** Draws what is pointed at. */
+function mark() {
+  for (const panel of panels) panel.mark(state);
+}
+
+function fit() {
+  for (const panel of panels) panel.fit(state);
+  draw();
+}
+
+/** The scale of the guidance drawn. */
+function drawLegend() {
+  const legend = byId("legend");
+  const ranges = panels.flatMap(({ range }) => (range && range.low <= range.high ? [range] : []));
+  legend.hidden = !ranges.length;
+  if (legend.hidden) return;
+  const bar = element("span", { className: "scale" });
+  bar.style.background = SCALE;
+  const ends = ranges.map(({ low, high }) => `${measure(low)} to ${measure(high)}`);
+  legend.replaceChildren("guidance: little ", bar, ` much (logarithm, ${ends.join("; ")})`);
+}
+
+function go(position) {
+  const next = Math.max(0, Math.min(last, position));
+  if (next === state.position) return;
+  for (const panel of panels) panel.fade();
+  state.position = next;
+  draw();
+}
+
+/** Points at a token, or at nothing. */
+function point(token, { pinned = false, cursor = null, say = false } = {}) {
+  if (token === state.token && pinned === state.pinned && cursor === state.cursor) return;
+  Object.assign(state, { token, pinned, cursor });
+  mark();
+  if (say) tell();
+}
+
+/** Says in words what is pointed at, for those who listen. */
+function tell() {
+  const { token, pinned, position } = state;
+  const words = token === null ? ["No patch"] : traces.map((trace) => `${trace.name} ${fate(trace, token, position)}`);
+  const where = token === null ? "" : `${whereabouts(traces[0], token)}${pinned ? ", pinned" : ""}: `;
+  byId("said").textContent = where + words.join(" ").trim();
+}
+
+function choose(number) {
+  Object.assign(state, { image: number, token: null, pinned: false, cursor: null });
+  fit();
+}
+
+/** The cell under a pointer. */
+function cellAt(frame, event) {
+  const box = frame.getBoundingClientRect();
+  const { rows, cols } = image();
+  const clamp = (value, count) => Math.max(0, Math.min(count - 1, Math.floor(value * count)));
+  return clamp((event.clientY - box.top) / box.height, rows) * cols + clamp((event.clientX - box.left) / box.width, cols);
+}
+
+function tokenAt(cell) {
+  const token = image().cells[cell];
+  return token < 0 ? null : token;
+}
+
+function listen({ frame, small, told }) {
+  frame.addEventListener("pointermove", (event) => {
+    if (event.pointerType !== "touch" && !state.pinned) point(tokenAt(cellAt(frame, event)));
+  });
+  frame.addEventListener("pointerleave", (event) => {
+    if (event.pointerType !== "touch" && !state.pinned) point(null);
+  });
+  frame.addEventListener("click", (event) => {
+    const token = tokenAt(cellAt(frame, event));
+    const again = state.pinned && token === state.token;
+    point(again ? null : token, { pinned: !again && token !== null, say: true });
+  });
+  frame.addEventListener("keydown", (event) => {
+    if (event.altKey || event.ctrlKey || event.metaKey) return;
+    const { rows, cols } = image();
+    const start = state.cursor ?? Math.max(0, image().cells.indexOf(state.token ?? image().first));
+    const row = Math.floor(start / cols);
+    const col = start % cols;
+    const moves = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1], Home: [0, -col], End: [0, cols - 1 - col] };
+    const move = moves[event.key];
+    if (move) {
+      const from = state.cursor === null ? [0, 0] : move;
+      const cursor = Math.max(0, Math.min(rows - 1, row + from[0])) * cols + Math.max(0, Math.min(cols - 1, col + from[1]));
+      point(tokenAt(cursor), { cursor, say: true });
+    } else if (event.key === "Enter" || event.key === " ") {
+      point(tokenAt(start), { cursor: start, pinned: !state.pinned && tokenAt(start) !== null, say: true });
+    } else return;
+    event.preventDefault();
+  });
+  frame.addEventListener("blur", () => {
+    if (state.cursor !== null) point(state.pinned ? state.token : null, { pinned: state.pinned });
+  });
+  for (const { button } of small) button.addEventListener("click", () => go(Number(button.dataset.position)));
+  told.addEventListener("click", (event) => {
+    const token = event.target instanceof Element && event.target.getAttribute("data-token");
+    if (token) point(Number(token), { pinned: true, say: true });
+  });
+}
+
+let playing = 0;
+
+function play() {
+  if (playing) return stop();
+  go(state.position === last ? 0 : state.position + 1);
+  playing = window.setInterval(() => (state.position < last ? go(state.position + 1) : stop()), 1100);
+  byId("play").ariaPressed = "true";
+}
+
+function stop() {
+  window.clearInterval(playing);
+  playing = 0;
+  byId("play").ariaPressed = "false";
+}
+
+/** What each position of the slider is called. */
+function marks() {
+  return Array.from({ length: last + 1 }, (_, position) => {
+    if (!position) return "before";
+    const layers = new Set(traces.filter((trace) => trace.last >= position).map((trace) => trace.stages[position - 1].layer));
+    return layers.size === 1 ? `layer ${[...layers][0]}` : `stage ${position}`;
+  });
+}
+
+const TOGGLES = [
+  ["clusters", "Mean colours", () => true],
+  ["windows", "Windows", () => last > 0],
+  ["edges", "Edges", () => last > 0],
+  ["guidance", "Guidance", () => traces.some((trace) => trace.stages.some((stage) => stage.guidance))],
+  ["differences", "Differences", () => traces.length > 1],
+];
+
+function controls() {
+  byId("stage").max = String(last);
+  byId("stage").disabled = !last;
+  byId("stage").addEventListener("input", () => go(Number(byId("stage").value)));
+  marks().forEach((text, position) => {
+    const mark = element("li", {}, text);
+    mark.addEventListener("click", () => go(position));
+    byId("marks").append(mark);
+  });
+  byId("back").addEventListener("click", () => go(state.position - 1));
+  byId("on").addEventListener("click", () => go(state.position + 1));
+  byId("play").addEventListener("click", play);
+  for (const [name, text, wanted] of TOGGLES) {
+    if (!wanted()) continue;
+    const box = element("input", { type: "checkbox", name });
+    box.addEventListener("change", () => {
+      state.show[name] = box.checked;
+      draw();
+    });
+    byId("toggles").append(element("label", {}, box, text));
+  }
+  byId("theme").addEventListener("click", () => {
+    const { dataset } = document.documentElement;
+    const dark = dataset.theme ? dataset.theme === "dark" : window.matchMedia("(prefers-color-scheme: dark)").matches;
+    dataset.theme = dark ? "light" : "dark";
+  });
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") point(null, { say: true });
+  });
+}
+
+/** One button for each image, where there are several. */
+function chooser() {
+  const { images } = traces[0];
+  const samples = new Set(images.map(({ sample }) => sample)).size;
+  byId("images").hidden = images.length < 2;
+  images.forEach((shown, number) => {
+    const radio = element("input", { type: "radio", name: "image", checked: number === 0, value: String(number) });
+    radio.addEventListener("change", () => choose(number));
+    const text = samples > 1 ? `${number}, sample ${shown.sample}` : String(number);
+    byId("images").append(element("label", {}, radio, cellBitmap(shown), element("span", {}, text)));
+  });
+}
+
+/** The pictures once more, for drawings that show parts of them. */
+function shared() {
+  const defs = drawn("defs");
+  given.pictures.forEach((source, number) => {
+    defs.append(drawn("image", { id: `picture-${number}`, href: source, width: 1, height: 1, preserveAspectRatio: "none" }));
+  });
+  document.body.append(drawn("svg", { width: 0, height: 0, class: "unseen", "aria-hidden": "true" }, defs));
+}
+
+function summary() {
+  const counts = traces.map(({ positions }) => positions.map(({ place }) => whole(place.length)).join(" \u2192 "));
+  const tokens = counted(traces[0].row.length, "image token");
+  byId("summary").textContent = last ? `${tokens}, merged in ${counted(last, "stage")}: ${[...new Set(counts)].join("; ")}.` : `${tokens}; no stage merged any.`;
+}
+
+summary();
+controls();
+chooser();
+shared();
+byId("views").append(...panels.map(({ root }) => root));
+byId("views").dataset.count = String(panels.length);
+panels.forEach(listen);
+await Promise.allSettled(pictures.map((picture) => picture.decode()));
+new ResizeObserver(fit).observe(byId("views"));
+fit();
+document.documentElement.dataset.ready = "true";
