@@ -195,9 +195,13 @@ export class Board {
       path.lineTo(...this.middle(places, to));
       ends.add(to);
     });
-    this.stroke(pen, path, "rgb(0 0 0 / .5)", 3);
-    this.stroke(pen, path, ACCENT, 1.6);
-    for (const end of ends) this.dot(pen, this.middle(places, end), 2.4, ACCENT);
+    const cell = Math.min(places.width / image.cols, places.height / image.rows) / this.unit;
+    const width = Math.max(0.5, Math.min(1.6, cell / 14));
+    pen.globalAlpha = 0.85;
+    this.stroke(pen, path, "rgb(0 0 0 / .4)", 1.9 * width);
+    this.stroke(pen, path, ACCENT, width);
+    pen.globalAlpha = 1;
+    for (const end of ends) this.dot(pen, this.middle(places, end), 1.7 * width, ACCENT);
   }
 
   /** Veils what is the same, and outlines what is not. */
@@ -206,7 +210,7 @@ export class Board {
     const veil = new Path2D();
     veil.rect(0, 0, pen.canvas.width, pen.canvas.height);
     for (const token of tokens) this.cell(veil, places, token);
-    pen.fillStyle = "rgb(245 243 238 / .62)";
+    pen.fillStyle = "rgb(245 243 238 / .55)";
     pen.fill(veil, "evenodd");
     const rim = places.borders((token) => found.has(token), false);
     this.stroke(pen, rim, "#fff", 4);
@@ -218,7 +222,7 @@ export class Board {
     pen.arc(x, y, radius * this.unit, 0, 2 * Math.PI);
     pen.fillStyle = colour;
     pen.fill();
-    pen.lineWidth = 1.2 * this.unit;
+    pen.lineWidth = Math.min(1.2, radius / 2) * this.unit;
     pen.strokeStyle = colour === "#fff" ? "#16130f" : "#fff";
     pen.stroke();
   }

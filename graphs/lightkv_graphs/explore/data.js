@@ -155,3 +155,17 @@ export function differing(traces, image, position) {
   }
   return found;
 }
+
+const SOME = 9;
+
+/** A patch to tell of before any is pointed at: one that lives on with some others. */
+export function example(trace, image) {
+  const { survivor, place, mass } = trace.at(trace.last);
+  let best = null;
+  for (const token of image.cells) {
+    if (token < 0 || place[survivor[token]] !== token) continue;
+    const many = mass[survivor[token]];
+    if (best === null || Math.abs(many - SOME) < Math.abs(best.many - SOME)) best = { token, many };
+  }
+  return best && best.token;
+}

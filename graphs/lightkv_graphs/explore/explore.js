@@ -2,7 +2,7 @@
 // The state of the page, and what changes it.
 
 import { SCALE, cellBitmap } from "./colours.js";
-import { differing, Trace } from "./data.js";
+import { differing, example, Trace } from "./data.js";
 import { fate, whereabouts } from "./details.js";
 import { byId, counted, drawn, element, measure, whole } from "./dom.js";
 import { Panel } from "./panel.js";
@@ -16,6 +16,7 @@ const last = Math.max(...traces.map((trace) => trace.last));
 const state = {
   image: 0,
   position: 0,
+  example: /** @type {number | null} */ (null),
   token: /** @type {number | null} */ (null),
   pinned: false,
   cursor: /** @type {number | null} */ (null),
@@ -86,7 +87,8 @@ function tell() {
 }
 
 function choose(number) {
-  Object.assign(state, { image: number, token: null, pinned: false, cursor: null });
+  const shown = example(traces[0], traces[0].images[number]);
+  Object.assign(state, { image: number, example: shown, token: null, pinned: false, cursor: null });
   fit();
 }
 
@@ -241,6 +243,6 @@ byId("views").append(...panels.map(({ root }) => root));
 byId("views").dataset.count = String(panels.length);
 panels.forEach(listen);
 await Promise.allSettled(pictures.map((picture) => picture.decode()));
+choose(0);
 new ResizeObserver(fit).observe(byId("views"));
-fit();
 document.documentElement.dataset.ready = "true";

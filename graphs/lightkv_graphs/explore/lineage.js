@@ -5,7 +5,7 @@ import { cellColour } from "./colours.js";
 import { drawn, whole } from "./dom.js";
 
 const DRAWN = 14; // patches drawn
-const WIDTH = 560;
+const WIDEST = 560;
 const LINE = 31; // height of a patch's line
 const TOP = 30;
 const SIDE = 24; // of a patch
@@ -45,13 +45,14 @@ function thumbnail(image, trace, token, x, y, side) {
   );
 }
 
-/** The drawing, for a token of an image; the position shown is marked. */
-export function lineage(trace, image, token, position) {
+/** The drawing, for a token of an image and in so many pixels; the position shown is marked. */
+export function lineage(trace, image, token, position, room) {
+  const width = Math.max(240, Math.min(WIDEST, room));
   const patches = inBranches(trace, heaviest(trace, token));
   const left = trace.cluster(token, trace.last).length - patches.length;
   const height = TOP + patches.length * LINE + (left ? 26 : 4);
-  const across = (at) => 26 + (at * (WIDTH - 84)) / Math.max(1, trace.last);
-  const picture = drawn("svg", { viewBox: `0 0 ${WIDTH} ${height}`, class: "lineage", role: "img" });
+  const across = (at) => 26 + (at * (width - 84)) / Math.max(1, trace.last);
+  const picture = drawn("svg", { viewBox: `0 0 ${width} ${height}`, width, class: "lineage", role: "img" });
   const nodes = patches.map((patch, index) => ({ row: patch, patch, y: TOP + (index + 0.5) * LINE }));
   const columns = [new Map(nodes.map((node) => [node.row, node]))];
   const edges = drawn("g", { class: "edges" });

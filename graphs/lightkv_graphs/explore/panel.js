@@ -12,18 +12,6 @@ function stack(...classes) {
   return classes.map((className) => element("canvas", { className }));
 }
 
-/** The patch that is told of before any is pointed at: one that lives on with eight others or so. */
-function example(trace, image) {
-  const { survivor, place, mass } = trace.at(trace.last);
-  let best = null;
-  for (const token of image.cells) {
-    if (token < 0 || place[survivor[token]] !== token) continue;
-    const many = mass[survivor[token]];
-    if (best === null || Math.abs(many - 9) < Math.abs(best.many - 9)) best = { token, many };
-  }
-  return best && best.token;
-}
-
 export class Panel {
   constructor(trace, pictures, number) {
     this.trace = trace;
@@ -64,6 +52,7 @@ export class Panel {
     const image = this.trace.images[state.image];
     const shape = image.shape ?? image.rows / image.cols;
     this.root.style.setProperty("--shape", String(shape));
+    this.root.style.setProperty("--count", String(this.small.length));
     this.board.fit(this.frame.clientWidth, this.frame.clientHeight);
     for (const { frame, board } of this.small) board.fit(frame.clientWidth, frame.clientHeight);
   }
@@ -107,7 +96,7 @@ export class Panel {
     const image = trace.images[state.image];
     this.board.mark(state);
     this.small.forEach(({ board }, position) => board.mark({ ...state, position, cursor: null, bare: true }));
-    const token = state.token ?? example(trace, image);
+    const token = state.token ?? state.example;
     const position = Math.min(state.position, trace.last);
     this.told.dataset.token = state.token ?? "";
     this.told.dataset.members = state.token === null ? "" : trace.cluster(state.token, position).join(" ");
@@ -124,7 +113,7 @@ export class Panel {
       element("h3", {}, where[0].toUpperCase() + where.slice(1)),
       element("p", { className: "fate" }, fate(trace, token, position)),
       patches(trace, token, position),
-      ...(trace.last ? [lineage(trace, image, token, position), passages(trace, token, position)] : []),
+      ...(trace.last ? [lineage(trace, image, token, position, this.told.clientWidth), passages(trace, token, position)] : []),
     ];
   }
 
