@@ -22,6 +22,9 @@ GRAPH_ORDER = (
     "prompt_matching",
     "dropping",
     "build",
+    "stage",
+    "header",
+    "files",
     "trace",
     "draw",
 )

@@ -3,6 +3,7 @@
 from lightkv_graphs.build import add_text, merge_graph, message_edges, part_of, survivors
 from lightkv_graphs.draw import draw_merges, draw_stages, draw_windows
 from lightkv_graphs.dropping import drop_lowest, heirs
+from lightkv_graphs.files import TraceFileError
 from lightkv_graphs.layout import Grid, Tile, TokenLayout
 from lightkv_graphs.matching import (
     Matcher,
@@ -28,7 +29,8 @@ from lightkv_graphs.prompt_matching import (
     protecting_matching,
     resisting_matching,
 )
-from lightkv_graphs.trace import MergeTrace, StageTrace
+from lightkv_graphs.stage import StageTrace
+from lightkv_graphs.trace import MergeTrace
 
 __all__ = [
     "Grid",
@@ -41,6 +43,7 @@ __all__ = [
     "StageTrace",
     "Tile",
     "TokenLayout",
+    "TraceFileError",
     "WindowPartition",
     "add_text",
     "balanced_cut",

@@ -2,91 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch_geometric.data import HeteroData
 
-from lightkv_graphs.build import KEEPS, MERGES
+from lightkv_graphs.files import Parts, read_trace, write_trace
+from lightkv_graphs.header import check_prompts
 from lightkv_graphs.layout import TokenLayout
+from lightkv_graphs.stage import StageTrace
 
 if TYPE_CHECKING:
     import networkx
-
-
-@dataclass(frozen=True, eq=False)
-class StageTrace:
-    """What one stage did.
-
-    Attributes:
-        layer: The decoder layer (0-based) the stage ran after.
-        windows: Windows per side.
-        window: Window of each token before the stage, `[token]`.
-        kept: Tokens before the stage that stay, ascending, `[survivor]`.
-        survivor: Row of the survivor each token before the stage ends in, `[token]`.
-        weight: Share of each token before the stage in its survivor, `[token]`; 0 for a token that
-            was dropped.
-        similarity: Cosine of each token before the stage and the one it ends in, `[token]`; 1 for
-            those that stay.
-        guidance: Logarithm of the prompt's guidance of each token before the stage, `[token]`; None
-            where none was heard.
-        layout: The tokens after the stage.
-    """
-
-    layer: int
-    windows: int
-    window: Tensor
-    kept: Tensor
-    survivor: Tensor
-    weight: Tensor
-    similarity: Tensor
-    guidance: Tensor | None
-    layout: TokenLayout
-
-    @classmethod
-    def from_graph(
-        cls,
-        graph: HeteroData,
-        survivor: Tensor,
-        layout: TokenLayout,
-        *,
-        layer: int,
-        windows: int,
-        guidance: Tensor | None = None,
-    ) -> StageTrace:
-        """What the messages' graph of a stage, from ``merge_graph``, tells of it.
-
-        Args:
-            graph: The graph.
-            survivor: Row of each token's survivor, `[token]`.
-            layout: The tokens after the stage.
-            layer: The decoder layer (0-based) the stage ran after.
-            windows: Windows per side.
-            guidance: Logarithm of the prompt's guidance, `[token]`.
-        """
-        kept, source = graph[KEEPS].edge_index[0], graph[MERGES].edge_index[0]
-        weight = torch.zeros_like(survivor, dtype=graph[KEEPS].weight.dtype)
-        weight = weight.index_copy(0, kept, graph[KEEPS].weight)
-        weight = weight.index_copy(0, source, graph[MERGES].weight)
-        cosine = graph[MERGES].similarity
-        similarity = torch.ones_like(survivor, dtype=cosine.dtype).index_copy(0, source, cosine)
-        window = graph["vision"].window
-        return cls(layer, windows, window, kept, survivor, weight, similarity, guidance, layout)
-
-    @property
-    def divergence(self) -> Tensor:
-        """Feature divergence of each token before the stage and the one it ends in, `[token]`."""
-        return 1 - self.similarity
-
-    def to(self, device: torch.device | str) -> StageTrace:
-        """The same stage on another device."""
-        names = ("window", "kept", "survivor", "weight", "similarity")
-        moved = {name: getattr(self, name).to(device) for name in names}
-        guidance = None if self.guidance is None else self.guidance.to(device)
-        return replace(self, **moved, guidance=guidance, layout=self.layout.to(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,10 +28,15 @@ class MergeTrace:
     Attributes:
         layout: The tokens before the first stage.
         stages: What each stage did, in order.
+        prompts: The prompt of each sample, where it is known; else none at all.
     """
 
     layout: TokenLayout
     stages: tuple[StageTrace, ...]
+    prompts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_prompts(self.prompts, self.layout.samples)
 
     def __len__(self) -> int:
         return len(self.stages)
@@ -147,7 +82,42 @@ class MergeTrace:
 
     def to(self, device: torch.device | str) -> MergeTrace:
         """The same trace on another device."""
-        return MergeTrace(self.layout.to(device), tuple(done.to(device) for done in self.stages))
+        stages = tuple(done.to(device) for done in self.stages)
+        return replace(self, layout=self.layout.to(device), stages=stages)
+
+    def with_prompts(self, prompts: Sequence[str]) -> MergeTrace:
+        """The same trace with the prompt of each sample.
+
+        Raises:
+            ValueError: Not all are strings, or fewer than samples.
+        """
+        if isinstance(prompts, str):
+            raise ValueError(f"prompts is {prompts!r}: expected a list, with one for each sample")
+        return replace(self, prompts=tuple(prompts))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the trace to one file, safetensors with a JSON header, for :meth:`load`.
+
+        Integers are kept as they are, other numbers in float32.  A file that is there is replaced,
+        and stays as it was if that fails.
+
+        Raises:
+            ValueError: The trace is not valid, as by :meth:`StageTrace.from_tokens`.
+            OSError: The file cannot be written.
+        """
+        write_trace(path, Parts(self.layout, self.stages, self.prompts))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> MergeTrace:
+        """The trace in a file that :meth:`save` wrote, on the CPU.
+
+        The file is checked like any input, and nothing in it is executed.
+
+        Raises:
+            TraceFileError: It holds no valid trace.
+            OSError: It cannot be read.
+        """
+        return cls(*read_trace(path))
 
     def to_networkx(self) -> networkx.DiGraph:
         """The lineage as a directed graph for networkx.
