@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import transformers
 
-from lightkv_gnn import __version__, demo_command
+from lightkv_gnn import __version__, demo_command, view_command
 from lightkv_gnn.bench import command as bench_command
 from lightkv_gnn.evaluation import eval_command, report_command
 
@@ -38,6 +38,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"lightkv-gnn {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
-    for command in (demo_command, eval_command, report_command, bench_command):
+    for command in (demo_command, view_command, eval_command, report_command, bench_command):
         command.add_parser(commands)
     return parser

@@ -27,8 +27,15 @@ GRAPH_ORDER = (
     "files",
     "trace",
     "draw",
+    "explore.view",
+    "explore.payload",
+    "explore.page",
+    "explore",
 )
 """Each module of the graph layer may import those before it."""
+
+SHOWS_ITSELF = {"trace": "explore"}
+"""What a notebook shows of a class is made by a later module, imported when it is asked for."""
 
 LOWER = {
     "errors": set(),
@@ -110,8 +117,12 @@ def allowed(path: str, item: Import) -> bool:
     if top in ON_DEMAND:
         return not item.at_once
     if package == "lightkv_graphs":
+        module = module.replace("/", ".").removesuffix(".__init__")
         if top == package and module in GRAPH_ORDER:
-            return bool(rest) and rest[0] in GRAPH_ORDER[: GRAPH_ORDER.index(module)]
+            known = GRAPH_ORDER[: GRAPH_ORDER.index(module)]
+            if module in SHOWS_ITSELF and not item.at_once:
+                known = (*known, SHOWS_ITSELF[module])
+            return any(rest[: name.count(".") + 1] == name.split(".") for name in known)
         return top not in ("lightkv_gnn", "transformers")
     if top == package and module in LOWER:
         return bool(rest) and rest[0] in LOWER[module]
@@ -136,8 +147,12 @@ def test_imports_follow_the_layers() -> None:
 
 def test_the_lists_above_name_the_modules_there_are() -> None:
     files = sources()
-    graph_layer = {Path(path).stem for path in files if path.startswith("lightkv_graphs/")}
-    assert graph_layer == {*GRAPH_ORDER, "__init__"}
+    graph_layer = {
+        path.removeprefix("lightkv_graphs/").removesuffix(".py").replace("/", ".")
+        for path in files
+        if path.startswith("lightkv_graphs/")
+    }
+    assert {name.removesuffix(".__init__") for name in graph_layer} == {*GRAPH_ORDER, "__init__"}
     assert {f"lightkv_gnn/{module}.py" for module in LOWER} <= set(files)
 
 
@@ -153,6 +168,10 @@ def test_the_lists_above_name_the_modules_there_are() -> None:
         ("lightkv_graphs/matching.py", "from .build import merge_graph", ".build"),
         ("lightkv_graphs/occupancy.py", "import lightkv_graphs", "lightkv_graphs"),
         ("lightkv_graphs/draw.py", "import transformers", "transformers"),
+        ("lightkv_graphs/trace.py", "from lightkv_graphs.explore import frame", ".explore"),
+        ("lightkv_graphs/stage.py", "def f():\n    import lightkv_graphs.explore", ".explore"),
+        ("lightkv_graphs/explore/view.py", "import lightkv_graphs.explore.page", "explore.page"),
+        ("lightkv_graphs/explore/page.py", "from lightkv_gnn import errors", "lightkv_gnn"),
         ("lightkv_graphs/draw.py", "import matplotlib.pyplot as plt", "matplotlib.pyplot"),
         ("lightkv_graphs/trace.py", "try:\n    import networkx\nexcept ImportError: 1", "networkx"),
         ("lightkv_graphs/trace.py", "class A:\n    import networkx", "networkx"),
@@ -191,6 +210,8 @@ def test_a_planted_violation_is_found(path: str, source: str, culprit: str) -> N
         ("lightkv_graphs/draw.py", "def f():\n    import matplotlib.pyplot"),
         ("lightkv_graphs/trace.py", "if TYPE_CHECKING:\n    import networkx"),
         ("lightkv_graphs/trace.py", "from lightkv_graphs.layout import TokenLayout"),
+        ("lightkv_graphs/trace.py", "def f():\n    from lightkv_graphs.explore import frame"),
+        ("lightkv_graphs/explore/page.py", "from lightkv_graphs.explore.view import View"),
         ("lightkv_gnn/adapters/llava.py", "import transformers"),
         ("lightkv_gnn/cache.py", "from transformers.cache_utils import Cache"),
         ("lightkv_gnn/config.py", "if TYPE_CHECKING:\n    import transformers"),

@@ -3,6 +3,7 @@
 from lightkv_graphs.build import add_text, merge_graph, message_edges, part_of, survivors
 from lightkv_graphs.draw import draw_merges, draw_stages, draw_windows
 from lightkv_graphs.dropping import drop_lowest, heirs
+from lightkv_graphs.explore import LayerBar, View, write_page
 from lightkv_graphs.files import TraceFileError
 from lightkv_graphs.layout import Grid, Tile, TokenLayout
 from lightkv_graphs.matching import (
@@ -34,6 +35,7 @@ from lightkv_graphs.trace import MergeTrace
 
 __all__ = [
     "Grid",
+    "LayerBar",
     "Matcher",
     "Matching",
     "MergeTrace",
@@ -44,6 +46,7 @@ __all__ = [
     "Tile",
     "TokenLayout",
     "TraceFileError",
+    "View",
     "WindowPartition",
     "add_text",
     "balanced_cut",
@@ -70,4 +73,5 @@ __all__ = [
     "survivors",
     "take_edges",
     "window_partition",
+    "write_page",
 ]

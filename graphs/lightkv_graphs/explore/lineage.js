@@ -110,6 +110,6 @@ function drawnNode(trace, image, at, node, x, token) {
     thumbnail(image, trace, node.patch, x, node.y, side),
     drawn("rect", { ...frame, class: own ? "frame own" : "frame", "data-token": node.patch }),
   ];
-  if (mass[node.row] > 1) parts.push(drawn("text", { x: x + side / 2 + 6, y: node.y + 4, class: "mass" }, `\u00d7${whole(mass[node.row])}`));
+  if (mass[node.row] > 1) parts.push(drawn("text", { x: x + side / 2 + 4, y: node.y - 9, class: "mass" }, `\u00d7${whole(mass[node.row])}`));
   return parts;
 }

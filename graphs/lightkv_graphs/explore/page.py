@@ -23,7 +23,9 @@ MODULES = ("dom", "data", "colours", "board", "lineage", "details", "layers", "p
 TITLE = "How image tokens merged"
 
 
-def write_page(path: str | PathLike[str], views: View | Sequence[View], *, title: str = TITLE) -> Path:
+def write_page(
+    path: str | PathLike[str], views: View | Sequence[View], *, title: str = TITLE
+) -> Path:
     """Writes the explorer of one view, or of several of the same image beside each other.
 
     The page is one file: it opens from a disk, loads nothing, and everything given, such as

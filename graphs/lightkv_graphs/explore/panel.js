@@ -61,7 +61,7 @@ export class Panel {
   draw(state, differences) {
     const { trace } = this;
     const image = trace.images[state.image];
-    const prompt = trace.prompts[image.sample];
+    const prompt = trace.prompts[image.sample] ?? "";
     this.prompt.textContent = prompt;
     this.prompt.hidden = !prompt;
     this.range = this.board.draw({ ...state, differences });

@@ -62,7 +62,7 @@ def _view(view: View, pictures: Sequence[int]) -> dict[str, Any]:
         images.append(shown)
     return {
         "name": view.name,
-        "prompts": view.prompts,
+        "prompts": list(view.prompts),
         "answer": view.answer,
         "images": images,
         **{name: pack(getattr(layout, name)) for name in ("row", "col", "mass", "protected")},

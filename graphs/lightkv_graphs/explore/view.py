@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from lightkv_graphs.header import check_prompts
 from lightkv_graphs.trace import MergeTrace
 
 if TYPE_CHECKING:
@@ -39,19 +40,20 @@ class View:
         pictures: What the model saw, one for each image of the trace, as from
             ``lightkv_gnn.seen_tiles``; one picture for a trace of one image; or none, and the
             places of the tokens are coloured instead.
-        prompt: The text that guided; one for all samples, or one for each.
+        prompt: The text that guided, one for all samples or one for each; if not given, what the
+            trace has.
         answer: What the model said.
         layers: What each decoder layer held; if not given, the tokens that the trace tells of.
         name: Heads the view where a page has several.
 
     Raises:
         TypeError: ``trace`` is no trace.
-        ValueError: There are not as many pictures as images, or prompts as samples.
+        ValueError: There are not as many pictures as images, or fewer prompts than samples.
     """
 
     trace: MergeTrace
     pictures: Image | Sequence[Image] = ()
-    prompt: str | Sequence[str] = ""
+    prompt: str | Sequence[str] | None = None
     answer: str = ""
     layers: Sequence[LayerBar] | None = None
     name: str = ""
@@ -59,14 +61,13 @@ class View:
     def __post_init__(self) -> None:
         if not isinstance(self.trace, MergeTrace):
             raise TypeError(f"trace is a {type(self.trace).__name__}: expected a MergeTrace")
-        images, samples = len(self.trace.layout.grids), max(self.trace.layout.samples, default=0) + 1
+        images = len(self.trace.layout.grids)
         if self.seen and len(self.seen) != images:
             raise ValueError(
                 f"{len(self.seen)} pictures for a trace of {images} images: every tile and every "
                 "frame is an image, see lightkv_gnn.seen_tiles"
             )
-        if not isinstance(self.prompt, str) and len(self.prompt) < samples:
-            raise ValueError(f"{len(self.prompt)} prompts for a trace of {samples} samples")
+        check_prompts(self.prompts, self.trace.layout.samples)
 
     @property
     def seen(self) -> tuple[Image, ...]:
@@ -74,11 +75,13 @@ class View:
         return tuple(self.pictures) if isinstance(self.pictures, Sequence) else (self.pictures,)
 
     @property
-    def prompts(self) -> list[str]:
-        """A prompt for each sample."""
-        if not isinstance(self.prompt, str):
-            return list(self.prompt)
-        return [self.prompt] * (max(self.trace.layout.samples, default=0) + 1)
+    def prompts(self) -> tuple[str, ...]:
+        """A prompt for each sample, or none."""
+        if self.prompt is None:
+            return self.trace.prompts
+        if isinstance(self.prompt, str):
+            return (self.prompt,) * (max(self.trace.layout.samples, default=0) + 1)
+        return tuple(self.prompt)
 
 
 def check_together(views: Sequence[View]) -> None:
