@@ -8,7 +8,9 @@ const ACCENT = "#ff6a2b";
 /** The places of an image's cells on a canvas, in its pixels. */
 class Places {
   constructor(image, width, height) {
-    Object.assign(this, { image, width, height });
+    this.image = image;
+    this.width = width;
+    this.height = height;
   }
 
   x(col) {
@@ -24,6 +26,7 @@ class Places {
     path.rect(this.x(col), this.y(row), this.x(col + 1) - this.x(col), this.y(row + 1) - this.y(row));
   }
 
+  /** @returns {[number, number]} */
   middle(row, col) {
     return [((col + 0.5) * this.width) / this.image.cols, ((row + 0.5) * this.height) / this.image.rows];
   }
@@ -34,9 +37,9 @@ class Places {
     const path = new Path2D();
     const at = (row, col) =>
       row < 0 || col < 0 || row >= rows || col >= cols ? rim : value(cells[row * cols + col]);
-    const line = (from, to) => {
-      path.moveTo(...from);
-      path.lineTo(...to);
+    const line = (x, y, toX, toY) => {
+      path.moveTo(x, y);
+      path.lineTo(toX, toY);
     };
     for (let row = 0; row <= rows; row++) {
       for (let col = 0; col <= cols; col++) {
@@ -44,9 +47,9 @@ class Places {
         const inner = rim !== undefined || (row > 0 && row < rows);
         const side = rim !== undefined || (col > 0 && col < cols);
         if (inner && col < cols && here !== at(row - 1, col))
-          line([this.x(col), this.y(row)], [this.x(col + 1), this.y(row)]);
+          line(this.x(col), this.y(row), this.x(col + 1), this.y(row));
         if (side && row < rows && here !== at(row, col - 1))
-          line([this.x(col), this.y(row)], [this.x(col), this.y(row + 1)]);
+          line(this.x(col), this.y(row), this.x(col), this.y(row + 1));
       }
     }
     return path;
@@ -61,7 +64,11 @@ export class Board {
    * @param {HTMLImageElement[]} pictures of the page
    */
   constructor(trace, base, over, pictures) {
-    Object.assign(this, { trace, base, over, pictures });
+    this.trace = trace;
+    this.base = base;
+    this.over = over;
+    this.pictures = pictures;
+    this.unit = 1;
   }
 
   /** Gives both canvases the pixels that their place on the screen has. */
@@ -111,7 +118,9 @@ export class Board {
       this.stroke(pen, walls, "#16130f", 2.4);
     }
     if (show.edges && stage && position > 0) this.edges(pen, places, image, position);
-    if (differences) this.differ(pen, places, differences);
+    const homes = image.cells.filter((token) => token >= 0 && trace.home(token, position) === token);
+    if (show.survivors) this.pick(pen, places, homes, false);
+    if (differences) this.pick(pen, places, differences, true);
     return range;
   }
 
@@ -158,6 +167,7 @@ export class Board {
     if (this.trace.row[token] >= 0) places.cell(path, this.trace.row[token], this.trace.col[token]);
   }
 
+  /** @returns {[number, number]} */
   middle(places, token) {
     return places.middle(this.trace.row[token], this.trace.col[token]);
   }
@@ -204,14 +214,15 @@ export class Board {
     for (const end of ends) this.dot(pen, this.middle(places, end), 1.7 * width, ACCENT);
   }
 
-  /** Veils what is the same, and outlines what is not. */
-  differ(pen, places, tokens) {
+  /** Veils all patches but some, which may be outlined. */
+  pick(pen, places, tokens, outlined) {
     const found = new Set(tokens);
     const veil = new Path2D();
     veil.rect(0, 0, pen.canvas.width, pen.canvas.height);
     for (const token of tokens) this.cell(veil, places, token);
     pen.fillStyle = "rgb(245 243 238 / .55)";
     pen.fill(veil, "evenodd");
+    if (!outlined) return;
     const rim = places.borders((token) => found.has(token), false);
     this.stroke(pen, rim, "#fff", 4);
     this.stroke(pen, rim, "#16130f", 2.2);

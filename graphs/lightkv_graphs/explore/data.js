@@ -15,8 +15,13 @@ export function unpack({ kind, data }) {
 /** One prefill. A token is a number before the first stage; position 0 is before all stages. */
 export class Trace {
   constructor(packed) {
-    Object.assign(this, { name: packed.name, prompts: packed.prompts, answer: packed.answer });
-    for (const name of ["row", "col", "mass", "protected"]) this[name] = unpack(packed[name]);
+    this.name = packed.name;
+    this.prompts = packed.prompts;
+    this.answer = packed.answer;
+    this.row = unpack(packed.row);
+    this.col = unpack(packed.col);
+    this.mass = unpack(packed.mass);
+    this.protected = unpack(packed.protected);
     this.stages = packed.stages.map((stage) => ({
       ...stage,
       ...Object.fromEntries(

@@ -20,7 +20,7 @@ const state = {
   token: /** @type {number | null} */ (null),
   pinned: false,
   cursor: /** @type {number | null} */ (null),
-  show: { clusters: false, windows: false, guidance: false, edges: false, differences: false },
+  show: { clusters: false, windows: false, survivors: false, edges: false, guidance: false, differences: false },
 };
 
 function image() {
@@ -32,7 +32,7 @@ function draw() {
   const differences = state.show.differences ? differing(traces, state.image, state.position) : null;
   for (const panel of panels) panel.draw(state, differences);
   byId("stage").value = String(state.position);
-  [...byId("marks").children].forEach((mark, position) => mark.classList.toggle("now", position === state.position));
+  [...byId("marks").children].forEach((name, position) => name.classList.toggle("now", position === state.position));
   byId("stage").ariaValueText = `${state.position ? "after " : ""}${byId("marks").children[state.position].textContent}`;
   byId("back").disabled = state.position === 0;
   byId("on").disabled = state.position === last;
@@ -92,12 +92,17 @@ function choose(number) {
   fit();
 }
 
+/** Which of so many equal parts a fraction lies in. */
+function part(fraction, count) {
+  return Math.max(0, Math.min(count - 1, Math.floor(fraction * count)));
+}
+
 /** The cell under a pointer. */
 function cellAt(frame, event) {
   const box = frame.getBoundingClientRect();
   const { rows, cols } = image();
-  const clamp = (value, count) => Math.max(0, Math.min(count - 1, Math.floor(value * count)));
-  return clamp((event.clientY - box.top) / box.height, rows) * cols + clamp((event.clientX - box.left) / box.width, cols);
+  const row = part((event.clientY - box.top) / box.height, rows);
+  return row * cols + part((event.clientX - box.left) / box.width, cols);
 }
 
 function tokenAt(cell) {
@@ -168,8 +173,10 @@ function marks() {
   });
 }
 
+/** @type {[string, string, () => boolean][]} name, text, and whether it is wanted */
 const TOGGLES = [
   ["clusters", "Mean colours", () => true],
+  ["survivors", "Survivors", () => last > 0],
   ["windows", "Windows", () => last > 0],
   ["edges", "Edges", () => last > 0],
   ["guidance", "Guidance", () => traces.some((trace) => trace.stages.some((stage) => stage.guidance))],
@@ -181,9 +188,9 @@ function controls() {
   byId("stage").disabled = !last;
   byId("stage").addEventListener("input", () => go(Number(byId("stage").value)));
   marks().forEach((text, position) => {
-    const mark = element("li", {}, text);
-    mark.addEventListener("click", () => go(position));
-    byId("marks").append(mark);
+    const name = element("li", {}, text);
+    name.addEventListener("click", () => go(position));
+    byId("marks").append(name);
   });
   byId("back").addEventListener("click", () => go(state.position - 1));
   byId("on").addEventListener("click", () => go(state.position + 1));

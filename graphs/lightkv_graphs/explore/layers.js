@@ -3,9 +3,12 @@
 
 import { bytes, element, percent, whole } from "./dom.js";
 
+function sum(values) {
+  return values.reduce((total, value) => total + value, 0);
+}
+
 /** One row of bars: a measure of every layer beside what it is without compression. */
 function row(trace, position, title, held, full, words) {
-  const sum = (values) => values.reduce((total, value) => total + value, 0);
   const most = Math.max(1, ...full);
   const stages = new Map(trace.stages.map((stage, index) => [stage.layer, index]));
   let done = 0;
@@ -13,9 +16,9 @@ function row(trace, position, title, held, full, words) {
     const bar = element("span", { className: "bar" });
     const open = trace.layers[layer].open;
     bar.style.height = `${(100 * value) / most}%`;
-    const whole_ = element("span", { className: "full" }, bar);
-    whole_.style.height = `${(100 * full[layer]) / most}%`;
-    const item = element("li", { title: `layer ${layer}${open ? " and later" : ""}: ${words(value)} of ${words(full[layer])}` }, whole_);
+    const column = element("span", { className: "full" }, bar);
+    column.style.height = `${(100 * full[layer]) / most}%`;
+    const item = element("li", { title: `layer ${layer}${open ? " and later" : ""}: ${words(value)} of ${words(full[layer])}` }, column);
     if (done === Math.min(position, trace.last)) item.classList.add("now");
     if (stages.has(layer)) {
       item.classList.add("stage");

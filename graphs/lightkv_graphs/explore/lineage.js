@@ -15,13 +15,13 @@ function heaviest(trace, token) {
   const share = new Map();
   for (const member of trace.cluster(token, trace.last)) share.set(member, trace.share(member, trace.last));
   const rank = (member) => (member === token ? Infinity : share.get(member));
-  const ranked = [...share.keys()].sort((one, other) => rank(other) - rank(one));
+  const ranked = [...share.keys()].toSorted((one, other) => rank(other) - rank(one));
   return ranked.slice(0, DRAWN);
 }
 
 /** Patches of one branch beside each other. */
 function inBranches(trace, patches) {
-  return patches.sort((one, other) => {
+  return patches.toSorted((one, other) => {
     for (let position = trace.last; position > 0; position--) {
       const { survivor } = trace.at(position);
       if (survivor[one] !== survivor[other]) return survivor[one] - survivor[other];

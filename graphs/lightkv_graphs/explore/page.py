@@ -70,7 +70,7 @@ def frame(views: View | Sequence[View], *, height: int = 860) -> str:
     inside = html.escape(page_html(views), quote=True)
     return (
         f'<iframe srcdoc="{inside}" sandbox="allow-scripts" title="{TITLE}" '
-        f'style="width: 100%; height: {height}px; border: 0"></iframe>'
+        f'width="100%" height="{height}" frameborder="0"></iframe>'
     )
 
 
