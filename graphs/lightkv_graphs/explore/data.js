@@ -151,12 +151,17 @@ function known({ stages, positions }) {
   return layers;
 }
 
-/** Tokens of an image whose fate at a position is not the same in all traces. */
+const APART = 0.05; // shares that differ by less are called the same
+
+/** Tokens of an image that do not live on in one place in all traces, and those whose shares differ. */
 export function differing(traces, image, position) {
   const { first, end } = traces[0].images[image];
-  const found = [];
+  const found = { elsewhere: [], otherwise: [] };
   for (let token = first; token < end; token++) {
-    if (traces.some((trace) => trace.home(token, position) !== traces[0].home(token, position))) found.push(token);
+    const homes = traces.map((trace) => trace.home(token, position));
+    const shares = traces.map((trace) => trace.share(token, position));
+    if (homes.some((home) => home !== homes[0])) found.elsewhere.push(token);
+    else if (Math.max(...shares) - Math.min(...shares) >= APART) found.otherwise.push(token);
   }
   return found;
 }

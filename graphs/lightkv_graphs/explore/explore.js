@@ -1,10 +1,11 @@
 // @ts-check
 // The state of the page, and what changes it.
 
-import { SCALE, cellBitmap } from "./colours.js";
+import { cellBitmap } from "./colours.js";
+import { legend, marks, shared, summary, toggles } from "./controls.js";
 import { differing, example, Trace } from "./data.js";
 import { fate, whereabouts } from "./details.js";
-import { byId, counted, drawn, element, measure, whole } from "./dom.js";
+import { byId, element } from "./dom.js";
 import { Panel } from "./panel.js";
 
 const given = JSON.parse(byId("data").textContent);
@@ -36,7 +37,9 @@ function draw() {
   byId("stage").ariaValueText = `${state.position ? "after " : ""}${byId("marks").children[state.position].textContent}`;
   byId("back").disabled = state.position === 0;
   byId("on").disabled = state.position === last;
-  drawLegend();
+  const ranges = panels.flatMap(({ range }) => (range && range.low <= range.high ? [range] : []));
+  byId("legend").hidden = !ranges.length;
+  byId("legend").replaceChildren(...legend(ranges));
   mark();
 }
 
@@ -48,18 +51,6 @@ function mark() {
 function fit() {
   for (const panel of panels) panel.fit(state);
   draw();
-}
-
-/** The scale of the guidance drawn. */
-function drawLegend() {
-  const legend = byId("legend");
-  const ranges = panels.flatMap(({ range }) => (range && range.low <= range.high ? [range] : []));
-  legend.hidden = !ranges.length;
-  if (legend.hidden) return;
-  const bar = element("span", { className: "scale" });
-  bar.style.background = SCALE;
-  const ends = ranges.map(({ low, high }) => `${measure(low)} to ${measure(high)}`);
-  legend.replaceChildren("guidance: little ", bar, ` much (logarithm, ${ends.join("; ")})`);
 }
 
 function go(position) {
@@ -164,30 +155,11 @@ function stop() {
   byId("play").ariaPressed = "false";
 }
 
-/** What each position of the slider is called. */
-function marks() {
-  return Array.from({ length: last + 1 }, (_, position) => {
-    if (!position) return "before";
-    const layers = new Set(traces.filter((trace) => trace.last >= position).map((trace) => trace.stages[position - 1].layer));
-    return layers.size === 1 ? `layer ${[...layers][0]}` : `stage ${position}`;
-  });
-}
-
-/** @type {[string, string, () => boolean][]} name, text, and whether it is wanted */
-const TOGGLES = [
-  ["clusters", "Mean colours", () => true],
-  ["survivors", "Survivors", () => last > 0],
-  ["windows", "Windows", () => last > 0],
-  ["edges", "Edges", () => last > 0],
-  ["guidance", "Guidance", () => traces.some((trace) => trace.stages.some((stage) => stage.guidance))],
-  ["differences", "Differences", () => traces.length > 1],
-];
-
 function controls() {
   byId("stage").max = String(last);
   byId("stage").disabled = !last;
   byId("stage").addEventListener("input", () => go(Number(byId("stage").value)));
-  marks().forEach((text, position) => {
+  marks(traces, last).forEach((text, position) => {
     const name = element("li", {}, text);
     name.addEventListener("click", () => go(position));
     byId("marks").append(name);
@@ -195,8 +167,7 @@ function controls() {
   byId("back").addEventListener("click", () => go(state.position - 1));
   byId("on").addEventListener("click", () => go(state.position + 1));
   byId("play").addEventListener("click", play);
-  for (const [name, text, wanted] of TOGGLES) {
-    if (!wanted()) continue;
+  for (const [name, text] of toggles(traces, last)) {
     const box = element("input", { type: "checkbox", name });
     box.addEventListener("change", () => {
       state.show[name] = box.checked;
@@ -227,25 +198,10 @@ function chooser() {
   });
 }
 
-/** The pictures once more, for drawings that show parts of them. */
-function shared() {
-  const defs = drawn("defs");
-  given.pictures.forEach((source, number) => {
-    defs.append(drawn("image", { id: `picture-${number}`, href: source, width: 1, height: 1, preserveAspectRatio: "none" }));
-  });
-  document.body.append(drawn("svg", { width: 0, height: 0, class: "unseen", "aria-hidden": "true" }, defs));
-}
-
-function summary() {
-  const counts = traces.map(({ positions }) => positions.map(({ place }) => whole(place.length)).join(" \u2192 "));
-  const tokens = counted(traces[0].row.length, "image token");
-  byId("summary").textContent = last ? `${tokens}, merged in ${counted(last, "stage")}: ${[...new Set(counts)].join("; ")}.` : `${tokens}; no stage merged any.`;
-}
-
-summary();
+byId("summary").textContent = summary(traces, last);
+document.body.append(shared(given.pictures));
 controls();
 chooser();
-shared();
 byId("views").append(...panels.map(({ root }) => root));
 byId("views").dataset.count = String(panels.length);
 panels.forEach(listen);

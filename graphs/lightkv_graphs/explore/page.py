@@ -17,7 +17,19 @@ from typing import Any
 from lightkv_graphs.explore.payload import payload
 from lightkv_graphs.explore.view import View
 
-MODULES = ("dom", "data", "colours", "board", "lineage", "details", "layers", "panel", "explore")
+MODULES = (
+    "dom",
+    "data",
+    "colours",
+    "places",
+    "board",
+    "lineage",
+    "details",
+    "layers",
+    "panel",
+    "controls",
+    "explore",
+)
 """The program's files, each after those that it imports from."""
 
 TITLE = "How image tokens merged"

@@ -12,6 +12,12 @@ function stack(...classes) {
   return classes.map((className) => element("canvas", { className }));
 }
 
+/** What is said of the patches that fare differently. */
+function differenceWords({ elsewhere, otherwise }) {
+  const lives = counted(elsewhere.length, "patch lives", "patches live");
+  return `${lives} on elsewhere in the other view, ${whole(otherwise.length)} with another share`;
+}
+
 export class Panel {
   constructor(trace, pictures, number) {
     this.trace = trace;
@@ -74,7 +80,7 @@ export class Panel {
     });
     const left = trace.count(state.image, state.position);
     const full = image.end - image.first;
-    const differ = differences ? `, ${counted(differences.length, "patch lives", "patches live")} on elsewhere than in the other` : "";
+    const differ = differences ? `; ${differenceWords(differences)}` : "";
     const counts = left === full ? counted(full, "token") : `${whole(left)} of ${counted(full, "token")}`;
     this.caption.replaceChildren(element("strong", {}, counts), ` ${when(trace, state.position)}${differ}`);
     this.bars.replaceChildren(...layerBars(trace, state.position));
