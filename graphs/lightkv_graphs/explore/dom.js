@@ -25,9 +25,11 @@ export function byId(id) {
   return /** @type {any} */ (found);
 }
 
+const NUMBERS = new Intl.NumberFormat("en");
+
 /** A whole number for people. */
 export function whole(value) {
-  return value.toLocaleString("en");
+  return NUMBERS.format(value);
 }
 
 /** "1 patch", "2 patches". */

@@ -207,5 +207,10 @@ byId("views").dataset.count = String(panels.length);
 panels.forEach(listen);
 await Promise.allSettled(pictures.map((picture) => picture.decode()));
 choose(0);
-new ResizeObserver(fit).observe(byId("views"));
+let wide = byId("views").clientWidth;
+new ResizeObserver(() => {
+  if (byId("views").clientWidth === wide) return; // it may have become taller
+  wide = byId("views").clientWidth;
+  fit();
+}).observe(byId("views"));
 document.documentElement.dataset.ready = "true";

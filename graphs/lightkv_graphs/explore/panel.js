@@ -40,6 +40,7 @@ export class Panel {
     });
     this.prompt = element("p", { className: "prompt", dir: "auto" });
     this.answer = element("p", { className: "answer", hidden: !trace.answer }, element("span", {}, "Answer"), element("bdi", {}, trace.answer));
+    this.room = 0;
     this.caption = element("figcaption");
     this.told = element("section", { className: "told", ariaLabel: "The patch" });
     this.bars = element("section", { className: "layers", ariaLabel: "Layers" });
@@ -53,14 +54,22 @@ export class Panel {
     );
   }
 
-  /** Takes on the size that the image has on the screen. */
+  /** Takes on the size that the image has on the screen, and draws its stages in small. */
   fit(state) {
     const image = this.trace.images[state.image];
     const shape = image.shape ?? image.rows / image.cols;
     this.root.style.setProperty("--shape", String(shape));
     this.root.style.setProperty("--count", String(this.small.length));
     this.board.fit(this.frame.clientWidth, this.frame.clientHeight);
-    for (const { frame, board } of this.small) board.fit(frame.clientWidth, frame.clientHeight);
+    this.room = this.told.clientWidth;
+    this.small.forEach(({ button, frame, count, board }, position) => {
+      const left = this.trace.count(state.image, position);
+      board.fit(frame.clientWidth, frame.clientHeight);
+      board.draw({ image: state.image, position, show: { clusters: true, bare: true }, differences: null });
+      count.textContent = whole(left);
+      button.ariaLabel = when(this.trace, position);
+      button.title = `${counted(left, "token")} ${when(this.trace, position)}`;
+    });
   }
 
   /** Draws all that does not depend on what is pointed at. */
@@ -71,11 +80,7 @@ export class Panel {
     this.prompt.textContent = prompt;
     this.prompt.hidden = !prompt;
     this.range = this.board.draw({ ...state, differences });
-    this.small.forEach(({ button, count, board }, position) => {
-      board.draw({ image: state.image, position, show: { clusters: true, bare: true }, differences: null });
-      count.textContent = whole(trace.count(state.image, position));
-      button.ariaLabel = when(trace, position);
-      button.title = `${counted(trace.count(state.image, position), "token")} ${when(trace, position)}`;
+    this.small.forEach(({ button }, position) => {
       button.classList.toggle("now", position === Math.min(state.position, trace.last));
     });
     const left = trace.count(state.image, state.position);
@@ -119,7 +124,7 @@ export class Panel {
       element("h3", {}, where[0].toUpperCase() + where.slice(1)),
       element("p", { className: "fate" }, fate(trace, token, position)),
       patches(trace, token, position),
-      ...(trace.last ? [lineage(trace, image, token, position, this.told.clientWidth), passages(trace, token, position)] : []),
+      ...(trace.last ? [lineage(trace, image, token, position, this.room), passages(trace, token, position)] : []),
     ];
   }
 
