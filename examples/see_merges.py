@@ -1,6 +1,6 @@
-"""Look into a prefill: lineage, the graph of one window, networkx, a picture.
+"""Look into a prefill: lineage, the graph of one window, networkx, pictures.
 
-python examples/see_merges.py merges.png
+python examples/see_merges.py merges.png lineage.png window.png
 """
 
 import sys
@@ -29,7 +29,8 @@ survivor = int(trace.survivor_of()[row * 16 + col])
 members = [divmod(token, 16) for token in trace.members(survivor).tolist()]
 print(f"the patch at row {row}, column {col} lives on with {members}")
 
-graph = handle.graph(0, image=0, window=int(handle.graph(0)["vision"].window[row * 16 + col]))
+window = int(trace.stages[0].window[row * 16 + col])
+graph = handle.graph(0, window=window)
 merges = graph["vision", "merges_into", "vision"]
 print(f"its window in the first stage: {graph['vision'].num_nodes} tokens")
 print("similarity of the merged pairs:", [round(s, 3) for s in merges.similarity.tolist()])
@@ -38,4 +39,11 @@ lineage = trace.to_networkx()
 print(f"as networkx: {lineage}, a forest: {networkx.is_forest(lineage)}")
 
 seen = lk.seen_tiles(model, processor, inputs)
-lk.graphs.draw_stages(trace, seen).savefig(sys.argv[1] if len(sys.argv) > 1 else "merges.png")
+figures: Any = (
+    lk.graphs.draw_stages(trace, seen),
+    lk.graphs.draw_lineage(trace.with_prompts([question]), seen[0], patch=(row, col)),
+    lk.graphs.draw_window(trace, window, seen[0]).figure,
+)
+names = sys.argv[1:] or ["merges.png", "lineage.png", "window.png"]
+for figure, name in zip(figures, names, strict=False):
+    figure.savefig(name)

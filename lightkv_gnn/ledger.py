@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from lightkv_graphs import draw_layers
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -125,6 +130,19 @@ class Ledger:
         """Rows and totals as plain values."""
         return {"rows": [asdict(row) for row in self.rows], "totals": self.totals()}
 
+    def draw(self) -> Figure:
+        """Vision tokens and cache of every layer as bars, as planned (needs matplotlib)."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(6.4, 5.2), layout="constrained")
+        for ax, (field, label, unit) in zip(figure.subplots(2), _DRAWN, strict=True):
+            held, full = (
+                [getattr(getattr(row, which), field) / unit for row in self.rows]
+                for which in ("planned", "full")
+            )
+            draw_layers(held, full, label=label, ax=ax)
+        return figure
+
     def _sum(self, which: str, field: str) -> int:
         return sum(getattr(getattr(row, which), field) for row in self.rows)
 
@@ -149,6 +167,8 @@ def _total(numbers: Sequence[int | None]) -> int | None:
 
 
 _MESSAGES = {True: ", messages fused", False: ", messages one by one", None: ""}
+
+_DRAWN = (("vision_tokens", "vision tokens", 1), ("kv_bytes", "KV cache, KiB", 1024))
 
 _HEAD = (
     "layer",

@@ -25,12 +25,19 @@ GRAPH_ORDER = (
     "stage",
     "header",
     "files",
+    "convert",
     "trace",
-    "draw",
-    "explore.view",
-    "explore.payload",
-    "explore.page",
-    "explore",
+    "draw/canvas",
+    "draw/merges",
+    "draw/guidance",
+    "draw/window",
+    "draw/lineage",
+    "draw/layers",
+    "draw/__init__",
+    "explore/view",
+    "explore/payload",
+    "explore/page",
+    "explore/__init__",
 )
 """Each module of the graph layer may import those before it."""
 
@@ -117,12 +124,11 @@ def allowed(path: str, item: Import) -> bool:
     if top in ON_DEMAND:
         return not item.at_once
     if package == "lightkv_graphs":
-        module = module.replace("/", ".").removesuffix(".__init__")
         if top == package and module in GRAPH_ORDER:
-            known = GRAPH_ORDER[: GRAPH_ORDER.index(module)]
+            before = GRAPH_ORDER[: GRAPH_ORDER.index(module)]
             if module in SHOWS_ITSELF and not item.at_once:
-                known = (*known, SHOWS_ITSELF[module])
-            return any(rest[: name.count(".") + 1] == name.split(".") for name in known)
+                before = (*before, SHOWS_ITSELF[module])
+            return any("/".join(rest[:depth]) in before for depth in (1, 2))
         return top not in ("lightkv_gnn", "transformers")
     if top == package and module in LOWER:
         return bool(rest) and rest[0] in LOWER[module]
@@ -147,12 +153,8 @@ def test_imports_follow_the_layers() -> None:
 
 def test_the_lists_above_name_the_modules_there_are() -> None:
     files = sources()
-    graph_layer = {
-        path.removeprefix("lightkv_graphs/").removesuffix(".py").replace("/", ".")
-        for path in files
-        if path.startswith("lightkv_graphs/")
-    }
-    assert {name.removesuffix(".__init__") for name in graph_layer} == {*GRAPH_ORDER, "__init__"}
+    graph_layer = {path.removesuffix(".py") for path in files if path.startswith("lightkv_graphs/")}
+    assert graph_layer == {f"lightkv_graphs/{module}" for module in (*GRAPH_ORDER, "__init__")}
     assert {f"lightkv_gnn/{module}.py" for module in LOWER} <= set(files)
 
 
@@ -161,18 +163,20 @@ def test_the_lists_above_name_the_modules_there_are() -> None:
     [
         ("lightkv_graphs/build.py", "import lightkv_gnn", "lightkv_gnn"),
         ("lightkv_graphs/__init__.py", "from lightkv_gnn.scatter import backend", "lightkv_gnn.sc"),
-        ("lightkv_graphs/draw.py", "def f():\n    import lightkv_gnn", "lightkv_gnn"),
+        ("lightkv_graphs/draw/merges.py", "def f():\n    import lightkv_gnn", "lightkv_gnn"),
         ("lightkv_graphs/layout.py", "from lightkv_graphs.trace import MergeTrace", ".trace"),
         ("lightkv_graphs/layout.py", "from lightkv_graphs import trace", ".trace"),
         ("lightkv_graphs/layout.py", "from . import trace", ".trace"),
+        ("lightkv_graphs/trace.py", "from lightkv_graphs.draw.canvas import CELL", ".draw.canvas"),
+        ("lightkv_graphs/draw/merges.py", "from lightkv_graphs.draw import layers", ".draw"),
         ("lightkv_graphs/matching.py", "from .build import merge_graph", ".build"),
         ("lightkv_graphs/occupancy.py", "import lightkv_graphs", "lightkv_graphs"),
-        ("lightkv_graphs/draw.py", "import transformers", "transformers"),
+        ("lightkv_graphs/draw/merges.py", "import transformers", "transformers"),
         ("lightkv_graphs/trace.py", "from lightkv_graphs.explore import frame", ".explore"),
         ("lightkv_graphs/stage.py", "def f():\n    import lightkv_graphs.explore", ".explore"),
         ("lightkv_graphs/explore/view.py", "import lightkv_graphs.explore.page", "explore.page"),
         ("lightkv_graphs/explore/page.py", "from lightkv_gnn import errors", "lightkv_gnn"),
-        ("lightkv_graphs/draw.py", "import matplotlib.pyplot as plt", "matplotlib.pyplot"),
+        ("lightkv_graphs/draw/merges.py", "import matplotlib.pyplot as plt", "matplotlib.pyplot"),
         ("lightkv_graphs/trace.py", "try:\n    import networkx\nexcept ImportError: 1", "networkx"),
         ("lightkv_graphs/trace.py", "class A:\n    import networkx", "networkx"),
         ("lightkv_gnn/session.py", "from matplotlib import pyplot", "matplotlib"),
@@ -207,9 +211,10 @@ def test_a_planted_violation_is_found(path: str, source: str, culprit: str) -> N
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("lightkv_graphs/draw.py", "def f():\n    import matplotlib.pyplot"),
+        ("lightkv_graphs/draw/merges.py", "def f():\n    import matplotlib.pyplot"),
         ("lightkv_graphs/trace.py", "if TYPE_CHECKING:\n    import networkx"),
         ("lightkv_graphs/trace.py", "from lightkv_graphs.layout import TokenLayout"),
+        ("lightkv_graphs/draw/merges.py", "from lightkv_graphs.draw.canvas import CELL"),
         ("lightkv_graphs/trace.py", "def f():\n    from lightkv_graphs.explore import frame"),
         ("lightkv_graphs/explore/page.py", "from lightkv_graphs.explore.view import View"),
         ("lightkv_gnn/adapters/llava.py", "import transformers"),

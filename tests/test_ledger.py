@@ -141,3 +141,14 @@ def test_later_turns_are_billed_for_themselves() -> None:
         second = handle.ledger.rows
     assert [row.planned.kv_bytes for row in second] == [row["planned"]["kv_bytes"] for row in first]
     assert all(row.observed_kv_bytes == row.planned.kv_bytes for row in second)
+
+
+def test_drawn_as_bars(billed: tuple[lk.Ledger, torch.nn.Module, Any]) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    ledger = billed[0]
+    tokens, cache = ledger.draw().axes
+    for ax, field, unit in ((tokens, "vision_tokens", 1), (cache, "kv_bytes", 1024)):
+        full, held = ax.containers
+        for bars, which in ((full, "full"), (held, "planned")):
+            expected = [getattr(getattr(row, which), field) / unit for row in ledger.rows]
+            assert [bar.get_height() for bar in bars] == expected

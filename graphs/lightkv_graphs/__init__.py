@@ -1,7 +1,22 @@
 """Vision tokens of a batch as window graphs: layout, partition, matching, merge graph, lineage."""
 
-from lightkv_graphs.build import add_text, merge_graph, message_edges, part_of, survivors
-from lightkv_graphs.draw import draw_merges, draw_stages, draw_windows
+from lightkv_graphs.build import (
+    add_text,
+    merge_graph,
+    message_edges,
+    part_of,
+    stage_graph,
+    survivors,
+)
+from lightkv_graphs.draw import (
+    draw_guidance,
+    draw_layers,
+    draw_lineage,
+    draw_merges,
+    draw_stages,
+    draw_window,
+    draw_windows,
+)
 from lightkv_graphs.dropping import drop_lowest, heirs
 from lightkv_graphs.explore import LayerBar, View, write_page
 from lightkv_graphs.files import TraceFileError
@@ -52,8 +67,12 @@ __all__ = [
     "balanced_cut",
     "bipartition",
     "cosine_matching",
+    "draw_guidance",
+    "draw_layers",
+    "draw_lineage",
     "draw_merges",
     "draw_stages",
+    "draw_window",
     "draw_windows",
     "drop_lowest",
     "edge_cosine",
@@ -69,6 +88,7 @@ __all__ = [
     "random_matching",
     "resisting_matching",
     "source_cosines",
+    "stage_graph",
     "stride_matching",
     "survivors",
     "take_edges",

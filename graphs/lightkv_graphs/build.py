@@ -42,6 +42,23 @@ def merge_graph(
 ) -> HeteroData:
     """The graph that one stage passes its messages over.
 
+    See :func:`stage_graph` for its nodes and edges.
+
+    Args:
+        layout: The tokens before the stage.
+        partition: Their windows.
+        matching: The taken edges.
+        kept: The tokens that stay; see :func:`survivors`.
+        weight: Share of each token in its survivor, `[token]`.
+    """
+    return stage_graph(layout, partition.window, matching, kept, weight)
+
+
+def stage_graph(
+    layout: TokenLayout, window: Tensor, matching: Matching, kept: Tensor, weight: Tensor
+) -> HeteroData:
+    """A stage's graph, from the window of each token.
+
     Node type ``vision`` has one node per token before the stage, with ``sample``, ``image``,
     ``row``, ``col``, ``mass``, ``protected``, ``window`` and ``token`` (its number in the batch).
     Edge type ``merges_into`` holds the taken edges with their ``similarity`` (cosine) and
@@ -50,7 +67,7 @@ def merge_graph(
 
     Args:
         layout: The tokens before the stage.
-        partition: Their windows.
+        window: Window of each token, `[token]`.
         matching: The taken edges.
         kept: The tokens that stay; see :func:`survivors`.
         weight: Share of each token in its survivor, `[token]`.
@@ -61,7 +78,7 @@ def merge_graph(
     vision.token = torch.arange(len(layout), device=weight.device)
     for name in ("sample", "image", "row", "col", "mass", "protected"):
         vision[name] = getattr(layout, name)
-    vision.window = partition.window
+    vision.window = window
     graph[MERGES].edge_index = matching.edge_index
     graph[MERGES].similarity = matching.similarity
     graph[MERGES].weight = weight[matching.edge_index[0]]

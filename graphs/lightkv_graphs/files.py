@@ -94,10 +94,8 @@ def _encode(parts: Parts) -> tuple[dict[str, Any], dict[str, Tensor]]:
     }
     tensors = {name: getattr(layout, name) for name in _LAYOUT}
     for number, stage in enumerate(stages):
-        stays = torch.zeros_like(stage.survivor, dtype=torch.bool)
-        stays[stage.kept] = True
-        own = {"window": stage.window, "stays": stays, "weight": stage.weight}
-        own.update({name: getattr(stage, name)[~stays] for name in _MERGED})
+        own = {name: getattr(stage, name) for name in _STAGE}
+        own.update({name: getattr(stage, name)[~stage.stays] for name in _MERGED})
         if stage.guidance is not None:
             own["guidance"] = stage.guidance
         tensors.update({f"{number}.{name}": value for name, value in own.items()})

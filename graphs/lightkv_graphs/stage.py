@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from lightkv_graphs.build import KEEPS, MERGES
+from lightkv_graphs.build import KEEPS, MERGES, stage_graph
 from lightkv_graphs.layout import TokenLayout
+from lightkv_graphs.matching import Matching
 
 TOLERANCE = 1e-3
 """By how much weights may miss a sum of one, and cosines the interval from -1 to 1."""
@@ -132,9 +133,24 @@ class StageTrace:
         return cls(layer, windows, window, kept, survivor, weight, similarity, guidance, layout)
 
     @property
+    def stays(self) -> Tensor:
+        """True for the tokens before the stage that stay, `[token]`."""
+        return torch.zeros_like(self.survivor, dtype=torch.bool).index_fill(0, self.kept, True)
+
+    @property
     def divergence(self) -> Tensor:
         """Feature divergence of each token before the stage and the one it ends in, `[token]`."""
         return 1 - self.similarity
+
+    def to_graph(self, before: TokenLayout) -> HeteroData:
+        """The graph that the messages passed over, from the layout before the stage.
+
+        That of ``merge_graph`` again, without the prompt's tokens.
+        """
+        source = (~self.stays).nonzero()[:, 0]
+        edge_index = torch.stack([source, self.kept[self.survivor[source]]])
+        matching = Matching(edge_index, self.similarity[source])
+        return stage_graph(before, self.window, matching, self.kept, self.weight)
 
     def to(self, device: torch.device | str) -> StageTrace:
         """The same stage on another device."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch_geometric.data import HeteroData
 
+from lightkv_graphs.build import part_of
+from lightkv_graphs.convert import lineage, node_link, write_dot, write_graphml
 from lightkv_graphs.files import Parts, read_trace, write_trace
 from lightkv_graphs.header import check_prompts
 from lightkv_graphs.layout import TokenLayout
@@ -50,12 +53,14 @@ class MergeTrace:
         path = " -> ".join(map(str, counts))
         return f"MergeTrace(vision tokens {path}, after layers [{layers}])"
 
+    def before(self, stage: int) -> TokenLayout:
+        """The tokens that a stage was given."""
+        number = self._number(stage)
+        return self.stages[number - 1].layout if number > 0 else self.layout
+
     def survivor_of(self, stage: int = -1) -> Tensor:
         """Row of the survivor that stands for each original token, `[original]`."""
-        rows = torch.arange(len(self.layout), device=self.layout.image.device)
-        for done in self.stages[: self._number(stage) + 1]:
-            rows = done.survivor[rows]
-        return rows
+        return self._rows()[self._number(stage) + 1]
 
     def kept(self, stage: int = -1) -> Tensor:
         """The original token whose place each survivor has, `[survivor]`."""
@@ -75,6 +80,27 @@ class MergeTrace:
         if not 0 <= survivor < count:
             raise IndexError(f"survivor {survivor} of {count}: expected 0..{count - 1}")
         return (rows == survivor).nonzero()[:, 0]
+
+    def path(self, token: int) -> Tensor:
+        """The row an original token is in before each stage and after the last, `[stage + 1]`.
+
+        Raises:
+            IndexError: No such token.
+        """
+        if not 0 <= token < len(self.layout):
+            raise IndexError(f"token {token}: expected 0..{len(self.layout) - 1}")
+        return torch.stack([rows[token] for rows in self._rows()])
+
+    def share(self, stage: int = -1) -> Tensor:
+        """What each original token weighs in its survivor, `[original]`.
+
+        This is the product of the weights along its path, so the shares in a survivor sum to one:
+        where messages are weighted means, a survivor is the mean of its members with these weights.
+        """
+        share = torch.ones(len(self.layout), device=self.layout.image.device)
+        for done, rows in zip(self.stages[: self._number(stage) + 1], self._rows(), strict=False):
+            share = share * done.weight[rows]
+        return share
 
     def unmerge(self, x: Tensor, stage: int = -1) -> Tensor:
         """Gives every original token its survivor's row: `[survivor, ...]` to `[original, ...]`."""
@@ -119,33 +145,64 @@ class MergeTrace:
         """
         return cls(*read_trace(path))
 
+    def graph(
+        self, stage: int = -1, *, image: int | None = None, window: int | None = None
+    ) -> HeteroData:
+        """The graph that a stage passed its messages over, as from ``handle.graph``.
+
+        It has no prompt tokens; a trace holds their guidance of each vision token only.
+
+        Args:
+            stage: Number of the stage.
+            image: Only this image's part.
+            window: Only this window's part.
+
+        Raises:
+            IndexError: No such stage.
+            ValueError: No such image or window.
+        """
+        number = self._number(stage)
+        if number < 0:
+            raise IndexError("this trace has no stages, and so no graph")
+        graph = self.stages[number].to_graph(self.before(number))
+        if image is None and window is None:
+            return graph
+        return part_of(graph, image=image, window=window)
+
     def to_networkx(self) -> networkx.DiGraph:
         """The lineage as a directed graph for networkx.
 
-        Nodes are ``(stage, row)``, stage 0 being the tokens before the first stage, with ``image``,
-        ``row``, ``col`` and ``mass``; an edge leads from each token to the node it ends in one
-        stage later, with ``layer`` and ``merged`` (False where a token only stayed).
+        Nodes are ``(stage, row)``, stage 0 being the tokens before the first stage, with
+        ``stage``, ``sample``, ``image``, ``row`` and ``col`` in the image's grid, ``mass``, and
+        ``guidance`` where the next stage heard the prompt.  An edge leads from each token to the
+        node it ends in one stage later, with ``layer``, ``merged`` (False where a token only
+        stayed), ``weight`` and ``similarity``.  Guidance and similarities that are not finite
+        are left out.
         """
-        import networkx
+        return lineage(self.layout, self.stages)
 
-        trace = self.to("cpu")
-        graph = networkx.DiGraph()
-        layouts = [trace.layout, *(done.layout for done in trace.stages)]
-        names = ("sample", "image", "row", "col", "mass")
-        for number, layout in enumerate(layouts):
-            columns = zip(*(getattr(layout, name).tolist() for name in names), strict=True)
-            graph.add_nodes_from(
-                ((number, row), dict(zip(names, values, strict=True)))
-                for row, values in enumerate(columns)
-            )
-        for number, done in enumerate(trace.stages):
-            stays = set(done.kept.tolist())
-            graph.add_edges_from(
-                ((number, token), (number + 1, row), {"layer": done.layer, "merged": merged})
-                for token, row in enumerate(done.survivor.tolist())
-                for merged in [token not in stays]
-            )
-        return graph
+    def to_node_link(self) -> dict[str, Any]:
+        """The same as plain values for JSON, for ``networkx.node_link_graph(data, edges="edges")``.
+
+        Nodes are named ``"stage/row"`` here and in the files, and have a position ``x``, ``y``:
+        stages side by side, images one below the other.
+        """
+        return node_link(self.to_networkx())
+
+    def write_graphml(self, path: str | os.PathLike[str]) -> None:
+        """Writes the lineage as GraphML, as for Gephi, with the nodes of :meth:`to_node_link`."""
+        write_graphml(self.to_networkx(), path)
+
+    def write_dot(self, path: str | os.PathLike[str]) -> None:
+        """Writes the lineage for Graphviz, with the nodes of :meth:`to_node_link`."""
+        write_dot(self.to_networkx(), path)
+
+    def _rows(self) -> list[Tensor]:
+        """Row of each original token before each stage and after the last, `[original]` each."""
+        rows = [torch.arange(len(self.layout), device=self.layout.image.device)]
+        for done in self.stages:
+            rows.append(done.survivor[rows[-1]])
+        return rows
 
     def _repr_html_(self) -> str:
         """Itself in a notebook: the explorer, without pictures."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from torch import Tensor
 
 import lightkv_gnn as lk
 from lightkv_gnn.baselines import METHODS, Applied, Budget, StageMethod
+from lightkv_graphs import MergeTrace
 
 SIDE = 8
 RANDOM = {"random_attention", "random_weights", "random_pruning", "random_cache", "oracle_pruning"}
@@ -97,7 +99,7 @@ def test_the_model_is_left_as_it_was_after_an_error(name: str) -> None:
 @every
 @pytest.mark.parametrize(("retention", "depth"), [(0.6, 0), (0.6, 1), (0.8, 2)])
 @torch.no_grad()
-def test_the_budget_is_kept(name: str, retention: float, depth: int) -> None:
+def test_the_budget_is_kept(name: str, retention: float, depth: int, tmp_path: Path) -> None:
     model = tiny_llava(side=SIDE)
     torch.manual_seed(0)
     with applied_to(model, name, retention, depth) as (applied, (_, inputs)):
@@ -117,7 +119,10 @@ def test_the_budget_is_kept(name: str, retention: float, depth: int) -> None:
         assert applied.handle.trace.stages[0].layer == depth
         assert applied.compressor.losses
         losses = applied.compressor.losses
-        assert losses[-1].after == len(applied.handle.trace.stages[-1].layout)
+        trace = applied.handle.trace
+        assert losses[-1].after == len(trace.stages[-1].layout)
+        trace.save(tmp_path / "trace")
+        assert repr(MergeTrace.load(tmp_path / "trace")) == repr(trace)
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in RANDOM])

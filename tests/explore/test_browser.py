@@ -70,15 +70,6 @@ def cluster(trace: MergeTrace, token: int, position: int) -> list[int]:
     return trace.members(survivor, position - 1).tolist()
 
 
-def share(trace: MergeTrace, position: int) -> torch.Tensor:
-    """Of each token in its survivor, by the weights of all stages up to the position."""
-    rows, shares = torch.arange(len(trace.layout)), torch.ones(len(trace.layout))
-    for stage in trace.stages[:position]:
-        shares = shares * stage.weight[rows].float()
-        rows = stage.survivor[rows]
-    return shares
-
-
 def test_it_opens_and_may_ask_for_nothing(opened: Open) -> None:
     page = opened(View(TRACE, PICTURE), title="Red <b>& blue")
     assert page.title() == page.locator("h1").inner_text() == "Red <b>& blue"
@@ -223,7 +214,7 @@ def test_two_prompts_are_linked(opened: Open) -> None:
     page.locator("input[name=differences]").check()
     homes = [trace.kept(1)[trace.survivor_of(1)] for trace in (TRACE, OTHER)]
     elsewhere = homes[0] != homes[1]
-    shares = torch.stack([share(trace, 2) for trace in (TRACE, OTHER)])
+    shares = [trace.share(1) for trace in (TRACE, OTHER)]
     otherwise = ~elsewhere & ((shares[0] - shares[1]).abs() >= 0.05)
     assert elsewhere.sum() > 1
     assert otherwise.sum() > 1

@@ -134,11 +134,18 @@ def test_an_error_leaves_the_file_and_nothing_else(
     real = Path.write_bytes
 
     def half(path: Path, data: bytes) -> int:
+        assert path.name != "a"
         real(path, data[: len(data) // 2])
         raise OSError("no space left")
 
     monkeypatch.setattr(Path, "write_bytes", half)
     with pytest.raises(OSError, match="no space left"):
+        example(tmp_path / "a", ratio=0.25)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == before
+    monkeypatch.undo()
+    monkeypatch.setattr(Path, "replace", half)
+    with pytest.raises(TypeError):
         example(tmp_path / "a", ratio=0.25)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a").read_bytes() == before

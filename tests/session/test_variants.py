@@ -8,6 +8,7 @@ from models import batch, near, prompt, tiny_llava
 from transformers import CohereConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import lightkv_gnn as lk
+from lightkv_graphs.build import KEEPS, MERGES
 
 STAGES = [lk.Stage(1, 2, 0.5), lk.Stage(3, 1, 0.5)]
 
@@ -71,6 +72,10 @@ def test_two_images_of_one_call_share_a_graph() -> None:
         )
         total = torch.zeros(len(stage.window)).index_add_(0, vision[1], share)
         near(stage.guidance.exp(), total)
+        again = handle.trace.graph(number)
+        for kind in ("vision", MERGES, KEEPS):
+            for name, value in graph[kind].items():
+                assert torch.equal(torch.as_tensor(again[kind][name]), torch.as_tensor(value))
 
 
 def test_a_wrapper_around_a_model_is_refused() -> None:

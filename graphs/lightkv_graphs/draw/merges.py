@@ -1,14 +1,14 @@
-"""Static pictures of token merges over the images they came from (needs matplotlib)."""
+"""Pictures of merges: survivors in their mean colours, and windows, over what the model saw."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from lightkv_graphs.draw.canvas import WIDTH, cells_of, check_image, outline, show, windows_of
 from lightkv_graphs.layout import TokenLayout
 from lightkv_graphs.partition import plan_stage, window_partition
 from lightkv_graphs.trace import MergeTrace
@@ -17,12 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from PIL.Image import Image
-
-CELL = 16
-"""Length of a cell's side on the axes, and pixels per cell, if the picture has no more."""
-
-WIDTH = 3.2
-"""Inches of a panel."""
 
 
 def draw_merges(
@@ -47,14 +41,14 @@ def draw_merges(
     Raises:
         ValueError: The trace has no such image.
     """
-    _check_image(trace.layout, image)
+    check_image(trace.layout, image)
     stage = stage if len(trace) else None
-    cells = _cells(trace, stage, image)
-    ax = _show(picture, cells, ax, mean=stage is not None)
-    _outline(ax, cells, color="white", linewidth=0.6)
+    cells = cells_of(trace, stage, image)
+    ax = show(picture, cells, ax, mean=stage is not None)
+    outline(ax, cells, color="white", linewidth=0.6)
     if stage is not None:
-        _outline(ax, _windows(trace, stage, image), color="black", linewidth=1.6)
-    ax.set_title(_title(trace, stage, cells), fontsize=9)
+        outline(ax, windows_of(trace, stage, image), color="black", linewidth=1.6)
+    ax.set_title(title_of(trace, stage, cells), fontsize=9)
     return ax
 
 
@@ -116,21 +110,16 @@ def draw_windows(
     Raises:
         ValueError: The layout has no such image, or ``windows`` is below 1.
     """
-    _check_image(layout, image)
+    check_image(layout, image)
     window = window_partition(layout, plan_stage(layout.occupancy, windows, 0)).window.cpu()
-    cells = _cells(MergeTrace(layout, ()), None, image)
-    ax = _show(picture, cells, ax)
-    _outline(ax, cells, color="white", linewidth=0.4)
+    cells = cells_of(MergeTrace(layout, ()), None, image)
+    ax = show(picture, cells, ax)
+    outline(ax, cells, color="white", linewidth=0.4)
     of_cell = torch.where(cells < 0, cells, window[cells.clamp(min=0)])
-    _outline(ax, of_cell, color="black", linewidth=1.6)
+    outline(ax, of_cell, color="black", linewidth=1.6)
     rows, cols = layout.grids[image]
     ax.set_title(f"{rows}x{cols} vision tokens, {windows}x{windows} windows", fontsize=9)
     return ax
-
-
-def _check_image(layout: TokenLayout, image: int) -> None:
-    if not 0 <= image < len(layout.grids):
-        raise ValueError(f"image {image}: there are images 0..{len(layout.grids) - 1}")
 
 
 def _chosen(
@@ -155,75 +144,12 @@ def _chosen(
     if images is None and count > most:  # what is cut in tiles often ends with the whole picture
         numbers = [*range(most - 1), count - 1]
     for image in numbers:
-        _check_image(layout, image)
+        check_image(layout, image)
     return {image: pictures[image] for image in numbers}
 
 
-def _show(picture: Image, cells: Tensor, ax: Axes | None, *, mean: bool = False) -> Axes:
-    """Shows the picture, or the mean colours of its groups of cells, in its own shape."""
-    import numpy as np
-    from matplotlib.figure import Figure
-
-    rows, cols = cells.shape
-    shape = picture.height / picture.width
-    side = max(CELL, math.ceil(picture.height / rows), math.ceil(picture.width / cols))
-    resized = np.asarray(picture.convert("RGB").resize((cols * side, rows * side)))
-    pixels = torch.from_numpy(resized.copy()).float()
-    if mean:
-        pixels = _mean_colours(pixels, cells.repeat_interleave(side, 0).repeat_interleave(side, 1))
-    if ax is None:
-        ax = Figure(figsize=(4, 4 * shape + 0.3), layout="constrained").subplots()
-    ax.imshow(
-        pixels.byte().numpy(),
-        extent=(-0.5, cols * CELL - 0.5, rows * CELL - 0.5, -0.5),
-        aspect=shape * cols / rows,
-    )
-    ax.set_xticks([])
-    ax.set_yticks([])
-    return ax
-
-
-def _cells(trace: MergeTrace, stage: int | None, image: int) -> Tensor:
-    """Survivor of each cell, `[row, col]`; -1 where no token lies."""
-    layout = trace.layout
-    rows = torch.arange(len(layout)) if stage is None else trace.survivor_of(stage).cpu()
-    row, col, (height, width) = layout.row.cpu(), layout.col.cpu(), layout.grids[image]
-    placed = (row >= 0) & (row < height) & (col >= 0) & (col < width)
-    here = (layout.image == image).cpu() & placed
-    cells = torch.full((height, width), -1)
-    cells[row[here], col[here]] = rows[here]
-    return cells
-
-
-def _windows(trace: MergeTrace, stage: int, image: int) -> Tensor:
-    """Window of each original cell at a stage, `[row, col]`."""
-    before = trace.stages[stage]
-    earlier = MergeTrace(trace.layout, trace.stages[: trace.stages.index(before)])
-    cells = _cells(earlier, -1 if len(earlier) else None, image)
-    return torch.where(cells < 0, cells, before.window.cpu()[cells.clamp(min=0)])
-
-
-def _mean_colours(pixels: Tensor, label: Tensor) -> Tensor:
-    """Mean colour of each label: `[y, x, colour]` by `[y, x]`."""
-    groups, index = label.flatten().unique(return_inverse=True)
-    flat = pixels.reshape(-1, 3)
-    total = flat.new_zeros(len(groups), 3).index_add_(0, index, flat)
-    return (total / index.bincount()[:, None])[index].reshape(pixels.shape)
-
-
-def _outline(ax: Axes, cells: Tensor, *, color: str, linewidth: float) -> None:
-    """Lines wherever two neighbouring cells differ."""
-    from matplotlib.collections import LineCollection
-
-    side = (cells[:, 1:] != cells[:, :-1]).nonzero().tolist()
-    below = (cells[1:] != cells[:-1]).nonzero().tolist()
-    lines = [[((c + 1) * CELL, r * CELL), ((c + 1) * CELL, (r + 1) * CELL)] for r, c in side]
-    lines += [[(c * CELL, (r + 1) * CELL), ((c + 1) * CELL, (r + 1) * CELL)] for r, c in below]
-    shifted = [[(x - 0.5, y - 0.5) for x, y in line] for line in lines]
-    ax.add_collection(LineCollection(shifted, colors=color, linewidths=linewidth))
-
-
-def _title(trace: MergeTrace, stage: int | None, cells: Tensor) -> str:
+def title_of(trace: MergeTrace, stage: int | None, cells: Tensor) -> str:
+    """How many tokens a panel shows, and which stage left them."""
     tokens = len(cells[cells >= 0].unique())
     if stage is None:
         return f"{tokens} vision tokens"
