@@ -142,8 +142,9 @@ function grouped(survivor, place, masses) {
 /** Tokens per layer as far as the trace tells: up to the layer behind the last stage. */
 function known({ stages, positions }) {
   const layers = [];
+  if (!stages.length) return layers;
   const full = positions[0].place.length;
-  const last = stages.length ? stages.at(-1).layer + 1 : 0;
+  const last = stages.at(-1).layer + 1;
   for (let layer = 0, done = 0; layer <= last; layer++) {
     while (done < stages.length && stages[done].layer < layer) done++;
     layers.push({ tokens: positions[done].place.length, full, open: layer === last });

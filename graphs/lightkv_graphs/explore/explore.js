@@ -157,7 +157,7 @@ function stop() {
 
 function controls() {
   byId("stage").max = String(last);
-  byId("stage").disabled = !last;
+  byId("steps").hidden = !last;
   byId("stage").addEventListener("input", () => go(Number(byId("stage").value)));
   marks(traces, last).forEach((text, position) => {
     const name = element("li", {}, text);

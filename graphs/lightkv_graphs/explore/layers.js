@@ -41,9 +41,10 @@ function row(trace, position, title, held, full, words) {
 
 /** Tokens, and bytes where they are known, of every layer. */
 export function layerBars(trace, position) {
+  if (!trace.layers.length) return [];
   const column = (name) => trace.layers.map((layer) => layer[name]);
   const rows = [row(trace, position, "Vision tokens in each layer", column("tokens"), column("full"), whole)];
-  if (trace.layers.length && trace.layers.every((layer) => layer.kv_bytes !== null && layer.kv_bytes_full)) {
+  if (trace.layers.every((layer) => layer.kv_bytes !== null && layer.kv_bytes_full)) {
     rows.push(row(trace, position, "Keys and values in each layer", column("kv_bytes"), column("kv_bytes_full"), bytes));
   }
   return rows;

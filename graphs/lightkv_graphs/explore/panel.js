@@ -48,7 +48,7 @@ export class Panel {
       "article",
       { className: "view", data: { view: number } },
       element("div", { className: "heading" }, element("h2", { hidden: !trace.name }, trace.name), this.prompt, this.answer),
-      element("figure", { className: "shown" }, this.frame, this.caption, element("div", { className: "strip" }, ...this.small.map(({ button }) => button))),
+      element("figure", { className: "shown" }, this.frame, this.caption, element("div", { className: "strip", hidden: !trace.last }, ...this.small.map(({ button }) => button))),
       this.told,
       this.bars,
     );
