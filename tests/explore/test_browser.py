@@ -382,6 +382,8 @@ def test_nothing_sticks_out(opened: Open) -> None:
     for width in (360, 800, 1400):
         page.set_viewport_size({"width": width, "height": 800})
         assert page.evaluate("() => document.documentElement.scrollWidth") <= width
+        prompt = page.locator(".prompt").first
+        assert prompt.evaluate("(text) => text.scrollWidth <= text.clientWidth")
 
 
 def test_a_notebook_shows_it_in_a_frame(browser: Any) -> None:
