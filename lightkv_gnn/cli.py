@@ -9,12 +9,19 @@ from collections.abc import Sequence
 
 import transformers
 
-from lightkv_gnn import __version__, demo_command
+from lightkv_gnn import __version__, demo_command, view_command
 from lightkv_gnn.bench import command as bench_command
 from lightkv_gnn.bench import every as bench_all_command
 from lightkv_gnn.evaluation import eval_command, report_command
 
-COMMANDS = (demo_command, eval_command, report_command, bench_command, bench_all_command)
+COMMANDS = (
+    demo_command,
+    view_command,
+    eval_command,
+    report_command,
+    bench_command,
+    bench_all_command,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from contextlib import ExitStack
+from os import PathLike
+from pathlib import Path
 from types import TracebackType
 
+from PIL.Image import Image
 from torch import nn
 from torch_geometric.data import HeteroData
 from transformers import PreTrainedModel
@@ -19,7 +23,8 @@ from lightkv_gnn.compressor import TokenCompressor
 from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.hooks import Hooks
 from lightkv_gnn.ledger import Ledger
-from lightkv_graphs import MergeTrace, part_of
+from lightkv_graphs import LayerBar, MergeTrace, View, part_of, write_page
+from lightkv_graphs.explore import frame
 
 _attached: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
@@ -163,6 +168,66 @@ class Handle:
         if image is None and window is None:
             return graph
         return part_of(graph, image=image, window=window)
+
+    def view(
+        self,
+        *,
+        image: Image | Sequence[Image] = (),
+        prompt: str | Sequence[str] | None = None,
+        answer: str = "",
+        name: str = "",
+    ) -> View:
+        """The prefill as the explorer shows it, for pages of several: ``graphs.write_page``.
+
+        Args:
+            image: What the model saw, as from ``seen_tiles``: a picture for each image of the
+                trace, or the only one.
+            prompt: The text that guided; if not given, what the trace has.
+            answer: What the model said.
+            name: Heads the view where a page has several.
+
+        Raises:
+            ValueError: There are not as many pictures as images.
+        """
+        bars = [
+            LayerBar(
+                row.planned.vision_tokens,
+                row.full.vision_tokens,
+                row.planned.kv_bytes,
+                row.full.kv_bytes,
+            )
+            for row in self.ledger.rows
+        ]
+        return View(self.trace, image, prompt, answer, bars, name)
+
+    def explore(
+        self,
+        path: str | PathLike[str],
+        *,
+        image: Image | Sequence[Image] = (),
+        prompt: str | Sequence[str] | None = None,
+        answer: str = "",
+    ) -> Path:
+        """Writes a page that shows how the tokens merged: one HTML file that loads nothing.
+
+        Args:
+            path: Where to; an existing file is replaced.
+            image: As for :meth:`view`.
+            prompt: As for :meth:`view`.
+            answer: What the model said.
+
+        Returns:
+            The path.
+
+        Raises:
+            ValueError: There are not as many pictures as images.
+            OSError: The file cannot be written.
+        """
+        return write_page(path, self.view(image=image, prompt=prompt, answer=answer))
+
+    def _repr_html_(self) -> str | None:
+        """Itself in a notebook: the explorer, once something ran."""
+        return None if self._last_call is None else frame(self.view())
 
     def _last(self) -> Call:
         if self._last_call is None:

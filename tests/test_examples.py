@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
         ("compress.py", "vision tokens held"),
         ("own_parts.py", "own guidance"),
         ("see_merges.py", "as networkx"),
+        ("compare_prompts.py", "live on in different places"),
         ("export_merges.py saved", "the heaviest survivor"),
         ("own_method.py --questions 4", "smooth"),
     ],

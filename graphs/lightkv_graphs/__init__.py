@@ -18,6 +18,7 @@ from lightkv_graphs.draw import (
     draw_windows,
 )
 from lightkv_graphs.dropping import drop_lowest, heirs
+from lightkv_graphs.explore import LayerBar, View, write_page
 from lightkv_graphs.files import TraceFileError
 from lightkv_graphs.layout import Grid, Tile, TokenLayout
 from lightkv_graphs.matching import (
@@ -50,6 +51,7 @@ from lightkv_graphs.trace import MergeTrace
 
 __all__ = [
     "Grid",
+    "LayerBar",
     "Matcher",
     "Matching",
     "MergeTrace",
@@ -60,6 +62,7 @@ __all__ = [
     "Tile",
     "TokenLayout",
     "TraceFileError",
+    "View",
     "WindowPartition",
     "add_text",
     "balanced_cut",
@@ -92,4 +95,5 @@ __all__ = [
     "survivors",
     "take_edges",
     "window_partition",
+    "write_page",
 ]

@@ -204,6 +204,12 @@ class MergeTrace:
             rows.append(done.survivor[rows[-1]])
         return rows
 
+    def _repr_html_(self) -> str:
+        """Itself in a notebook: the explorer, without pictures."""
+        from lightkv_graphs.explore import View, frame
+
+        return frame(View(self))
+
     def _number(self, stage: int) -> int:
         count = len(self.stages)
         if not -count <= stage < count and not (count == 0 and stage == -1):

@@ -1,0 +1,6 @@
+"""The explorer: one HTML page, without a network, that shows how image tokens merged."""
+
+from lightkv_graphs.explore.page import frame, page_html, write_page
+from lightkv_graphs.explore.view import LayerBar, View
+
+__all__ = ["LayerBar", "View", "frame", "page_html", "write_page"]
