@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from contextlib import ExitStack
 from types import TracebackType
@@ -22,6 +23,7 @@ from lightkv_gnn.ledger import Ledger
 from lightkv_graphs import MergeTrace, part_of
 
 _attached: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_attaching = threading.Lock()
 
 
 def attach(
@@ -36,7 +38,11 @@ def attach(
         print(handle.ledger)
 
     The model's files, classes and weights stay as they are; leaving the context, by an exception
-    too, takes every hook away.  Do not attach or detach while another thread runs the model.
+    too, takes every hook away.  After a call that failed the context goes on; a cache of one's own
+    that such a call had begun to fill must be emptied, ``cache.reset()``, or replaced.
+
+    Several threads may run an attached model at the same time, and the handle tells of the prefill
+    that ended last.  Do not attach or detach while another thread runs the model.
 
     Args:
         model: A transformers model whose family has an adapter.
@@ -66,12 +72,13 @@ def attach(
             f"model is a {type(model).__name__} around a model, whose calls pass by the hooks: "
             "expected the transformers model inside it, such as get_base_model() of a PEFT model"
         )
-    if adapter.base in _attached:
-        raise RuntimeError("this model is attached already: leave that context, or remove() it")
-    check_adapter(adapter)
-    check_schedule(adapter, config)
-    check_backend(adapter, config)
-    return Handle(adapter, config, compressor)
+    with _attaching:
+        if adapter.base in _attached:
+            raise RuntimeError("this model is attached already: leave that context, or remove() it")
+        check_adapter(adapter)
+        check_schedule(adapter, config)
+        check_backend(adapter, config)
+        return Handle(adapter, config, compressor)
 
 
 class Handle:
