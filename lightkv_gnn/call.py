@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightkv_gnn.adapters import Adapter
 from lightkv_gnn.backends import MaskForm
-from lightkv_gnn.cache import compressed_layer
+from lightkv_gnn.cache import compressed_layer, withdraw
 from lightkv_gnn.cache_layer import CompressedMixin, Expected
 from lightkv_gnn.cache_sizes import first_new_key, room, stored_bytes
 from lightkv_gnn.checks import check_flash_call, check_flash_windows
@@ -169,6 +169,10 @@ class Call:
         self._cache = None
         self._memo.clear()
         prefill.forget()
+
+    def abandon(self) -> None:
+        """Takes back what was announced to the cache, by a call that did not end."""
+        withdraw(self._cache)
 
     @property
     def ledger(self) -> Ledger:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -19,8 +20,12 @@ Listener = Callable[[Tensor, Tensor, float, "float | None"], None]
 """``listener(query, key, scaling, softcap)`` with `[batch, head, token, channel]` states."""
 
 _ATTRIBUTE = "_lightkv_listener"
-_lock = threading.Lock()
-_users: dict[str, int] = {}
+_lock = threading.RLock()
+"""Collecting an attached model uninstalls, in any thread, while this one may be installing."""
+
+_users: defaultdict[str, list[None]] = defaultdict(list)
+"""An entry for each attached model of a backend."""
+
 _replaced: dict[str, tuple[Callable[..., Any], Callable[..., Any] | None]] = {}
 """Our wrapper of each backend, and what the registry held locally before it."""
 
@@ -38,8 +43,8 @@ def stop_listening(module: nn.Module) -> None:
 def install(implementation: str) -> None:
     """Wraps a backend's function in the registry; calls nest."""
     with _lock:
-        _users[implementation] = _users.get(implementation, 0) + 1
-        if _users[implementation] == 1:
+        _users[implementation].append(None)  # from here on nobody else's end takes it away
+        if implementation not in _replaced:
             previous = ALL_ATTENTION_FUNCTIONS._local_mapping.get(implementation)
             wrapper = _listening(ALL_ATTENTION_FUNCTIONS.get(implementation))
             _replaced[implementation] = wrapper, previous
@@ -49,9 +54,8 @@ def install(implementation: str) -> None:
 def uninstall(implementation: str) -> None:
     """The reverse of :func:`install`."""
     with _lock:
-        _users[implementation] -= 1
-        if _users[implementation] == 0:
-            del _users[implementation]
+        _users[implementation].pop()
+        if not _users[implementation] and implementation in _replaced:
             wrapper, previous = _replaced.pop(implementation)
             if ALL_ATTENTION_FUNCTIONS._local_mapping.get(implementation) is not wrapper:
                 return  # someone else's by now; what they may have wrapped passes through

@@ -50,6 +50,12 @@ def check_ratio(matcher: Matcher, ratio: float) -> None:
         )
 
 
+def check_callable(name: str, value: object, example: str) -> None:
+    """Raises TypeError for what cannot be called, or is a class, which would make an instance."""
+    if not callable(value) or isinstance(value, type):
+        raise TypeError(f"{name} is {value!r}: expected a callable, such as lightkv_gnn.{example}")
+
+
 class Compressed(NamedTuple):
     """What a stage leaves.
 
@@ -89,6 +95,8 @@ class TokenCompressor:
         matcher: Matcher = cosine_matching,
         scatter: ScatterName = "torch",
     ) -> None:
+        check_callable("message", message, "guided_mean")
+        check_callable("matcher", matcher, "graphs.cosine_matching")
         self.message = message
         self.matcher = matcher
         self._matcher_wants = _wants(matcher)
@@ -119,8 +127,13 @@ class TokenCompressor:
         Raises:
             ValueError: Features or guidance do not fit the layout, the ratio is too large for
                 the matcher, or the matcher or the message broke its contract.
-            TypeError: The matcher returned no ``Matching``.
+            TypeError: Features or guidance are no floating-point numbers, the matcher returned no
+                ``Matching``, or the message no tensor.
         """
+        for name, value in (("x", x), ("guidance", guidance)):
+            if value is not None and not (isinstance(value, Tensor) and value.is_floating_point()):
+                kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+                raise TypeError(f"{name} is of {kind}: expected a tensor of a floating-point type")
         if x.ndim != 2 or x.shape[0] != len(layout):
             raise ValueError(
                 f"x has shape {list(x.shape)}: expected [token, channel] with {len(layout)} tokens"

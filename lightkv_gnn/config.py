@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from torch_geometric.nn import MessagePassing
 
 from lightkv_gnn.adapters import adapter_for
-from lightkv_gnn.compressor import MATCHERS, check_ratio
+from lightkv_gnn.compressor import MATCHERS, check_callable, check_ratio
 from lightkv_gnn.guidance import GUIDANCE, GuidanceFunction, GuidanceName
 from lightkv_gnn.messages import MESSAGES, Message, guided_mean
 from lightkv_gnn.scatter import ScatterName
@@ -51,27 +51,29 @@ class LightKVConfig:
     scatter: ScatterName = "torch"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stages", tuple(self.stages))
+        try:
+            object.__setattr__(self, "stages", tuple(self.stages))
+        except TypeError as error:
+            raise TypeError(
+                f"stages is {self.stages!r}: expected a list of Stage(layer, windows, ratio)"
+            ) from error
         for stage in self.stages:
             if not isinstance(stage, Stage):
                 raise TypeError(f"stages holds {stage!r}: expected Stage(layer, windows, ratio)")
         layers = [stage.layer for stage in self.stages]
         if sorted(set(layers)) != layers:
             raise ValueError(f"stages run after layers {layers}: expected each once, ascending")
+        check_callable("message", self.message, "guided_mean")
+        check_callable("matcher", self.matcher, "graphs.cosine_matching")
         for stage in self.stages:
             check_ratio(self.matcher, stage.ratio)
         if not isinstance(self.rotary, bool):
             raise TypeError(f"rotary is {self.rotary!r}: expected True or False")
-        if not callable(self.guidance) and self.guidance not in GUIDANCE:
+        own = callable(self.guidance) and not isinstance(self.guidance, type)
+        if not own and self.guidance not in GUIDANCE:
             raise ValueError(
                 f"guidance is {self.guidance!r}: expected one of {GUIDANCE} or a callable"
             )
-        for name, known in (("message", "guided_mean"), ("matcher", "graphs.cosine_matching")):
-            if not callable(getattr(self, name)):
-                raise TypeError(
-                    f"{name} is {getattr(self, name)!r}: expected a callable, such as "
-                    f"lightkv_gnn.{known}"
-                )
         for name, kinds in (("positions", get_args(Positions)), ("scatter", get_args(ScatterName))):
             if getattr(self, name) not in kinds:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: expected one of {kinds}")
@@ -116,13 +118,18 @@ class LightKVConfig:
         """The reverse of :meth:`to_dict`; fields that are missing take their defaults.
 
         Raises:
-            ValueError: An unknown field or name.
+            ValueError: No mapping, an unknown field or name, or a value out of range.
+            TypeError: A value of the wrong type.
         """
-        unknown = sorted(set(values) - set(cls.__dataclass_fields__))
+        known = sorted(cls.__dataclass_fields__)
+        if not isinstance(values, Mapping):
+            raise ValueError(
+                f"a configuration is a {type(values).__name__}: expected a mapping of {known}"
+            )
+        unknown = sorted(set(values) - set(known), key=str)
         if unknown or "stages" not in values:
             raise ValueError(
-                f"a configuration needs stages and may have {sorted(cls.__dataclass_fields__)}; "
-                f"unknown here: {unknown}"
+                f"a configuration needs stages and may have {known}; unknown here: {unknown}"
             )
         fields = dict(values)
         try:
@@ -143,8 +150,17 @@ class LightKVConfig:
 
     @classmethod
     def from_json(cls, text: str) -> LightKVConfig:
-        """The reverse of :meth:`to_json`."""
-        return cls.from_dict(json.loads(text))
+        """The reverse of :meth:`to_json`.
+
+        Raises:
+            ValueError: No JSON, or as in :meth:`from_dict`.
+            TypeError: As in :meth:`from_dict`, or ``text`` is no text.
+        """
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"expected a configuration as JSON, but: {error}") from error
+        return cls.from_dict(values)
 
 
 def _name_of(value: object, table: Mapping[str, object], field_name: str) -> str:
@@ -158,6 +174,6 @@ def _name_of(value: object, table: Mapping[str, object], field_name: str) -> str
 
 
 def _object_of(name: object, table: Mapping[str, Callable[..., Any]], field_name: str) -> Any:
-    if name not in table:
+    if not isinstance(name, str) or name not in table:
         raise ValueError(f"{field_name} is {name!r}: expected one of {sorted(table)}")
-    return table[str(name)]
+    return table[name]

@@ -17,6 +17,7 @@ import transformers
 from PIL import Image, UnidentifiedImageError
 
 from lightkv_gnn import __version__, demo, tiny
+from lightkv_gnn.arguments import positive
 from lightkv_gnn.config import LightKVConfig
 
 
@@ -30,20 +31,13 @@ def add_parser(commands: Any) -> None:
     command.add_argument("--image", metavar="FILE", help="a picture of your own")
     command.add_argument("--prompt", help="a question of your own")
     command.add_argument("--retention", type=float, default=0.55, help="default: %(default)s")
-    command.add_argument("--questions", type=_positive, default=200, help="default: %(default)s")
+    command.add_argument("--questions", type=positive, default=200, help="default: %(default)s")
     command.add_argument("--seed", type=int, default=0, help="of the fresh pictures")
     command.add_argument(
         "--out", type=Path, default=Path("lightkv-demo"), help="folder of pictures"
     )
     command.add_argument("--json", action="store_true", help="print one JSON object")
     command.set_defaults(run=run)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value}: expected 1 or more")
-    return value
 
 
 def run(options: argparse.Namespace) -> None:
@@ -99,9 +93,12 @@ def _picture_and_questions(
     if options.image is None:
         return tiny.render(scene), questions
     try:
-        picture = Image.open(options.image).convert("RGB")
+        with Image.open(options.image) as file:
+            picture = file.convert("RGB")
     except UnidentifiedImageError as error:
         raise ValueError(f"{options.image} is not a picture that Pillow can read") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{options.image} is too large a picture: {error}") from error
     return picture, dict.fromkeys(questions)
 
 

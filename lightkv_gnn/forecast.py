@@ -40,15 +40,23 @@ def plan_prefill(
         ScheduleError: Layers and windows that the model does not have.
         UnsupportedInputError: There are no pictures, or their sizes are not told.
         UnsupportedModelError: No adapter for this family.
+        TypeError: ``config`` or ``inputs`` is something else.
+        ValueError: ``bytes_per_value`` is below 1.
     """
     adapter = adapter_for(model)
+    if not isinstance(config, LightKVConfig):
+        raise TypeError(f"config is {config!r}: expected a LightKVConfig")
+    if bytes_per_value is None:
+        bytes_per_value = model.dtype.itemsize
+    if bytes_per_value < 1:
+        raise ValueError(f"bytes_per_value is {bytes_per_value}: expected 1 or more")
     check_schedule(adapter, config)
     tokens = inputs if isinstance(inputs, VisionTokens) else vision_tokens(adapter, inputs)
     layout, lengths = adapter.layout(tokens), tokens.real.sum(1).tolist()
     planned = plan_stages(config.stages, layout, lengths)
     windows = [adapter.sliding_window(layer) for layer in range(adapter.layers)]
     room = [None if window is None else window - 1 for window in windows]
-    size = adapter.decoder_size(bytes_per_value or model.dtype.itemsize)
+    size = adapter.decoder_size(bytes_per_value)
     costs = plan_costs(size, planned, lengths, len(layout), tokens.real.shape[1], room)
     rows = [LayerRow(layer, *both, None, None, None) for layer, both in enumerate(costs)]
     return Ledger(tuple(rows), 0.0)

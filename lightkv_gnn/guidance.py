@@ -171,10 +171,17 @@ def prompt_guidance(
     Raises:
         ValueError: An unknown name, or a callable returned another shape than `[batch, vision]`
             or weights that are negative or not finite.
+        TypeError: A callable returned no tensor of real numbers.
     """
     batch, vision = block.vision_mask.shape
     if callable(kind):
         weight = kind(block)
+        if not isinstance(weight, Tensor) or weight.is_complex():
+            kind_of = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
+            raise TypeError(
+                f"the guidance callable returned {kind_of}: expected a tensor of real weights, "
+                f"[batch, vision] = [{batch}, {vision}]"
+            )
         if weight.shape != (batch, vision):
             raise ValueError(
                 f"the guidance callable returned shape {list(weight.shape)}: expected "

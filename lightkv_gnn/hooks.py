@@ -76,6 +76,8 @@ class Hooks:
         opening = self._outside.wrap(self._open, busy=_many_tokens)
         layering = wrap(self._before_layer)
 
+        undo.callback(self._forget)
+
         def keep(installed: Removable) -> None:
             undo.callback(installed.remove)
 
@@ -111,10 +113,20 @@ class Hooks:
 
     def _open(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the model: finds out whether the call is a prefill with pictures."""
-        self._running.call = None
+        self._forget()
         given = self._given(args, kwargs)
         self._running.opening = opened(self._adapter, given)
         self._running.padding = padding_of(given) if self._numbered else None
+
+    def _forget(self) -> None:
+        """Lets go of a call that never came to its end.
+
+        After an ``Exception`` :meth:`_close` has seen to that, but torch runs no hook after a
+        ``KeyboardInterrupt``.
+        """
+        call, self._running.call = self._call, None
+        if call is not None:
+            call.abandon()
 
     def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """A call's arguments, by name."""
@@ -127,6 +139,7 @@ class Hooks:
 
     def _plan(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Before the decoder, when every picture is encoded: plans the prefill."""
+        self._forget()
         opening, self._running.opening = self._opening, None
         if opening is None:
             return

@@ -87,5 +87,15 @@ class MergeConv(MessagePassing):
         return self.propagate(edge_index, x=x, edge_weight=edge_weight, size=size)
 
     def message(self, x_i: Tensor, x_j: Tensor, edge_weight: Tensor) -> Tensor:
-        """Messages of all edges, `[edge, channel]`."""
-        return self.phi(x_i, x_j, edge_weight)
+        """Messages of all edges, `[edge, channel]`.
+
+        Raises:
+            TypeError: The message returned no tensor.
+        """
+        messages = self.phi(x_i, x_j, edge_weight)
+        if not isinstance(messages, Tensor):
+            raise TypeError(
+                f"the message returned a {type(messages).__name__}: expected a tensor "
+                f"[edge, channel] = {list(x_j.shape)}"
+            )
+        return messages

@@ -196,7 +196,12 @@ def vision_tokens(adapter: Adapter, inputs: Mapping[str, Any]) -> VisionTokens:
 
     Raises:
         UnsupportedInputError: ``inputs`` has no pictures.
+        TypeError: ``inputs`` is no mapping.
     """
+    if not isinstance(inputs, Mapping):
+        raise TypeError(
+            f"inputs is a {type(inputs).__name__}: expected a mapping, as the processor returns it"
+        )
     opening = opened(adapter, inputs)
     if opening is None:
         raise UnsupportedInputError(

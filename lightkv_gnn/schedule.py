@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
+from numbers import Real
 
 from lightkv_gnn.errors import ScheduleError
 from lightkv_graphs import Grid
@@ -18,6 +19,9 @@ PUBLISHED = {28: (8, 16, 24), 32: (11, 17, 23), 40: (15, 21, 27)}
 
 LEAST_TOKENS_PER_WINDOW = 8
 
+MOST_WINDOWS = 1000
+"""Windows per side that a stage may ask for; the host counts the tokens of each."""
+
 CLOSE = 0.005
 """Retentions nearer than this to the one asked for count as equal."""
 
@@ -28,7 +32,7 @@ class Stage:
 
     Attributes:
         layer: The stage runs after this decoder layer (0-based), which keeps its full cache.
-        windows: Windows per side, W.
+        windows: Windows per side, W; 1 to 1000.
         ratio: Fraction of the vision tokens that is merged away, 0 to 0.5; a matcher of one's
             own may go up to 0.99.
     """
@@ -46,8 +50,11 @@ class Stage:
             raise TypeError(f"Stage.ratio is {self.ratio!r}: expected a number")
         if self.layer < 0:
             raise ValueError(f"Stage.layer is {self.layer}: decoder layers are counted from 0")
-        if self.windows < 1:
-            raise ValueError(f"Stage.windows is {self.windows}: expected 1 or more per side")
+        if not 1 <= self.windows <= MOST_WINDOWS:
+            raise ValueError(
+                f"Stage.windows is {self.windows}: expected 1 or more per side, at most "
+                f"{MOST_WINDOWS}"
+            )
         if not 0 <= self.ratio <= 0.99:
             raise ValueError(
                 f"Stage.ratio is {self.ratio}: expected the fraction merged away, 0 to 0.5, or to "
@@ -84,7 +91,10 @@ def find_stages(
 
     Raises:
         ScheduleError: ``retention`` is not in (0, 1], or out of reach for this depth.
+        TypeError: ``retention`` is no number.
     """
+    if not isinstance(retention, Real):
+        raise TypeError(f"retention is {retention!r}: expected a number")
     if not 0 < retention <= 1:
         raise ScheduleError(f"retention is {retention}: expected a fraction above 0, at most 1")
     legal = range(layers - 1) if legal is None else legal

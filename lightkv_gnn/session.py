@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -27,6 +28,7 @@ from lightkv_graphs import LayerBar, MergeTrace, View, part_of, write_page
 from lightkv_graphs.explore import frame
 
 _attached: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_attaching = threading.Lock()
 
 
 def attach(
@@ -41,7 +43,11 @@ def attach(
         print(handle.ledger)
 
     The model's files, classes and weights stay as they are; leaving the context, by an exception
-    too, takes every hook away.  Do not attach or detach while another thread runs the model.
+    too, takes every hook away.  After a call that failed the context goes on; a cache of one's own
+    that such a call had begun to fill must be emptied, ``cache.reset()``, or replaced.
+
+    Several threads may run an attached model at the same time, and the handle tells of the prefill
+    that ended last.  Do not attach or detach while another thread runs the model.
 
     Args:
         model: A transformers model whose family has an adapter.
@@ -72,13 +78,14 @@ def attach(
             f"model is a {type(model).__name__} around a model, whose calls pass by the hooks: "
             "expected the transformers model inside it, such as get_base_model() of a PEFT model"
         )
-    if adapter.base in _attached:
-        raise RuntimeError("this model is attached already: leave that context, or remove() it")
-    check_adapter(adapter)
-    check_schedule(adapter, config)
-    check_backend(adapter, config)
-    compressor.scatter.check_device(adapter.decoder.device)
-    return Handle(adapter, config, compressor)
+    with _attaching:
+        if adapter.base in _attached:
+            raise RuntimeError("this model is attached already: leave that context, or remove() it")
+        check_adapter(adapter)
+        check_schedule(adapter, config)
+        check_backend(adapter, config)
+        compressor.scatter.check_device(adapter.decoder.device)
+        return Handle(adapter, config, compressor)
 
 
 class Handle:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
+from operator import index
 from typing import NamedTuple
 
 import torch
@@ -91,10 +92,10 @@ class TokenLayout:
         Raises:
             ValueError: A grid has no rows or no columns.
         """
-        return cls.from_tiles([[Tile(*grid) for grid in images] for images in grids])
+        return cls.from_tiles(grids)
 
     @classmethod
-    def from_tiles(cls, tiles: Sequence[Sequence[Tile]]) -> TokenLayout:
+    def from_tiles(cls, tiles: Sequence[Sequence[Tile | Grid]]) -> TokenLayout:
         """Tiles in the order of the sequence: ``tiles[sample]`` lists that sample's.
 
         Every tile is an image of its own, which no merge crosses; its tokens without a place are
@@ -102,8 +103,17 @@ class TokenLayout:
 
         Raises:
             ValueError: A tile has no rows or no columns, or a negative number of tokens.
+            TypeError: Something else than lists of tiles of whole numbers.
         """
-        known = _of_tiles(tuple(tuple(Tile(*tile) for tile in own) for own in tiles))
+        try:
+            known = _of_tiles(
+                tuple(tuple(Tile(*map(index, tile)) for tile in own) for own in tiles)
+            )
+        except TypeError as error:
+            raise TypeError(
+                f"tiles is {tiles!r}: expected for each sample a list of its tiles, each a "
+                "Tile(rows, cols) of integers"
+            ) from error
         return replace(known, **{name: getattr(known, name).clone() for name in _PER_TOKEN})
 
     @classmethod
@@ -134,10 +144,17 @@ class TokenLayout:
             ValueError: Tensors of unequal shape, a token outside its image's grid, two tokens in
                 one cell, tokens out of raster order, an image in two samples or without tokens,
                 or a mass below 1; the message names the token.
+            TypeError: Something else than tensors of integers, or of bool for ``protected``.
         """
         given: dict[str, Tensor] = {"sample": sample, "image": image, "row": row, "col": col}
-        given["mass"] = torch.ones_like(row) if mass is None else mass
-        given["protected"] = torch.zeros_like(row) if protected is None else protected
+        given |= {"mass": mass} if mass is not None else {}
+        given |= {"protected": protected} if protected is not None else {}
+        for name, value in given.items():
+            if not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex():
+                kind = getattr(value, "dtype", type(value).__name__)
+                raise TypeError(f"{name} is of {kind}: expected a tensor of integers")
+        given.setdefault("mass", torch.ones_like(row))
+        given.setdefault("protected", torch.zeros_like(row))
         for name, value in given.items():
             if value.ndim != 1 or value.shape != image.shape:
                 raise ValueError(

@@ -37,7 +37,14 @@ class Matching:
             ValueError: Not as many edges per image or window as planned, tokens that do not exist,
                 a source taken twice, a source that is also a destination, or an edge that leaves
                 its window.
+            TypeError: Edges or similarities that are no tensors.
         """
+        for name in ("edge_index", "similarity"):
+            if not isinstance(getattr(self, name), Tensor):
+                raise TypeError(
+                    f"the matcher returned a {type(getattr(self, name)).__name__} as {name}: "
+                    "expected a tensor"
+                )
         planned = list(partition.plan.merges)
         if self.edge_index.shape != (2, sum(planned)) or self.similarity.shape != (sum(planned),):
             raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import lru_cache
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -75,7 +76,14 @@ def plan_stage(
 
     Raises:
         ValueError: ``windows`` is below 1 or ``ratio`` outside 0 to 0.99.
+        TypeError: ``windows`` is no integer, ``ratio`` no number, or ``occupancy`` no tuple.
     """
+    if not isinstance(occupancy, tuple):
+        raise TypeError(f"occupancy is {occupancy!r}: expected that of a layout, layout.occupancy")
+    if not isinstance(windows, int):
+        raise TypeError(f"windows is {windows!r}: expected an integer")
+    if not isinstance(ratio, Real):
+        raise TypeError(f"ratio is {ratio!r}: expected a number")
     if windows < 1:
         raise ValueError(f"windows is {windows}: expected at least one window per side")
     if not 0 <= ratio <= 0.99:

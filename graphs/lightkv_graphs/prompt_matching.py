@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -31,6 +32,8 @@ class PromptMatching:
     protect: float = 0.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.protect, Real):
+            raise TypeError(f"protect is {self.protect!r}: expected a number")
         if not 0 <= self.protect <= 1:
             raise ValueError(f"protect is {self.protect}: expected a fraction from 0 to 1")
 

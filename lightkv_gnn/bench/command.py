@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from lightkv_gnn.arguments import positive
 from lightkv_gnn.bench.cases import StageCase
 from lightkv_gnn.bench.check import check_all
 from lightkv_gnn.bench.growth import growth
@@ -43,7 +44,7 @@ def add_parser(commands: Any) -> None:
     ):
         whole = parts.add_parser(name, help=text)
         whole.add_argument("--shape", nargs="+", choices=list(SHAPES), metavar="SHAPE")
-        whole.add_argument("--batch", nargs="+", type=int, default=[1])
+        whole.add_argument("--batch", nargs="+", type=positive, default=[1])
         whole.add_argument("--retention", type=float, default=0.55, help="default: 0.55")
         whole.set_defaults(part=part)
         if part is _decode:
@@ -59,9 +60,9 @@ def add_parser(commands: Any) -> None:
 
 def _add_case(command: argparse.ArgumentParser) -> None:
     command.add_argument("--tokens", nargs="+", type=int, help="vision tokens (default: a sweep)")
-    command.add_argument("--channels", type=int, default=1024)
-    command.add_argument("--windows", type=int, default=4, help="a side")
-    command.add_argument("--batch", nargs="+", type=int, help="default: a sweep")
+    command.add_argument("--channels", type=positive, default=1024)
+    command.add_argument("--windows", type=positive, default=4, help="a side")
+    command.add_argument("--batch", nargs="+", type=positive, help="default: a sweep")
     command.add_argument("--ragged", action="store_true", help="pictures of different sizes")
     command.add_argument(
         "--subject",
@@ -75,10 +76,10 @@ def _add_case(command: argparse.ArgumentParser) -> None:
 
 def _add_common(command: argparse.ArgumentParser) -> None:
     command.add_argument("--quick", action="store_true", help="fewer and smaller")
-    command.add_argument("--rounds", type=int, help="calls of each that count")
+    command.add_argument("--rounds", type=positive, help="calls of each that count")
     command.add_argument("--device", default="cpu", help="cpu or cuda")
     command.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
-    command.add_argument("--threads", type=int, default=1, help="of a CPU (default: 1)")
+    command.add_argument("--threads", type=positive, default=1, help="of a CPU (default: 1)")
     command.add_argument("--out", type=Path, help="file for the rows and the machine, as JSON")
     command.add_argument("--json", action="store_true", help="print the rows as one JSON list")
 
