@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import pairwise
 from operator import index
@@ -42,6 +42,10 @@ class Tile(NamedTuple):
         return self.before + self.rows * (self.cols + self.row_end) + self.after
 
 
+Tiles = tuple[tuple[Tile, ...], ...]
+"""The tiles of each sample."""
+
+
 @dataclass(frozen=True, eq=False)
 class TokenLayout:
     """The vision tokens of a batch, image by image, each image in raster order.
@@ -60,6 +64,8 @@ class TokenLayout:
         samples: Sample of each image.
         counts: Tokens of each image, known on the host.
         occupancy: What the host knows of where each image's mergeable tokens lie.
+        tiles: What the layout was made of, where it is all of that; a layout that
+            ``dataclasses.replace`` derives is not taken for that any more.
     """
 
     sample: Tensor
@@ -72,6 +78,7 @@ class TokenLayout:
     samples: tuple[int, ...]
     counts: tuple[int, ...]
     occupancy: tuple[Occupancy, ...]
+    tiles: Tiles | None = field(default=None, init=False)
 
     def __len__(self) -> int:
         return sum(self.counts)
@@ -83,7 +90,7 @@ class TokenLayout:
     def to(self, device: torch.device | str) -> TokenLayout:
         """The same layout with its per-token tensors on ``device``."""
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in _PER_TOKEN}
-        return replace(self, **moved)
+        return _made_of(self.tiles, replace(self, **moved))
 
     @classmethod
     def from_grids(cls, grids: Sequence[Sequence[Grid]]) -> TokenLayout:
@@ -106,15 +113,15 @@ class TokenLayout:
             TypeError: Something else than lists of tiles of whole numbers.
         """
         try:
-            known = _of_tiles(
-                tuple(tuple(Tile(*map(index, tile)) for tile in own) for own in tiles)
-            )
+            exact = tuple(tuple(Tile(*map(index, tile)) for tile in own) for own in tiles)
+            known = _of_tiles(exact)
         except TypeError as error:
             raise TypeError(
                 f"tiles is {tiles!r}: expected for each sample a list of its tiles, each a "
                 "Tile(rows, cols) of integers"
             ) from error
-        return replace(known, **{name: getattr(known, name).clone() for name in _PER_TOKEN})
+        own = replace(known, **{name: getattr(known, name).clone() for name in _PER_TOKEN})
+        return _made_of(exact, own)
 
     @classmethod
     def from_tokens(
@@ -181,8 +188,13 @@ class TokenLayout:
         )
 
 
+def _made_of(tiles: Tiles | None, layout: TokenLayout) -> TokenLayout:
+    object.__setattr__(layout, "tiles", tiles)
+    return layout
+
+
 @lru_cache(maxsize=64)
-def _of_tiles(tiles: tuple[tuple[Tile, ...], ...]) -> TokenLayout:
+def _of_tiles(tiles: Tiles) -> TokenLayout:
     """The layout of tiles, made once; what is handed out are copies."""
     flat = [(s, tile) for s, own in enumerate(tiles) for tile in own]
     for number, (_, tile) in enumerate(flat):

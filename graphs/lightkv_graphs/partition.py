@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightkv_graphs.host import to_device
-from lightkv_graphs.layout import TokenLayout
+from lightkv_graphs.layout import Tiles, TokenLayout
 from lightkv_graphs.occupancy import Cut, MergeCount, Occupancy, balanced_cut, exact_count
 
 
@@ -120,10 +120,12 @@ class WindowPartition:
         window: Window of each token, `[token]`, int64, image by image and row by row; tokens that
             are never merged have the number after the last window.
         plan: The sizes it was made from.
+        known_slots: What :meth:`slots` returns, where it is remembered.
     """
 
     window: Tensor
     plan: StagePlan
+    known_slots: Tensor | None = None
 
     @property
     def images(self) -> int:
@@ -146,12 +148,14 @@ class WindowPartition:
         return self.window.new_zeros(self.total + 1).index_add_(0, self.window, ones)[:-1]
 
     def slots(self) -> Tensor:
-        """The windows as padded rows of tokens.
+        """The windows as padded rows of tokens; not to be written to.
 
         Returns:
             Token numbers `[window, slot]`, int64, with an even number of slots: each window's
             tokens in raster order, then the number of tokens as padding.
         """
+        if self.known_slots is not None:
+            return self.known_slots
         tokens = self.window.shape[0]
         order = self.window.argsort(stable=True)
         of_slot = self.window[order]
@@ -177,7 +181,29 @@ def window_partition(layout: TokenLayout, plan: StagePlan) -> WindowPartition:
 
 
 def lay_windows(layout: TokenLayout, plan: StagePlan) -> WindowPartition:
-    """As :func:`window_partition`, for a plan that was checked."""
+    """As :func:`window_partition`, for a plan that was checked.
+
+    Windows of tiles, in which nothing was merged yet, are remembered.
+    """
+    if layout.tiles is None or torch.compiler.is_compiling():
+        return WindowPartition(_windows(layout, plan), plan)
+    device = layout.image.device
+    window, slots = _of_tiles(layout.tiles, plan.windows, plan.cut, device)
+    return WindowPartition(window.clone(), plan, slots)
+
+
+@lru_cache(maxsize=64)
+def _of_tiles(tiles: Tiles, windows: int, cut: Cut, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Window of each token, and slots, on the device."""
+    with torch.inference_mode(False):
+        layout = TokenLayout.from_tiles(tiles).to(device)
+        plan = plan_stage(layout.occupancy, windows, 0, cut=cut)
+        partition = WindowPartition(_windows(layout, plan), plan)
+        return partition.window, partition.slots()
+
+
+def _windows(layout: TokenLayout, plan: StagePlan) -> Tensor:
+    """Window of each token, `[token]`."""
     windows = plan.windows
     size = to_device(layout.grids, layout.image.device).reshape(-1, 2)
     rows, cols = size[layout.image].unbind(1)
@@ -185,4 +211,4 @@ def lay_windows(layout: TokenLayout, plan: StagePlan) -> WindowPartition:
     col_piece = plan.cut(layout.col.clamp(min=0), cols, windows)
     window = (layout.image * windows + row_piece) * windows + col_piece
     outside = len(layout.counts) * windows**2
-    return WindowPartition(window.masked_fill(layout.protected, outside), plan)
+    return window.masked_fill(layout.protected, outside)

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from reference import GRIDS
 
-from lightkv_graphs import Grid, Tile, TokenLayout
+from lightkv_gnn import TokenCompressor
+from lightkv_graphs import (
+    Grid,
+    Tile,
+    TokenLayout,
+    balanced_cut,
+    leading_cut,
+    plan_stage,
+    window_partition,
+)
+from lightkv_graphs.occupancy import Cut
 
 TILES: dict[str, list[list[Tile]]] = {
     "plain": [[Tile(3, 4)]],
@@ -84,3 +96,44 @@ def test_no_tiles() -> None:
 def test_impossible_tiles(tile: Tile) -> None:
     with pytest.raises(ValueError, match=r"image 1 has a grid of .*: expected 1x1 or more, and 0"):
         TokenLayout.from_tiles([[Tile(2, 2)], [tile]])
+
+
+MIXED = [[Tile(5, 7, before=1, row_end=1), Tile(3, 3)], [Tile(4, 4, after=2)]]
+
+
+@pytest.mark.parametrize("cut", [balanced_cut, leading_cut])
+@pytest.mark.parametrize("windows", [1, 2, 3])
+def test_remembered_windows_are_those_of_the_tokens(windows: int, cut: Cut) -> None:
+    layout = TokenLayout.from_tiles(MIXED)
+    plan = plan_stage(layout.occupancy, windows, 0.5, cut=cut)
+    known, own = (window_partition(one, plan) for one in (layout, replace(layout)))
+    assert torch.equal(known.window, own.window)
+    assert torch.equal(known.slots(), own.slots())
+    again = TokenLayout.from_tiles(MIXED)
+    again = window_partition(again, plan_stage(again.occupancy, windows, 0.3, cut=cut))
+    assert again.slots() is known.slots()
+    assert own.slots() is not known.slots()
+
+
+def test_only_whole_tiles_are_remembered() -> None:
+    layout = TokenLayout.from_tiles(MIXED)
+    assert layout.tiles == layout.to("meta").tiles == tuple(map(tuple, MIXED))
+    assert window_partition(layout.to("meta"), plan_stage(layout.occupancy, 2, 0.5)).window.is_meta
+    moved = replace(layout, row=layout.row.flip(0), col=layout.col.flip(0))
+    assert moved.tiles is None
+    x = torch.randn(len(layout), 4)
+    assert TokenCompressor()(x, layout, plan_stage(layout.occupancy, 2, 0.5)).layout.tiles is None
+
+
+def test_what_is_remembered_is_nobodys_to_change() -> None:
+    """Windows are handed out as copies, made in inference mode or not."""
+    with torch.inference_mode():
+        layout = TokenLayout.from_tiles([[Tile(3, 11)]])
+        plan = plan_stage(layout.occupancy, 3, 0.5)
+        window_partition(layout, plan)
+    layout = TokenLayout.from_tiles([[Tile(3, 11)]])
+    first = window_partition(layout, plan_stage(layout.occupancy, 3, 0.5))
+    before = first.window.tolist()
+    first.window.fill_(0)
+    assert not first.slots().is_inference()
+    assert window_partition(layout, plan_stage(layout.occupancy, 3, 0.5)).window.tolist() == before
