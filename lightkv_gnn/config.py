@@ -39,7 +39,7 @@ class LightKVConfig:
         positions: "preserve": a survivor keeps its own position; "reindex": positions close up;
             with M-RoPE, entries of a compressed layer are numbered, three coordinates alike.
         scatter: Who reduces: "torch", "torch_scatter", or "triton", which has fused kernels for the
-            three costly parts of a stage and needs a GPU.
+            three costly parts of a stage and needs a GPU; tried in Triton's interpreter alone.
     """
 
     stages: Sequence[Stage]

@@ -88,10 +88,11 @@ class Stopwatch:
     def running(self, device: torch.device) -> Iterator[None]:
         """Counts the block."""
         if device.type == "cuda":
+            stream = torch.cuda.current_stream(device)
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
+            begin.record(stream)
             yield
-            end.record()
+            end.record(stream)
             self._device.append((begin, end))
         else:
             started = time.perf_counter()

@@ -10,6 +10,7 @@ from numbers import Real
 
 from lightkv_gnn.errors import ScheduleError
 from lightkv_graphs import Grid
+from lightkv_graphs.stage import MOST_WINDOWS
 
 WINDOWS = (4, 2, 1)
 """Windows per side of the first, second and third stage; they fall, so messages travel farther."""
@@ -18,9 +19,6 @@ PUBLISHED = {28: (8, 16, 24), 32: (11, 17, 23), 40: (15, 21, 27)}
 """Layers of the usual schedules of about 55 % by depth of the decoder."""
 
 LEAST_TOKENS_PER_WINDOW = 8
-
-MOST_WINDOWS = 1000
-"""Windows per side that a stage may ask for; the host counts the tokens of each."""
 
 CLOSE = 0.005
 """Retentions nearer than this to the one asked for count as equal."""

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lightkv_graphs import MergeTrace, View, write_page
 
@@ -55,14 +55,14 @@ def run(options: argparse.Namespace) -> None:
     files, prompts = options.traces, options.prompt or [None] * len(options.traces)
     if len(prompts) != len(files):
         raise ValueError(f"{len(prompts)} --prompt for {len(files)} traces: give one for each")
+    out = options.out or files[0].with_suffix(".html")
+    if out.resolve() in {file.resolve() for file in (*files, *options.image)}:
+        raise ValueError(f"{out} is read here: name another file for the page with -o")
     pictures = [_picture(file) for file in options.image]
     views = [
         View(MergeTrace.load(file), pictures, prompt, name=file.stem if len(files) > 1 else "")
         for file, prompt in zip(files, prompts, strict=True)
     ]
-    out = options.out or files[0].with_suffix(".html")
-    if out in files:
-        raise ValueError(f"{out} is a trace: name another file for the page with -o")
     write_page(out, views, **({} if options.title is None else {"title": options.title}))
     if options.json:
         print(json.dumps({"files": [str(out)], "traces": [repr(view.trace) for view in views]}))
@@ -71,7 +71,11 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _picture(file: Path) -> Image.Image:
+    """The picture as processors see it, turned as its camera was."""
     try:
-        return Image.open(file).convert("RGB")
+        with Image.open(file) as opened:
+            return ImageOps.exif_transpose(opened).convert("RGB")
     except UnidentifiedImageError as error:
         raise ValueError(f"{file} is not a picture that Pillow can read") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{file} is too large a picture: {error}") from error

@@ -12,6 +12,7 @@ from traces import traced
 
 from lightkv_gnn import LightKVConfig, attach, seen_tiles, tiny
 from lightkv_gnn.cli import main
+from lightkv_gnn.view_command import _picture
 
 
 def shown(file):
@@ -66,7 +67,9 @@ def test_two_traces_a_picture_prompts_and_a_title(capsys, saved, photo, tmp_path
         (["{saved}", "--image", "{photo}", "--image", "{photo}"], "2 pictures for a trace of 1"),
         (["{saved}", "--prompt", "a", "--prompt", "b"], "2 --prompt for 1 traces"),
         (["{saved}", "{other}"], "view 1 has other image tokens than view 0"),
-        (["{saved}", "-o", "{saved}"], "is a trace: name another file"),
+        (["{saved}", "-o", "{saved}"], "is read here: name another file"),
+        (["{saved}", "-o", "{folder}/x/../red.safetensors"], "is read here: name another file"),
+        (["{saved}", "--image", "{photo}", "-o", "{photo}"], "is read here: name another file"),
         (["{saved}", "-o", "nowhere/page.html"], "nowhere/page.html"),
     ],
 )
@@ -74,12 +77,31 @@ def test_bad_input_ends_with_one_line(capsys, saved, photo, tmp_path, arguments,
     text, other = tmp_path / "notes.txt", tmp_path / "other.safetensors"
     text.write_text("no trace")
     traced([[(6, 6)]]).save(other)
-    files = {"text": text, "saved": saved, "photo": photo, "other": other}
+    (tmp_path / "x").mkdir()
+    files = {"folder": tmp_path, "text": text, "saved": saved, "photo": photo, "other": other}
     assert main(["view", *(argument.format(**files) for argument in arguments)]) == 1
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
     assert not list(tmp_path.glob("*.html"))
+    with Image.open(photo) as kept:
+        assert kept.size == (80, 60)
+
+
+def test_pictures_are_turned_as_processors_turn_them(saved, tmp_path, monkeypatch, capsys):
+    picture = Image.new("RGB", (80, 60))
+    picture.paste("#ff0000", (0, 0, 80, 30))
+    turned = picture.getexif()
+    turned[0x0112] = 6  # to be shown turned clockwise
+    file = tmp_path / "turned.jpg"
+    picture.save(file, exif=turned)
+    opened = _picture(file)
+    assert opened.size == (60, 80)
+    assert opened.getpixel((50, 40))[0] > 200
+    assert opened.getpixel((10, 40))[0] < 50
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert main(["view", str(saved), "--image", str(file)]) == 1
+    assert "is too large a picture" in capsys.readouterr().err
 
 
 def test_a_handle_explores_its_prefill(tmp_path):

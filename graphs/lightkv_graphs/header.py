@@ -17,6 +17,9 @@ MOST = 2**31 - 1
 MOST_CELLS = 2**22
 """Cells of all grids together, at most: a small file may claim large ones, which take memory."""
 
+MOST_SAMPLES = 2**16
+"""Samples at most, which are numbered through, with pictures or not."""
+
 _LEAST = {"layers": 0, "windows": 1, "grids": 1, "samples": 0, "counts": 1}
 """Lists of integers, with the least that each allows."""
 
@@ -77,6 +80,8 @@ def check_header(header: dict[str, Any]) -> dict[str, Any]:
     cells = sum(rows * cols for rows, cols in grids)
     if cells > MOST_CELLS:
         raise ValueError(f"its grids have {cells} cells: expected {MOST_CELLS} at most")
+    if max(samples, default=0) >= MOST_SAMPLES:
+        raise ValueError(f"it names sample {max(samples)}: expected 0 to {MOST_SAMPLES - 1}")
     check_prompts(header["prompts"], samples)
     return header
 

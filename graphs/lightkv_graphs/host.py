@@ -12,7 +12,10 @@ Numbers = tuple[int, ...] | tuple[tuple[int, int], ...]
 MOST = 512
 """Tensors kept at once."""
 
-_kept: dict[tuple[Numbers, torch.device], Tensor] = {}
+_kept: dict[tuple[Numbers, torch.device], tuple[Tensor, torch.cuda.Event | None]] = {}
+_captured: set[Tensor] = set()
+"""What a CUDA graph reads, which has to stay."""
+
 _lock = Lock()
 
 
@@ -26,14 +29,31 @@ def to_device(numbers: Numbers, device: torch.device) -> Tensor:
         return torch.tensor(numbers, dtype=torch.int64, device=device)
     key = numbers, device
     with _lock:
-        known = _kept.get(key)
+        known = _kept.pop(key, None)
+        if known is not None:
+            _kept[key] = known  # the last one asked for is the last one to go
     if known is not None:
-        return known
+        return _ready(*known)
     with torch.inference_mode(False):
         made = torch.tensor(numbers, dtype=torch.int64).to(device, non_blocking=True)
     if type(made) is Tensor:  # not one that only a mode such as FakeTensorMode can use
+        copied = None
+        if device.type == "cuda":
+            copied = torch.cuda.Event()
+            copied.record(torch.cuda.current_stream(device))
         with _lock:
             while len(_kept) >= MOST:
                 _kept.pop(next(iter(_kept)))
-            _kept[key] = made
+            _kept[key] = made, copied
     return made
+
+
+def _ready(numbers: Tensor, copied: torch.cuda.Event | None) -> Tensor:
+    """The tensor, for the stream that asks: another one may have copied it."""
+    if copied is not None:
+        with torch.cuda.device_of(numbers):
+            if torch.cuda.is_current_stream_capturing():
+                _captured.add(numbers)
+            else:
+                torch.cuda.current_stream().wait_event(copied)
+    return numbers

@@ -35,8 +35,8 @@ class Matching:
 
         Raises:
             ValueError: Not as many edges per image or window as planned, tokens that do not exist,
-                a source taken twice, a source that is also a destination, or an edge that leaves
-                its window.
+                a source taken twice, a source that is also a destination, an edge that leaves
+                its window, or a similarity that is no cosine.
             TypeError: Edges or similarities that are no tensors.
         """
         for name in ("edge_index", "similarity"):
@@ -51,6 +51,12 @@ class Matching:
                 f"the matcher returned edge_index {list(self.edge_index.shape)} and similarity "
                 f"{list(self.similarity.shape)}: expected [2, {sum(planned)}] and "
                 f"[{sum(planned)}], one edge per token merged away"
+            )
+        cosine = self.similarity.isnan() | self.similarity.isneginf()
+        if not bool((cosine | (self.similarity.abs() <= 1 + 1e-3)).all()):
+            raise ValueError(
+                "the matcher returned a similarity outside -1 to 1: expected the cosine of the two "
+                "ends of each edge; lightkv_graphs.edge_cosine computes it"
             )
         if self.dropped is not None and self.dropped.shape != self.similarity.shape:
             raise ValueError(

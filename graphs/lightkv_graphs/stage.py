@@ -15,8 +15,8 @@ from lightkv_graphs.matching import Matching
 TOLERANCE = 1e-3
 """By how much weights may miss a sum of one, and cosines the interval from -1 to 1."""
 
-MOST_WINDOWS = 65_536
-"""Windows per side, at most: their numbers stay far from the limits of int64."""
+MOST_WINDOWS = 1000
+"""Windows per side that a stage may have; the host counts the tokens of each."""
 
 
 @dataclass(frozen=True, eq=False)

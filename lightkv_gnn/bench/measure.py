@@ -120,7 +120,7 @@ def launches_and_waits(call: Call, device: torch.device) -> tuple[int | None, in
     with torch.profiler.profile(activities=activities) as profile:
         call()
     names = [event.name for event in profile.events()]
-    kernels = sum("LaunchKernel" in name for name in names)
+    kernels = sum("LaunchKernel" in name or "GraphLaunch" in name for name in names)
     waits = sum("Synchronize" in name for name in names)
     return kernels, waits
 

@@ -126,7 +126,12 @@ class Contest:
         """Samples that fit into ``memory`` bytes of a GPU, weights included, by trying them."""
         calls = {"light": self.config, "full": None}
         whole = torch.cuda.get_device_properties(self.device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, memory / whole), self.device)
+        if memory > whole:
+            raise ValueError(
+                f"memory is {memory} bytes: {self.device} has {whole}, and larger batches than fit "
+                "there cannot be tried"
+            )
+        torch.cuda.set_per_process_memory_fraction(memory / whole, self.device)
         try:
             return {name: largest(partial(self._fits, config)) for name, config in calls.items()}
         finally:

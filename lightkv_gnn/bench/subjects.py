@@ -17,6 +17,11 @@ from lightkv_gnn.scatter import ScatterName
 Step = Callable[[], Tensor]
 """Returns the survivors' features, `[survivor, channel]`."""
 
+
+class NoGPUError(ValueError):
+    """A subject runs on a GPU alone."""
+
+
 Subject = Callable[[StageCase], Step]
 """Prepares a step; what it makes ready is not timed."""
 
@@ -29,7 +34,10 @@ def ours(case: StageCase) -> Step:
 def triton(case: StageCase) -> Step:
     """This library with its Triton kernels; needs a GPU, or Triton's interpreter."""
     compressor = TokenCompressor(scatter="triton")
-    compressor.scatter.check_device(case.device)
+    try:
+        compressor.scatter.check_device(case.device)
+    except ValueError as error:
+        raise NoGPUError(str(error)) from error
     return _ours(case, compressor)
 
 
@@ -44,6 +52,7 @@ def _ours(case: StageCase, compressor: TokenCompressor) -> Step:
 
 def compiled(case: StageCase) -> Step:
     """This library's tensors alone, compiled whole; what the compiler takes is not timed."""
+    torch.compiler.reset()  # there is a limit to what is compiled for one function
     step = torch.compile(_tensors(case), fullgraph=True, dynamic=False)
     step()
     return step
@@ -52,15 +61,15 @@ def compiled(case: StageCase) -> Step:
 def graphed(case: StageCase) -> Step:
     """This library's tensors alone, with the kernels, replayed as one CUDA graph."""
     if case.device.type != "cuda":
-        raise ValueError(f"a CUDA graph needs a GPU: this case is on {case.device}")
+        raise NoGPUError(f"a CUDA graph needs a GPU: this case is on {case.device}")
     step = _tensors(case, "triton")
-    beside = torch.cuda.Stream(case.device)
+    beside, graph = torch.cuda.Stream(case.device), torch.cuda.CUDAGraph()
+    beside.wait_stream(torch.cuda.current_stream(case.device))
     with torch.cuda.stream(beside):
         for _ in range(3):  # libraries get ready, and sizes to the device, before the capture
             step()
     torch.cuda.current_stream(case.device).wait_stream(beside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.device(case.device), torch.cuda.graph(graph):
         out = step()
 
     def replay() -> Tensor:

@@ -85,7 +85,9 @@ def nearest_destinations(x: Tensor, sources: Tensor, destinations: Tensor) -> tu
     windows, slots = sources.shape
     cosine = torch.empty(sources.shape, dtype=torch.float32, device=x.device)
     nearest = torch.empty(sources.shape, dtype=torch.int64, device=x.device)
-    if sources.numel():
+    if sources.numel() == 0:
+        return cosine, nearest
+    with torch.cuda.device_of(x):
         _nearest[windows, triton.cdiv(slots, SOURCES)](
             x,
             sources.contiguous(),

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from lightkv_gnn.kernels.device import multipliable
 
-TEXT, VISION = 32, 64
-"""Tokens that a program holds at once."""
+WIDE = 512
+"""Bytes of a row beyond which a program holds fewer tokens, to fit the shared memory of any GPU."""
 
 LEAST = torch.finfo(torch.float32).min / 4
 """Logit of what gets no share; can still be subtracted from."""
@@ -187,7 +187,8 @@ def text_shares(
 
     Products are of the inputs' dtype and summed in float32.
     """
-    text, vision = (_rows(states) for states in (text, vision))
+    common = torch.promote_types(text.dtype, vision.dtype)
+    text, vision = (_rows(states.to(common)) for states in (text, vision))
     batch, text_heads, texts, channels = text.shape
     vision_heads, visions = vision.shape[1:3]
     heads = max(text_heads, vision_heads)
@@ -212,15 +213,22 @@ def text_shares(
     blocks = {
         "least": LEAST,
         "capped": softcap is not None,
-        "T": TEXT,
-        "V": VISION,
-        "C": max(16, triton.next_power_of_2(channels)),
+        **tile_of(channels, text.dtype),
     }
-    rows, columns = triton.cdiv(texts, TEXT), triton.cdiv(visions, VISION)
+    rows, columns = triton.cdiv(texts, blocks["T"]), triton.cdiv(visions, blocks["V"])
     mask = vision_mask.contiguous()
-    _totals[batch * heads, rows](text, vision, mask, totals, *sizes, **blocks)
-    _shares[batch, rows, columns](text, vision, mask, totals, shares, *sizes, **blocks)
+    with torch.cuda.device_of(text):
+        _totals[batch * heads, rows](text, vision, mask, totals, *sizes, **blocks)
+        _shares[batch, rows, columns](text, vision, mask, totals, shares, *sizes, **blocks)
     return shares
+
+
+def tile_of(channels: int, dtype: torch.dtype) -> dict[str, int]:
+    """Text and vision tokens, and channels, that a program holds at once; stages of its loads."""
+    width = max(16, triton.next_power_of_2(channels))
+    if width * dtype.itemsize > WIDE:
+        return {"T": 16, "V": 32, "C": width, "num_stages": 1}
+    return {"T": 32, "V": 64, "C": width, "num_stages": 3}
 
 
 def _rows(states: Tensor) -> Tensor:

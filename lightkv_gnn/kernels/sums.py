@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -49,5 +50,7 @@ def weighted_sum(x: Tensor, source: Tensor, weight: Tensor, start: Tensor) -> Te
     out = x.new_empty(targets, channels, dtype=dtype)
     if out.numel():
         grid = targets, triton.cdiv(channels, CHANNELS)
-        _weighted_sum[grid](x, source, weight, start, out, channels, C=CHANNELS)
+        edges = (part.contiguous() for part in (source, weight, start))
+        with torch.cuda.device_of(x):
+            _weighted_sum[grid](x, *edges, out, channels, C=CHANNELS)
     return out.to(x.dtype)

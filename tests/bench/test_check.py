@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from lightkv_gnn.bench import check, every
 from lightkv_gnn.bench.cases import StageCase
@@ -33,6 +34,17 @@ def short(case: StageCase) -> Step:
     return lambda: ours(case)()[1:]
 
 
+def broken(case: StageCase) -> Step:
+    def step() -> Tensor:
+        raise Exception("out of resource: shared memory\nmore of it")  # as Triton's are
+
+    return step
+
+
+def unprepared(case: StageCase) -> Step:
+    raise ValueError("no such tile")
+
+
 @pytest.fixture
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SUBJECTS, "compiled", ours)
@@ -55,7 +67,12 @@ def test_a_cpu_has_no_waits(contest: Contest) -> None:
 @pytest.mark.usefixtures("quickly")
 @pytest.mark.parametrize(
     ("subject", "detail"),
-    [(wrong, "only 0.0% of the survivors agree"), (short, "[31, 32] instead of [32, 32]")],
+    [
+        (wrong, "AssertionError: only 0.0% of the survivors agree"),
+        (short, "AssertionError: [31, 32] instead of [32, 32]"),
+        (broken, "Exception: out of resource: shared memory"),
+        (unprepared, "ValueError: no such tile"),
+    ],
 )
 def test_what_computes_something_else_is_found(
     subject: Step, detail: str, contest: Contest, monkeypatch: pytest.MonkeyPatch

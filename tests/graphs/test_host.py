@@ -31,6 +31,9 @@ def test_only_so_many_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(10):
         assert host.to_device((number,), CPU).tolist() == [number]
     assert [numbers for numbers, _ in host._kept] == [(7,), (8,), (9,)]
+    host.to_device((7,), CPU)
+    host.to_device((3,), CPU)
+    assert [numbers for numbers, _ in host._kept] == [(9,), (7,), (3,)]  # asked for last, kept
 
 
 def test_what_was_made_in_inference_mode_serves_training() -> None:

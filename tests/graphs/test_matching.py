@@ -271,6 +271,8 @@ def changed(place: int, source: int, destination: int) -> Matching:
 
 def test_a_right_matching_passes() -> None:
     matching_of(GOOD).check(partition_of(make_layout([[(4, 8)]]), 2, 0.25))
+    unknown = torch.tensor([torch.nan, -torch.inf] + [1.0] * 6)
+    Matching(torch.tensor(GOOD), unknown).check(partition_of(make_layout([[(4, 8)]]), 2, 0.25))
 
 
 @pytest.mark.parametrize(
@@ -283,6 +285,7 @@ def test_a_right_matching_passes() -> None:
         (matching_of([[*row, 3] for row in GOOD]), r"returned edge_index \[2, 9\]"),
         (Matching(torch.tensor(GOOD).t(), torch.zeros(8)), r"returned edge_index \[8, 2\]"),
         (Matching(torch.tensor(GOOD), torch.zeros(8, 1)), r"similarity \[8, 1\]"),
+        (Matching(torch.tensor(GOOD), torch.full((8,), 50.0)), "outside -1 to 1: expected the cos"),
         (matching_of(GOOD, torch.int32), r"named a token that is no int64 in 0..31"),
         (changed(0, -32, 1), r"named a token that is no int64 in 0..31"),
         (changed(0, 0, -31), r"named a token that is no int64 in 0..31"),
