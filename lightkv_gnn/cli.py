@@ -17,15 +17,17 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from lightkv_gnn import __version__
-from lightkv_gnn.cli_options import make_app
+from lightkv_gnn.cli_options import hush, make_app
 
 NAME = "lightkv-gnn"
 
 COMMANDS = {
     "demo": ("lightkv_gnn.demo_command", "Ask about a picture, with and without compression."),
+    "plan": ("lightkv_gnn.plan_command", "Tell what compression will save, without weights."),
     "eval": ("lightkv_gnn.evaluation.eval_command", "Ask trained models, with many methods."),
     "report": ("lightkv_gnn.evaluation.report_command", "Make a page of tables from rows."),
     "bench": ("lightkv_gnn.bench.command", "Measure time and memory, side by side."),
+    "doctor": ("lightkv_gnn.doctor_command", "Tell what is installed and works here."),
 }
 """Of each command, the module whose ``app`` it is, and what it does in a line."""
 
@@ -52,7 +54,8 @@ class Commands(TyperGroup):
         except BrokenPipeError:  # whoever read the output has stopped, as ``head`` does
             raise
         except (ValueError, TypeError, OSError, ImportError) as error:
-            typer.echo(f"{NAME}: {str(error).strip()}", err=True)
+            first = str(error).strip().partition("\n\n")[0]
+            typer.echo(f"{NAME}: {' '.join(first.split())}", err=True)
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
             typer.echo(f"{NAME}: interrupted; what was written is kept", err=True)
@@ -61,9 +64,7 @@ class Commands(TyperGroup):
 
 def _load(module: str) -> Any:
     command = get_command(import_module(module).app)
-    if transformers := sys.modules.get("transformers"):
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
+    hush()
     return command
 
 

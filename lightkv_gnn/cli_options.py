@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
@@ -19,6 +20,29 @@ Retention = Annotated[
 ]
 
 
+def _stage(text: str) -> Any:
+    from lightkv_gnn.schedule import Stage
+
+    try:
+        layer, windows, *ratio = text.split(":")
+        return Stage(int(layer), int(windows), *map(float, ratio))
+    except (TypeError, ValueError) as error:
+        raise typer.BadParameter(
+            f"{text!r}: expected LAYER:WINDOWS:RATIO, such as 11:4:0.5 ({error})"
+        ) from error
+
+
+Stages = Annotated[
+    list[Any] | None,
+    typer.Option(
+        "--stage",
+        parser=_stage,
+        metavar="LAYER:WINDOWS:RATIO",
+        help="A stage instead of a retention; repeat it for more.",
+    ),
+]
+
+
 def make_app(**options: Any) -> typer.Typer:
     """An app whose help and errors are plain text, whatever writes or reads them."""
     plain: dict[str, Any] = {
@@ -27,6 +51,13 @@ def make_app(**options: Any) -> typer.Typer:
         "pretty_exceptions_enable": False,
     }
     return typer.Typer(**{**plain, **options})
+
+
+def hush() -> None:
+    """Keeps transformers, where it is imported, from telling more than errors."""
+    if transformers := sys.modules.get("transformers"):
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
 
 
 def one_of(names: Collection[str], **options: Any) -> Any:

@@ -21,6 +21,7 @@ from lightkv_gnn import demo as demos
 from lightkv_gnn.cli_options import Json, Retention, make_app
 from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.demo import Report
+from lightkv_gnn.schedule import in_words
 
 Table = dict[str, dict[str, demos.Score]]
 
@@ -80,7 +81,7 @@ def show(
     model, processor = demos.load_model(folder)
     config = LightKVConfig.for_model(model, retention)
     report(_machine(model))
-    report(_schedule_line(config))
+    report(f"merged away: {in_words(config.stages)}\n")
     answered = demos.ask_all(model, processor, picture, asked, config)
     report(_answers(answered.answers))
     report(f"{answered.ledger}\n")
@@ -142,14 +143,6 @@ def _machine(model: Any) -> str:
         f"{type(model).__name__} on {model.device}, {model.dtype}; scatter backend torch "
         f"(torch-scatter is {scatter})"
     )
-
-
-def _schedule_line(config: LightKVConfig) -> str:
-    stages = ", ".join(
-        f"{stage.ratio:.0%} after layer {stage.layer} in {stage.windows}x{stage.windows} windows"
-        for stage in config.stages
-    )
-    return f"merged away: {stages or 'nothing'}\n"
 
 
 def _answers(answers: Sequence[demos.Answer]) -> str:
