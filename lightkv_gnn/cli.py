@@ -23,6 +23,7 @@ NAME = "lightkv-gnn"
 
 COMMANDS = {
     "demo": ("lightkv_gnn.demo_command", "Ask about a picture, with and without compression."),
+    "run": ("lightkv_gnn.run_command", "Answer a question about pictures of your own."),
     "plan": ("lightkv_gnn.plan_command", "Tell what compression will save, without weights."),
     "eval": ("lightkv_gnn.evaluation.eval_command", "Ask trained models, with many methods."),
     "report": ("lightkv_gnn.evaluation.report_command", "Make a page of tables from rows."),
@@ -30,6 +31,10 @@ COMMANDS = {
     "doctor": ("lightkv_gnn.doctor_command", "Tell what is installed and works here."),
 }
 """Of each command, the module whose ``app`` it is, and what it does in a line."""
+
+
+USERS = (ValueError, TypeError, OSError, ImportError)
+"""Errors that a user can mend, and torch's OutOfMemoryError, which is known by its name."""
 
 
 class Commands(TyperGroup):
@@ -53,7 +58,9 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except BrokenPipeError:  # whoever read the output has stopped, as ``head`` does
             raise
-        except (ValueError, TypeError, OSError, ImportError) as error:
+        except Exception as error:
+            if not isinstance(error, USERS) and type(error).__name__ != "OutOfMemoryError":
+                raise
             first = str(error).strip().partition("\n\n")[0]
             typer.echo(f"{NAME}: {' '.join(first.split())}", err=True)
             raise typer.Exit(1) from error

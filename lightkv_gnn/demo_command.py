@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import transformers
 import typer
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from lightkv_gnn import __version__, tiny
 from lightkv_gnn import demo as demos
@@ -22,6 +22,7 @@ from lightkv_gnn.cli_options import Json, Retention, make_app
 from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.demo import Report
 from lightkv_gnn.schedule import in_words
+from lightkv_gnn.sources import read_picture
 
 Table = dict[str, dict[str, demos.Score]]
 
@@ -128,11 +129,7 @@ def _picture_and_questions(
         questions = {prompt: None}
     if image is None:
         return tiny.render(scene), questions
-    try:
-        picture = Image.open(image).convert("RGB")
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{image} is not a picture that Pillow can read") from error
-    return picture, dict.fromkeys(questions)
+    return read_picture(image), dict.fromkeys(questions)
 
 
 def _machine(model: Any) -> str:

@@ -1,9 +1,11 @@
-"""Where models come from: folders and the hub."""
+"""Where models and pictures come from: files, folders and the hub."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]*\w)?")
 
@@ -15,3 +17,16 @@ def check_source(source: str) -> None:
             f"{source}: there is no such folder, and it is no id on the hub, such as "
             "llava-hf/llava-1.5-7b-hf"
         )
+
+
+def read_picture(file: str | Path) -> Image.Image:
+    """The picture in a file.
+
+    Raises:
+        ValueError: It holds none.
+        OSError: It cannot be read.
+    """
+    try:
+        return Image.open(file).convert("RGB")
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{file} is not a picture that Pillow can read") from error
