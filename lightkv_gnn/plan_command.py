@@ -108,7 +108,7 @@ def _lines(
         yield f"a picture of {width}x{height} pixels: {tokens} vision tokens"
     yield f"{text} tokens of text"
     yield f"merged away: {in_words(planned.config.stages)}\n"
-    yield _row("layers", "vision", "tokens", "KV MiB", "of full", "TFLOP", "of full")
+    yield _row("layers, whole batch", "vision", "tokens", "KV MiB", "of full", "TFLOP", "of full")
     for _, alike in groupby(planned.ledger.rows, lambda row: (row.planned, row.full)):
         yield _layers(list(alike))
     totals = planned.ledger.totals()

@@ -157,8 +157,8 @@ os.close(reading)
 os.dup2(writing, 1)
 sys.exit(main(["plan", {str(file)!r}, "--image", "9x9", "--json"]))
 """
-    done = python("-c", code)
-    assert "lightkv-gnn:" not in done.stderr
+    done = python("-c", code, PYTHONUNBUFFERED="1")
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 @pytest.mark.parametrize(

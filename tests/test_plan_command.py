@@ -15,6 +15,7 @@ from families.processors import image_processor
 from PIL import Image
 
 import lightkv_gnn as lk
+from lightkv_gnn.adapters.llava import LlavaAdapter
 from lightkv_gnn.cli import main
 from lightkv_gnn.planning import forecast
 
@@ -66,6 +67,21 @@ def test_a_plan_is_the_ledger_of_a_run(family, batch, tmp_path):
         assert row.planned.kv_bytes == real.observed_kv_bytes
         assert row.planned.tokens == real.observed_tokens
     assert 0 < planned.ledger.retention < 1
+
+
+def test_a_class_token_that_is_kept_counts(tmp_path):
+    model = save("llava", tmp_path, vision_feature_select_strategy="full")
+    planned = forecast(str(tmp_path), [(50, 50)], text=TEXT, dtype=torch.float32)
+    assert planned.pictures == (17,)
+    ledger = prefill("llava", model, [(50, 50)], (17,), 1)
+    assert [row.planned for row in planned.ledger.rows] == [row.planned for row in ledger.rows]
+
+
+def test_an_adapter_that_does_not_tell_says_so(tmp_path, monkeypatch):
+    save("llava_pixtral", tmp_path)
+    monkeypatch.setattr(LlavaAdapter, "expected", lk.Adapter.expected)
+    with pytest.raises(lk.UnsupportedModelError, match="give it a method expected"):
+        forecast(str(tmp_path), [(50, 50)])
 
 
 @pytest.mark.parametrize("family", ["llava", "llava_next", "llava_onevision", "qwen2_5_vl"])
