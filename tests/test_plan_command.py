@@ -143,6 +143,9 @@ def test_windows_that_slide_forget_vision_first(tmp_path):
     each = 2 * lk.adapter_for(model).decoder_size(4).kv_channels * 4
     assert planned.full.text_kv == 6 * TEXT * each
     assert planned.full.vision_kv == 3 * (16 + 11 - TEXT) * each
+    longer = forecast(str(tmp_path), [(32, 32)], text=20, dtype=torch.float32)
+    assert longer.full.text_kv == 3 * (20 + 11) * each
+    assert longer.full.vision_kv == 3 * 16 * each
 
 
 def test_people_get_tables(published, tmp_path, capsys):

@@ -13,6 +13,7 @@ import lightkv_gnn as lk
 from lightkv_gnn import demo, running, tiny
 from lightkv_gnn.cli import main
 from lightkv_gnn.sources import check_source
+from lightkv_graphs import draw_lineage
 
 QUESTION = "list the objects ."
 ASK = ("--prompt", QUESTION)
@@ -100,7 +101,14 @@ def test_a_schedule_and_guidance_of_ones_own(capsys, photo):
 @pytest.mark.parametrize(
     ("family", "tiles"), [("llava", 2), ("llava_next", 4), ("gemma3", 2), ("qwen2_5_vl", 2)]
 )
-def test_several_pictures_on_a_checkpoint(capsys, tmp_path, photo, family, tiles):
+def test_several_pictures_on_a_checkpoint(capsys, tmp_path, monkeypatch, photo, family, tiles):
+    drawn = []
+
+    def draw(trace, picture, *, image):
+        drawn.append(image)
+        return draw_lineage(trace, picture, image=image)
+
+    monkeypatch.setattr(running, "draw_lineage", draw)
     if family in NEED_TORCHVISION:
         pytest.importorskip("torchvision", reason="the family's processor needs it")
     options = {"text": {"sliding_window": 512}} if family == "gemma3" else {}
@@ -115,6 +123,7 @@ def test_several_pictures_on_a_checkpoint(capsys, tmp_path, photo, family, tiles
     assert totals["kv_bytes_observed"] == totals["kv_bytes"] < totals["kv_bytes_full"]
     names = [str(tmp_path / f"merges-{number}.svg") for number in range(tiles)]
     assert result["files"] == names
+    assert drawn == list(range(tiles))
     assert all((tmp_path / f"merges-{number}.svg").is_file() for number in range(tiles))
 
 
