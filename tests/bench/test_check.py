@@ -107,12 +107,15 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("quickly", "tiny")
 def test_everything_into_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "all", str(tmp_path / "new" / "folder"), "--quick"]) == 0
+    assert main(["bench", "all", str(tmp_path / "new" / "folder"), "--quick", "--json"]) == 0
     for name in TINY:
         written = json.loads((tmp_path / "new" / "folder" / f"{name}.json").read_text())
         assert written["rows"]
         assert written["machine"]["command"].startswith(f"lightkv-gnn bench {name}")
-    assert "== stage" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    files = [str(tmp_path / "new" / "folder" / f"{name}.json") for name in TINY]
+    assert json.loads(printed.out) == {"files": files}
+    assert f"== stage: {files[1]}" in printed.err
 
 
 @pytest.mark.usefixtures("quickly", "tiny")
@@ -121,7 +124,9 @@ def test_nothing_is_measured_where_a_check_fails(
 ) -> None:
     monkeypatch.setitem(SUBJECTS, "lean", wrong)
     assert main(["bench", "all", str(tmp_path), "--quick"]) == 1
-    assert "does not hold: lean computes what ours does" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "does not hold: lean computes what ours does" in printed.err
+    assert printed.out.startswith("== check: ")
     assert [file.name for file in tmp_path.iterdir()] == ["check.json"]
 
 
