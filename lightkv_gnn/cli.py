@@ -1,53 +1,109 @@
-"""The command line: ``lightkv-gnn``."""
+"""The command line: ``lightkv-gnn``.
+
+A command's module is imported when the command is called, so that help and completion need not wait
+for torch.
+"""
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from importlib import import_module
+from typing import Annotated, Any
 
-import transformers
+import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
 
-from lightkv_gnn import __version__, demo_command, view_command
-from lightkv_gnn.bench import command as bench_command
-from lightkv_gnn.bench import every as bench_all_command
-from lightkv_gnn.evaluation import eval_command, report_command
+from lightkv_gnn import __version__
+from lightkv_gnn.cli_options import hush, make_app
 
-COMMANDS = (
-    demo_command,
-    view_command,
-    eval_command,
-    report_command,
-    bench_command,
-    bench_all_command,
+NAME = "lightkv-gnn"
+
+COMMANDS = {
+    "demo": ("lightkv_gnn.demo_command", "Ask about a picture, with and without compression."),
+    "run": ("lightkv_gnn.run_command", "Answer a question about pictures of your own."),
+    "plan": ("lightkv_gnn.plan_command", "Tell what compression will save, without weights."),
+    "view": ("lightkv_gnn.view_command", "Make a page that shows how a trace's tokens merged."),
+    "eval": ("lightkv_gnn.evaluation.eval_command", "Ask trained models, with many methods."),
+    "report": ("lightkv_gnn.evaluation.report_command", "Make a page of tables from rows."),
+    "bench": ("lightkv_gnn.bench.command", "Measure time and memory, side by side."),
+    "doctor": ("lightkv_gnn.doctor_command", "Tell what is installed and works here."),
+}
+"""Of each command, the module whose ``app`` it is, and what it does in a line."""
+
+
+USERS = (ValueError, TypeError, OSError, ImportError)
+"""Errors that a user can mend, and torch's OutOfMemoryError, which is known by its name."""
+
+
+class Commands(TyperGroup):
+    """All commands, imported when called; their errors end with one line."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        for name, (_, summary) in COMMANDS.items():
+            self.add_command(TyperCommand(name, help=summary, rich_markup_mode=None))
+
+    def resolve_command(
+        self, ctx: Any, args: list[str]
+    ) -> tuple[str | None, Any | None, list[str]]:
+        """The command itself in place of its line of help."""
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, None if name is None else _load(COMMANDS[name][0]), rest
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs a command; errors of the user's make one line."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # whoever read the output has stopped, as ``head`` does
+            raise
+        except Exception as error:
+            if not isinstance(error, USERS) and type(error).__name__ != "OutOfMemoryError":
+                raise
+            first = str(error).strip().partition("\n\n")[0]
+            typer.echo(f"{NAME}: {' '.join(first.split())}", err=True)
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt as error:
+            typer.echo(f"{NAME}: interrupted; what was written is kept", err=True)
+            raise typer.Exit(130) from error
+
+
+def _load(module: str) -> Any:
+    command = get_command(import_module(module).app)
+    hush()
+    return command
+
+
+app = make_app(
+    cls=Commands,
+    add_completion=True,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"{NAME} {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _commands(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Lighter vision KV caches by message passing."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    options = _parser().parse_args(arguments)
-    options.command = shlex.join(["lightkv-gnn", *arguments])
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        options.run(options)
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"lightkv-gnn: {str(error).strip()}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("lightkv-gnn: interrupted; what was written is kept", file=sys.stderr)
-        return 130
+        get_command(app).main(arguments, NAME, obj=shlex.join([NAME, *arguments]))
+    except SystemExit as ended:
+        return int(ended.code or 0)
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="lightkv-gnn", description="Lighter vision KV caches by message passing."
-    )
-    parser.add_argument("--version", action="version", version=f"lightkv-gnn {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="command")
-    for command in COMMANDS:
-        command.add_parser(commands)
-    return parser

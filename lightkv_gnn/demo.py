@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -28,6 +28,7 @@ from lightkv_graphs import MergeTrace, draw_stages, random_matching
 MAX_NEW_TOKENS = 48
 
 Report = Callable[[str], None]
+Pictures = Image.Image | Sequence[Image.Image]
 
 
 @dataclass(frozen=True)
@@ -148,36 +149,53 @@ def ask_all(
     return Answered(answers, tuple(tiles), handle.ledger, handle.trace)
 
 
-def generate(model: Any, processor: Any, picture: Image.Image, prompt: str) -> str:
-    """The model's greedy answer."""
-    inputs = as_inputs(model, processor, picture, prompt)
+def generate(
+    model: Any,
+    processor: Any,
+    pictures: Pictures,
+    prompt: str,
+    *,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    streamer: Any = None,
+) -> str:
+    """The model's greedy answer; a ``streamer`` of transformers' gets it word by word."""
+    inputs = as_inputs(model, processor, pictures, prompt)
     with torch.no_grad():
-        tokens = model.generate(**inputs, do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
+        tokens = model.generate(
+            **inputs, do_sample=False, max_new_tokens=max_new_tokens, streamer=streamer
+        )
     new = tokens[:, inputs["input_ids"].shape[1] :]
     return str(processor.batch_decode(new, skip_special_tokens=True)[0]).strip()
 
 
-def as_inputs(model: Any, processor: Any, picture: Image.Image, prompt: str) -> Any:
+def as_inputs(model: Any, processor: Any, pictures: Pictures, prompt: str) -> Any:
     """What the model takes, on its device, and what is floating in its dtype."""
-    text = as_chat(processor, prompt)
+    text = as_chat(processor, prompt, 1 if isinstance(pictures, Image.Image) else len(pictures))
     begin = processor.tokenizer.bos_token
     again = {"add_special_tokens": False} if begin and text.startswith(begin) else {}
-    inputs = processor(images=picture, text=text, return_tensors="pt", **again)
+    inputs = processor(images=pictures, text=text, return_tensors="pt", **again)
     return inputs.to(model.device, model.dtype)
 
 
-def as_chat(processor: Any, prompt: str) -> str:
-    """The prompt in the model's chat format; in LLaVA-1.5's or PaliGemma's if it has none."""
+def as_chat(processor: Any, prompt: str, images: int = 1) -> str:
+    """The prompt in the model's chat format; in LLaVA-1.5's or PaliGemma's if it has none.
+
+    Args:
+        processor: The model's.
+        prompt: What to ask.
+        images: Pictures before it.
+    """
     if getattr(processor, "chat_template", None):
-        content = [{"type": "image"}, {"type": "text", "text": prompt}]
+        content = [{"type": "image"}] * images + [{"type": "text", "text": prompt}]
         messages = [{"role": "user", "content": content}]
         return str(processor.apply_chat_template(messages, add_generation_prompt=True))
-    image = getattr(processor, "boi_token", None) or getattr(processor, "image_token", "<image>")
+    begin = getattr(processor, "boi_token", None)
+    image = str(begin or getattr(processor, "image_token", "<image>"))
     if image == "<|image_pad|>":
         image = f"<|vision_start|>{image}<|vision_end|>"
     if type(processor).__name__.startswith("PaliGemma"):
-        return f"{image}{prompt}"
-    return f"USER: {image}\n{prompt} ASSISTANT:"
+        return f"{image * images}{prompt}"
+    return f"USER: {image * images}\n{prompt} ASSISTANT:"
 
 
 def scores(

@@ -2,104 +2,134 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import transformers
-from PIL import Image, UnidentifiedImageError
+import typer
+from PIL import Image
 
-from lightkv_gnn import __version__, demo, tiny
-from lightkv_gnn.arguments import positive
+from lightkv_gnn import __version__, tiny
+from lightkv_gnn import demo as demos
+from lightkv_gnn.cli_options import Json, Retention, make_app
 from lightkv_gnn.config import LightKVConfig
+from lightkv_gnn.demo import Report
+from lightkv_gnn.schedule import in_words
+from lightkv_gnn.sources import read_picture
+
+Table = dict[str, dict[str, demos.Score]]
 
 
-def add_parser(commands: Any) -> None:
-    """Adds the command to those of a parser."""
-    command = commands.add_parser(
-        "demo",
-        help="answer questions about a picture with and without compression; show what is saved",
-    )
-    command.add_argument("--model", metavar="PATH", help="a folder of your own (default: bundled)")
-    command.add_argument("--image", metavar="FILE", help="a picture of your own")
-    command.add_argument("--prompt", help="a question of your own")
-    command.add_argument("--retention", type=float, default=0.55, help="default: %(default)s")
-    command.add_argument("--questions", type=positive, default=200, help="default: %(default)s")
-    command.add_argument("--seed", type=int, default=0, help="of the fresh pictures")
-    command.add_argument(
-        "--out", type=Path, default=Path("lightkv-demo"), help="folder of pictures"
-    )
-    command.add_argument("--json", action="store_true", help="print one JSON object")
-    command.set_defaults(run=run)
+app = make_app()
+
+ModelFolder = Annotated[
+    str | None, typer.Option(metavar="PATH", help="A folder of your own (default: bundled).")
+]
+ImageFile = Annotated[str | None, typer.Option(metavar="FILE", help="A picture of your own.")]
+Prompt = Annotated[str | None, typer.Option(help="A question of your own.")]
+Questions = Annotated[int, typer.Option(min=1, help="Fresh ones, to score on.")]
+Seed = Annotated[int, typer.Option(help="Of the fresh pictures.")]
+Out = Annotated[Path, typer.Option(help="Folder of pictures.")]
 
 
-def run(options: argparse.Namespace) -> None:
-    """Runs the demo.
+@app.command()
+def demo(
+    model: ModelFolder = None,
+    image: ImageFile = None,
+    prompt: Prompt = None,
+    retention: Retention = 0.55,
+    questions: Questions = 200,
+    seed: Seed = 0,
+    out: Out = Path("lightkv-demo"),
+    as_json: Json = False,
+) -> None:
+    """Answer questions about a picture with and without compression; show what is saved."""
+    report: Report = (lambda line: None) if as_json else print
+    result = show(model, image, prompt, retention, questions, seed, out, report)
+    if as_json:
+        print(json.dumps(result, indent=2))
+
+
+def show(
+    folder: str | None,
+    image: str | None,
+    prompt: str | None,
+    retention: float,
+    questions: int,
+    seed: int,
+    out: Path,
+    report: Report,
+) -> dict[str, Any]:
+    """Runs the demo, telling ``report`` line by line; returns what it found.
 
     Raises:
         ValueError: Options that do not go together, or a file that is no picture.
         OSError: A file or folder cannot be read or written.
     """
-    own = options.model is not None or options.image is not None or options.prompt is not None
-    if options.model and not (options.image and options.prompt):
+    own = folder is not None or image is not None or prompt is not None
+    if folder and not (image and prompt):
         raise ValueError("--model needs --image FILE and --prompt TEXT to ask about")
-    report = (lambda line: None) if options.json else print
-    picture, questions = _picture_and_questions(options)
-    if options.out.exists() and not options.out.is_dir():
-        raise NotADirectoryError(f"--out {options.out} is a file: give a folder for the pictures")
-    model, processor = demo.load_model(options.model)
-    config = LightKVConfig.for_model(model, options.retention)
+    picture, asked = _picture_and_questions(image, prompt, seed)
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"--out {out} is a file: give a folder for the pictures")
+    model, processor = demos.load_model(folder)
+    config = LightKVConfig.for_model(model, retention)
     report(_machine(model))
-    report(_schedule_line(config))
-    answered = demo.ask_all(model, processor, picture, questions, config)
+    report(f"merged away: {in_words(config.stages)}\n")
+    answered = demos.ask_all(model, processor, picture, asked, config)
     report(_answers(answered.answers))
     report(f"{answered.ledger}\n")
-    files = demo.save_pictures(answered, options.out)
+    files = demos.save_pictures(answered, out)
     if files:
         report("wrote " + ", ".join(map(str, files)))
     else:
         report("nothing is drawn: the model's adapter does not tell which pixels its tiles cover")
     if find_spec("matplotlib") is None:
         report("the merges are drawn with matplotlib: pip install 'lightkv-gnn[draw]'")
-    table = {}
+    table: Table = {}
     if not own:
-        report(f"\naccuracy on {options.questions} fresh questions:")
-        table = demo.scores(
-            model, processor, options.retention, options.questions, options.seed, report
-        )
-        held = demo.retentions(model, options.retention)
-        report("\n" + _table(table, held, options.questions))
-    if options.json:
-        print(json.dumps(_result(options, model, config, answered, table, files), indent=2))
+        report(f"\naccuracy on {questions} fresh questions:")
+        table = demos.scores(model, processor, retention, questions, seed, report)
+        report("\n" + _table(table, demos.retentions(model, retention), questions))
+    return {
+        "version": __version__,
+        "model": type(model).__name__,
+        "questions": questions if table else 0,
+        "config": config.to_dict(),
+        "schedules": {
+            name: chosen.to_dict()["stages"]
+            for name, chosen in demos.schedules(model, retention).items()
+        },
+        "answers": [asdict(answer) for answer in answered.answers],
+        "accuracy": {
+            method: {schedule: asdict(score) for schedule, score in row.items()}
+            for method, row in table.items()
+        },
+        "ledger": answered.ledger.totals(),
+        "files": [str(file) for file in files],
+    }
 
 
 def _picture_and_questions(
-    options: argparse.Namespace,
+    image: str | None, prompt: str | None, seed: int
 ) -> tuple[Image.Image, dict[str, str | None]]:
     """The picture, and each prompt with the right answer where it is known."""
-    rng = np.random.default_rng(options.seed)
+    rng = np.random.default_rng(seed)
     scene = tiny.sample_scene(rng)
     drawn = [tiny.ask(scene, group, rng) for group in tiny.GROUPS]
     questions: dict[str, str | None] = {q.prompt_text: q.answer for q in drawn}
-    if options.prompt is not None:
-        questions = {options.prompt: None}
-    if options.image is None:
+    if prompt is not None:
+        questions = {prompt: None}
+    if image is None:
         return tiny.render(scene), questions
-    try:
-        with Image.open(options.image) as file:
-            picture = file.convert("RGB")
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{options.image} is not a picture that Pillow can read") from error
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{options.image} is too large a picture: {error}") from error
-    return picture, dict.fromkeys(questions)
+    return read_picture(image), dict.fromkeys(questions)
 
 
 def _machine(model: Any) -> str:
@@ -112,15 +142,7 @@ def _machine(model: Any) -> str:
     )
 
 
-def _schedule_line(config: LightKVConfig) -> str:
-    stages = ", ".join(
-        f"{stage.ratio:.0%} after layer {stage.layer} in {stage.windows}x{stage.windows} windows"
-        for stage in config.stages
-    )
-    return f"merged away: {stages or 'nothing'}\n"
-
-
-def _answers(answers: Sequence[demo.Answer]) -> str:
+def _answers(answers: Sequence[demos.Answer]) -> str:
     lines = []
     for answer in answers:
         lines.append(f"Q  {answer.prompt}")
@@ -131,40 +153,13 @@ def _answers(answers: Sequence[demo.Answer]) -> str:
     return "\n".join(lines)
 
 
-def _table(table: dict[str, dict[str, demo.Score]], held: dict[str, float], questions: int) -> str:
+def _table(table: Table, held: dict[str, float], questions: int) -> str:
     lines = [f"{'':8}" + "".join(f"{name:>24}" for name in held)]
     lines.append(f"{'kept':8}" + "".join(f"{share:>24.1%}" for share in held.values()))
     for method, row in table.items():
         cells = (f"{s.value:6.1%} [{s.low:.1%}, {s.high:.1%}]" for s in row.values())
         lines.append(f"{method:8}" + "".join(f"{cell:>24}" for cell in cells))
-    groups = " and ".join(demo.SCORED_GROUPS)
+    groups = " and ".join(demos.SCORED_GROUPS)
     lines.append(f"exact match with 95 % Wilson intervals, {questions} {groups} questions;")
     lines.append("kept: vision tokens, averaged over the layers, by every method but none")
     return "\n".join(lines)
-
-
-def _result(
-    options: argparse.Namespace,
-    model: Any,
-    config: LightKVConfig,
-    answered: demo.Answered,
-    table: dict[str, dict[str, demo.Score]],
-    files: Sequence[Path],
-) -> dict[str, Any]:
-    return {
-        "version": __version__,
-        "model": type(model).__name__,
-        "questions": options.questions if table else 0,
-        "config": config.to_dict(),
-        "schedules": {
-            name: chosen.to_dict()["stages"]
-            for name, chosen in demo.schedules(model, options.retention).items()
-        },
-        "answers": [asdict(answer) for answer in answered.answers],
-        "accuracy": {
-            method: {schedule: asdict(score) for schedule, score in row.items()}
-            for method, row in table.items()
-        },
-        "ledger": answered.ledger.totals(),
-        "files": [str(file) for file in files],
-    }

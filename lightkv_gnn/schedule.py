@@ -60,6 +60,15 @@ class Stage:
             )
 
 
+def in_words(stages: Sequence[Stage]) -> str:
+    """What is merged away, and when."""
+    told = []
+    for stage in stages:
+        windows = f"{stage.windows}x{stage.windows} windows"
+        told.append(f"{stage.ratio:.0%} after layer {stage.layer} in {windows}")
+    return ", ".join(told) or "nothing"
+
+
 def layer_average(stages: Sequence[Stage], layers: int) -> float:
     """Vision tokens held, averaged over ``layers`` decoder layers; a fraction, before rounding.
 

@@ -2,80 +2,87 @@
 
 from __future__ import annotations
 
-import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+import typer
 
+from lightkv_gnn.cli_options import Json, make_app
+from lightkv_gnn.sources import read_picture
 from lightkv_graphs import MergeTrace, View, write_page
 
+app = make_app()
 
-def add_parser(commands: Any) -> None:
-    """Adds the command to those of a parser."""
-    command = commands.add_parser(
-        "view", help="make a page that shows how the image tokens of a trace merged"
-    )
-    command.add_argument(
-        "traces",
-        nargs="+",
-        type=Path,
-        metavar="TRACE",
-        help="what MergeTrace.save wrote; several of the same image are shown side by side",
-    )
-    command.add_argument(
-        "-o", "--out", type=Path, help="the page (default: beside the trace, as .html)"
-    )
-    command.add_argument(
+Traces = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="TRACE...",
+        help="What MergeTrace.save wrote; several of the same image are shown side by side.",
+    ),
+]
+Out = Annotated[
+    Path | None, typer.Option("-o", "--out", help="The page.", show_default="beside the trace")
+]
+Images = Annotated[
+    list[Path] | None,
+    typer.Option(
         "--image",
-        action="append",
-        default=[],
-        type=Path,
         metavar="FILE",
-        help="the picture; where it is cut into tiles, one for each, in order",
-    )
-    command.add_argument(
-        "--prompt",
-        action="append",
-        help="one for each trace, in order (default: what the trace has)",
-    )
-    command.add_argument("--title", help="of the page")
-    command.add_argument("--json", action="store_true", help="print one JSON object")
-    command.set_defaults(run=run)
+        help="What the model saw; where it is cut into tiles, one for each, in order.",
+    ),
+]
+Prompts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--prompt", help="One for each trace, in order.", show_default="what the trace has"
+    ),
+]
+Title = Annotated[str | None, typer.Option(help="Of the page.")]
 
 
-def run(options: argparse.Namespace) -> None:
-    """Writes the page.
+@app.command()
+def view(
+    traces: Traces,
+    out: Out = None,
+    image: Images = None,
+    prompt: Prompts = None,
+    title: Title = None,
+    as_json: Json = False,
+) -> None:
+    """Make a page that shows how the image tokens of a trace merged."""
+    page, views = make_page(traces, out, image or [], prompt, title)
+    if as_json:
+        print(json.dumps({"files": [str(page)], "traces": [repr(one.trace) for one in views]}))
+    else:
+        print(f"wrote {page}: open it in a browser")
+
+
+def make_page(
+    traces: Sequence[Path],
+    out: Path | None,
+    images: Sequence[Path],
+    prompts: Sequence[str] | None,
+    title: str | None,
+) -> tuple[Path, list[View]]:
+    """Writes the page; returns where, and what it shows.
 
     Raises:
-        ValueError: A file holds no trace or no picture, or they do not go together.
+        ValueError: A file holds no trace or no picture, they do not go together, or the page would
+            replace one of them.
         OSError: A file cannot be read, or the page not be written.
     """
-    files, prompts = options.traces, options.prompt or [None] * len(options.traces)
-    if len(prompts) != len(files):
-        raise ValueError(f"{len(prompts)} --prompt for {len(files)} traces: give one for each")
-    out = options.out or files[0].with_suffix(".html")
-    if out.resolve() in {file.resolve() for file in (*files, *options.image)}:
-        raise ValueError(f"{out} is read here: name another file for the page with -o")
-    pictures = [_picture(file) for file in options.image]
+    asked: Sequence[str | None] = prompts or [None] * len(traces)
+    if len(asked) != len(traces):
+        raise ValueError(f"{len(asked)} --prompt for {len(traces)} traces: give one for each")
+    page = out or traces[0].with_suffix(".html")
+    if page.resolve() in {file.resolve() for file in (*traces, *images)}:
+        raise ValueError(f"{page} is read here: name another file for the page with -o")
+    pictures = [read_picture(file) for file in images]
     views = [
-        View(MergeTrace.load(file), pictures, prompt, name=file.stem if len(files) > 1 else "")
-        for file, prompt in zip(files, prompts, strict=True)
+        View(MergeTrace.load(file), pictures, prompt, name=file.stem if len(traces) > 1 else "")
+        for file, prompt in zip(traces, asked, strict=True)
     ]
-    write_page(out, views, **({} if options.title is None else {"title": options.title}))
-    if options.json:
-        print(json.dumps({"files": [str(out)], "traces": [repr(view.trace) for view in views]}))
-    else:
-        print(f"wrote {out}: open it in a browser")
-
-
-def _picture(file: Path) -> Image.Image:
-    """The picture as processors see it, turned as its camera was."""
-    try:
-        with Image.open(file) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{file} is not a picture that Pillow can read") from error
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{file} is too large a picture: {error}") from error
+    write_page(page, views, **({} if title is None else {"title": title}))
+    return page, views

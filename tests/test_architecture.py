@@ -66,6 +66,9 @@ KNOWS_MODELS = (
     "bench/*",
     "cli*.py",
     "demo*.py",
+    "doctor.py",
+    "planning.py",
+    "running.py",
 )
 """Files of lightkv_gnn that may import transformers."""
 

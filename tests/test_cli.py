@@ -97,8 +97,7 @@ def test_bad_input_ends_with_one_line(capsys, tmp_path, photo, arguments, messag
 
 @pytest.mark.parametrize("questions", ["0", "-3", "many"])
 def test_number_of_questions_is_checked(capsys, questions):
-    with pytest.raises(SystemExit):
-        main(["demo", "--questions", questions])
+    assert main(["demo", "--questions", questions]) == 2
     assert "--questions" in capsys.readouterr().err
 
 

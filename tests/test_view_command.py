@@ -12,7 +12,7 @@ from traces import traced
 
 from lightkv_gnn import LightKVConfig, attach, seen_tiles, tiny
 from lightkv_gnn.cli import main
-from lightkv_gnn.view_command import _picture
+from lightkv_gnn.sources import read_picture
 
 
 def shown(file):
@@ -95,7 +95,7 @@ def test_pictures_are_turned_as_processors_turn_them(saved, tmp_path, monkeypatc
     turned[0x0112] = 6  # to be shown turned clockwise
     file = tmp_path / "turned.jpg"
     picture.save(file, exif=turned)
-    opened = _picture(file)
+    opened = read_picture(file)
     assert opened.size == (60, 80)
     assert opened.getpixel((50, 40))[0] > 200
     assert opened.getpixel((10, 40))[0] < 50

@@ -1,7 +1,7 @@
 """Model families that can be compressed: importing this registers them."""
 
 from lightkv_gnn.adapters import llava, llava_next, qwen_vl, square
-from lightkv_gnn.adapters.base import Adapter, adapter_for, register_adapter
+from lightkv_gnn.adapters.base import Adapter, adapter_for, families, register_adapter
 from lightkv_gnn.adapters.encoded import Encoded, VisionTokens
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "Encoded",
     "VisionTokens",
     "adapter_for",
+    "families",
     "llava",
     "llava_next",
     "qwen_vl",

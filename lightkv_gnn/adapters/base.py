@@ -16,6 +16,9 @@ from lightkv_gnn.errors import ImageTokensError, UnsupportedModelError
 from lightkv_gnn.ledger import DecoderSize
 from lightkv_graphs import Grid, Tile, TokenLayout
 
+Process = Callable[[], Mapping[str, Any]]
+"""Runs an image processor on a picture: its output, by name."""
+
 KINDS = ("image", "video")
 """Kinds of pictures; transformers' names of their encoders and placeholders are made of them."""
 
@@ -148,6 +151,26 @@ class Adapter(ABC):
         pooled = output.pooler_output if hasattr(output, "pooler_output") else output[1]
         return tuple(picture.shape[:-1].numel() for picture in pooled)
 
+    def expected(self, size: Grid, images: int, process: Process) -> Encoded:
+        """A picture of (height, width) pixels as the model would encode it; nothing is encoded.
+
+        Args:
+            size: Of the picture, before any processor has seen it.
+            images: Pictures of the sample, this one included.
+            process: Makes the image processor's output for the picture; asked only by families
+                whose configuration does not tell all.
+
+        Raises:
+            UnsupportedInputError: The processor is needed, and is not there.
+            UnsupportedModelError: The adapter does not tell.
+        """
+        if self.grid is None:
+            raise UnsupportedModelError(
+                f"{type(self).__name__} does not tell how many tokens a picture will have: give it "
+                "a method expected(size, images, process)"
+            )
+        return Encoded("image", {}, (self.grid[0] * self.grid[1],))
+
     @abstractmethod
     def tiles(self, encoded: Encoded) -> Sequence[Sequence[Tile]]:
         """The tiles of each picture, in the order of its tokens.
@@ -216,6 +239,11 @@ def register_adapter(*model_types: str) -> Callable[[_A], _A]:
         return adapter
 
     return register
+
+
+def families() -> tuple[str, ...]:
+    """Every ``config.model_type`` that has an adapter."""
+    return tuple(_ADAPTERS)
 
 
 def adapter_for(model: PreTrainedModel) -> Adapter:

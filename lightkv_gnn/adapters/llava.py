@@ -7,7 +7,7 @@ from math import isqrt
 
 from torch import Tensor
 
-from lightkv_gnn.adapters.base import Adapter, register_adapter
+from lightkv_gnn.adapters.base import Adapter, Process, register_adapter
 from lightkv_gnn.adapters.encoded import Encoded, whole_patches
 from lightkv_gnn.errors import UnsupportedModelError
 from lightkv_graphs import Grid, Tile
@@ -36,6 +36,18 @@ class LlavaAdapter(Adapter):
                 "with a square image_size and a patch_size, like CLIP and SigLIP, or Pixtral"
             )
         return size // patch, size // patch
+
+    def expected(self, size: Grid, images: int, process: Process) -> Encoded:
+        """The square, with CLIP's class token where it is kept, or the scaled picture's grid."""
+        config = self.model.config
+        if self.grid is not None:
+            whole = config.vision_feature_select_strategy == "full"
+            class_token = whole and config.vision_config.model_type == "clip_vision_model"
+            return Encoded("image", {}, (self.grid[0] * self.grid[1] + class_token,))
+        ((height, width),) = process()["image_sizes"]
+        patch = config.vision_config.patch_size
+        tokens = (int(height) // patch) * (int(width) // patch)
+        return Encoded("image", {"image_sizes": [(int(height), int(width))]}, (tokens,))
 
     def tiles(self, encoded: Encoded) -> Sequence[Sequence[Tile]]:
         """One tile a picture, after a class token where the strategy is "full" and there is one."""

@@ -18,7 +18,7 @@ from transformers.models.llava_next.modeling_llava_next import (
     unpad_image,
 )
 
-from lightkv_gnn.adapters.base import Adapter, register_adapter
+from lightkv_gnn.adapters.base import Adapter, Process, register_adapter
 from lightkv_gnn.adapters.encoded import Encoded, whole_patches
 from lightkv_graphs import Grid, Tile
 
@@ -39,6 +39,11 @@ class LlavaNextAdapter(Adapter):
     def grid(self) -> Grid:
         """(rows, columns) of the whole picture scaled to one tile."""
         return self.side, self.side
+
+    def expected(self, size: Grid, images: int, process: Process) -> Encoded:
+        """The scaled picture, and its tiles with a newline for each row."""
+        rows, cols = self.shrunk(self.unpadded(size))
+        return Encoded("image", {"image_sizes": [size]}, (self.side**2 + rows * (cols + 1),))
 
     def tiles(self, encoded: Encoded) -> Sequence[Sequence[Tile]]:
         """The scaled picture, and its tiles put together, if it was cut into any."""
@@ -117,6 +122,12 @@ class LlavaOnevisionAdapter(LlavaNextAdapter):
         """Of a video, pooled."""
         side = math.ceil(self.side / 2)
         return Tile(side, side)
+
+    def expected(self, size: Grid, images: int, process: Process) -> Encoded:
+        """The scaled picture alone, and a newline, where there are several."""
+        if images == 1:
+            return super().expected(size, images, process)
+        return Encoded("image", {"image_sizes": [size]}, (self.side**2 + 1,))
 
     def lengths(self, kind: str, output: Any) -> tuple[int, ...]:
         """With a video's newline, which older transformers add after encoding it."""

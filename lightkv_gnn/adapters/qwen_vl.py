@@ -8,9 +8,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from lightkv_gnn.adapters.base import Adapter, register_adapter
+from lightkv_gnn.adapters.base import Adapter, Process, register_adapter
 from lightkv_gnn.adapters.encoded import Encoded
-from lightkv_graphs import Tile
+from lightkv_graphs import Grid, Tile
 
 
 @register_adapter("qwen2_vl", "qwen2_5_vl")
@@ -18,6 +18,12 @@ class QwenVLAdapter(Adapter):
     """Grids from ``image_grid_thw`` and ``video_grid_thw``; survivors keep their M-RoPE."""
 
     text_models: ClassVar[tuple[str, ...]] = ("qwen2_vl_text", "qwen2_5_vl_text")
+
+    def expected(self, size: Grid, images: int, process: Process) -> Encoded:
+        """The grid that the processor scales the picture to."""
+        grids = [tuple(map(int, grid)) for grid in process()["image_grid_thw"]]
+        merge = self.model.config.vision_config.spatial_merge_size
+        return Encoded("image", {"image_grid_thw": grids}, (prod(grids[0]) // merge**2,))
 
     def tiles(self, encoded: Encoded) -> Sequence[Sequence[Tile]]:
         """One tile per frame, where a picture is one frame."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from lightkv_gnn.adapters.base import Adapter, register_adapter
+from lightkv_gnn.adapters.base import Adapter, Process, register_adapter
 from lightkv_gnn.adapters.encoded import Encoded, whole_patches
 from lightkv_graphs import Grid, Tile
 
@@ -39,8 +39,17 @@ class SquareAdapter(Adapter):
         return [list(tiles) for tiles in own]
 
 
+class TiledAdapter(SquareAdapter):
+    """Pictures are cut into tiles, into how many only the processor knows."""
+
+    def expected(self, size: Grid, images: int, process: Process) -> Encoded:
+        """As many tiles as the processor cuts."""
+        tiles = process()["pixel_values"].shape[:-3].numel()
+        return Encoded("image", {}, (tiles * self.side**2,))
+
+
 @register_adapter("internvl")
-class InternVLAdapter(SquareAdapter):
+class InternVLAdapter(TiledAdapter):
     """InternVL: tiles of a picture, and a thumbnail if there are several.
 
     The model is not told how a picture's tiles lie beside each other.
@@ -67,7 +76,7 @@ class Gemma3Adapter(SquareAdapter):
 
 
 @register_adapter("idefics3", "smolvlm")
-class Idefics3Adapter(SquareAdapter):
+class Idefics3Adapter(TiledAdapter):
     """Idefics3 and SmolVLM: tiles of a picture, then the whole; tags between them are text."""
 
     text_models = ("llama",)

@@ -1,14 +1,11 @@
-"""The command ``lightkv-gnn bench-all``: checks a device, and measures everything on it."""
+"""Everything that is measured on a device, after what has to hold on it was checked."""
 
 from __future__ import annotations
 
-import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from lightkv_gnn.bench import command
 from lightkv_gnn.evaluation import machine
 
 TOGETHER = ["ours", "lean", "triton", "graphed", "floor"]
@@ -37,42 +34,38 @@ ON_A_CPU: Mapping[str, Sequence[str]] = {
 }
 
 
-def add_parser(commands: Any) -> None:
-    """Adds the command to those of a parser."""
-    every = commands.add_parser("bench-all", help="check a device, and run every benchmark on it")
-    every.add_argument("folder", type=Path, help="for a file of rows of each part; made")
-    every.add_argument("--device", default="cpu", help="cpu or cuda")
-    every.add_argument("--quick", action="store_true", help="fewer and smaller")
-    every.set_defaults(run=run)
-
-
-def run(options: argparse.Namespace) -> None:
+def run_all(
+    folder: Path,
+    device: str,
+    measure: Callable[[Sequence[str]], None],
+    *,
+    quick: bool,
+) -> list[Path]:
     """Runs all parts, each into its file.
+
+    Args:
+        folder: For the files; made.
+        device: To measure on.
+        measure: Runs ``lightkv-gnn bench`` with the arguments it is given.
+        quick: Fewer and smaller.
 
     Raises:
         ValueError: There is no such device, or a check failed; the other parts are not run then.
         OSError: A file cannot be written.
     """
-    machine.check_device(options.device)
-    options.folder.mkdir(parents=True, exist_ok=True)
-    on_gpu = options.device.startswith("cuda")
-    common = ["--device", options.device, "--dtype", "bfloat16" if on_gpu else "float32"]
-    common += ["--quick"] if options.quick else []
+    machine.check_device(device)
+    folder.mkdir(parents=True, exist_ok=True)
+    on_gpu = device.startswith("cuda")
+    common = ["--device", device, "--dtype", "bfloat16" if on_gpu else "float32"]
+    common += ["--quick"] if quick else []
+    files = []
     for name, arguments in (ON_A_GPU if on_gpu else ON_A_CPU).items():
-        file = options.folder / f"{name}.json"
-        print(f"== {name}: {file}", flush=True)
-        measure([*arguments, *common, "--out", str(file)])
+        files.append(folder / f"{name}.json")
+        print(f"== {name}: {files[-1]}", flush=True)
+        measure([*arguments, *common, "--out", str(files[-1])])
         if name == "check":
-            rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+            rows = json.loads(files[-1].read_text(encoding="utf-8"))["rows"]
             failed = [row["check"] for row in rows if row["passed"] is False]
             if failed:
-                raise ValueError(f"on {options.device} this does not hold: {'; '.join(failed)}")
-
-
-def measure(arguments: Sequence[str]) -> None:
-    """Runs ``lightkv-gnn bench`` with these arguments."""
-    parser = argparse.ArgumentParser()
-    command.add_parser(parser.add_subparsers())
-    options = parser.parse_args(["bench", *arguments])
-    options.command = " ".join(["lightkv-gnn bench", *arguments])
-    options.run(options)
+                raise ValueError(f"on {device} this does not hold: {'; '.join(failed)}")
+    return files

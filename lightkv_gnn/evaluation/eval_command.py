@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import json
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from lightkv_gnn.baselines import METHODS, NONE, Method
+from lightkv_gnn.cli_options import Device, Json, ManyValues, Threads, make_app, one_of
 from lightkv_gnn.evaluation import machine
 from lightkv_gnn.evaluation.ablations import ABLATIONS
 from lightkv_gnn.evaluation.rows import Row, read_rows, write_rows
@@ -20,141 +23,149 @@ QUESTIONS = 1000
 QUICK_QUESTIONS = 256
 
 
-def add_parser(commands: Any) -> None:
-    """Adds the command to those of a parser."""
-    command = commands.add_parser(
-        "eval", help="ask trained models questions, without compression and with many methods"
-    )
-    suites, methods = list(SUITES), list(METHODS)
-    command.add_argument(
-        "--suite", nargs="+", choices=suites, default=["cued"], metavar="SUITE", help=_one(suites)
-    )
-    command.add_argument("--group", nargs="+", metavar="GROUP", help="only these of the suites'")
-    what = command.add_mutually_exclusive_group()
-    what.add_argument(
-        "--methods",
-        nargs="+",
-        choices=methods,
-        default=methods,
-        metavar="METHOD",
-        help=f"{_one(methods)}; all if not given",
-    )
-    what.add_argument(
-        "--ablation",
-        choices=list(ABLATIONS),
-        metavar="CHOICE",
-        help=f"variants of guided merging instead: {_one(list(ABLATIONS))}",
-    )
-    command.add_argument(
-        "--retention",
-        nargs="+",
-        type=float,
-        metavar="SHARE",
-        help="vision tokens to keep, averaged over the layers (default: the suite's)",
-    )
-    command.add_argument(
-        "--depth",
-        nargs="+",
-        type=int,
-        default=[0],
-        metavar="LAYER",
-        help="first layer after which tokens may leave (default: 0)",
-    )
-    command.add_argument("--seeds", nargs="+", type=int, default=[0], help="default: 0")
-    command.add_argument(
-        "--questions",
-        type=int,
-        help=f"of each group (default: {QUESTIONS}, quick {QUICK_QUESTIONS})",
-    )
-    command.add_argument("--quick", action="store_true", help="fewer questions")
-    command.add_argument(
-        "--out",
-        type=Path,
-        default=Path("lightkv-eval"),
-        help="folder of the rows; a run goes on where one there was stopped",
-    )
-    command.add_argument(
-        "--models",
-        type=Path,
-        default=Path("lightkv-models"),
-        help="folder of trained models, which are trained where they are missing",
-    )
-    command.add_argument(
-        "--cells",
-        type=int,
-        help="cells per side of the pictures of suites on cells (default: 6; 24 wants a GPU)",
-    )
-    command.add_argument("--device", default="cpu", help="cpu or cuda")
-    command.add_argument(
-        "--threads",
-        type=int,
-        default=1,
-        help="of a CPU (default: 1, which these small models are fastest and most repeatable with)",
-    )
-    command.add_argument("--json", action="store_true", help="print the rows as one JSON list")
-    command.set_defaults(run=run)
+app = make_app()
 
 
-def run(options: argparse.Namespace) -> None:
-    """Evaluates.
+def _several(names: Collection[str], default: str) -> Any:
+    return one_of(
+        names, metavar="NAME...", help=f"One or more of {', '.join(names)}.", show_default=default
+    )
 
-    Raises:
-        ValueError: A group that no suite has, numbers out of range, a device that is not there, or
-            none of the methods could keep to any of the budgets.
-        OSError: The folder cannot be written.
+
+SuiteNames = Annotated[list[str] | None, _several(SUITES, "cued")]
+Groups = Annotated[
+    list[str] | None, typer.Option(metavar="GROUP...", help="Only these of the suites'.")
+]
+MethodNames = Annotated[list[str] | None, _several(METHODS, "all")]
+Ablation = Annotated[
+    str | None,
+    one_of(
+        ABLATIONS,
+        metavar="NAME",
+        help=f"Variants of guided merging instead of methods: one of {', '.join(ABLATIONS)}.",
+    ),
+]
+Retentions = Annotated[
+    list[float] | None,
+    typer.Option(
+        metavar="SHARE...",
+        help="Vision tokens to keep, averaged over the layers.",
+        show_default="the suite's",
+    ),
+]
+Depths = Annotated[
+    list[int] | None,
+    typer.Option(
+        metavar="LAYER...", help="First layer after which tokens may leave.", show_default="0"
+    ),
+]
+Seeds = Annotated[
+    list[int] | None, typer.Option(metavar="SEED...", help="Of the models.", show_default="0")
+]
+Questions = Annotated[
+    int | None,
+    typer.Option(help="Of each group.", show_default=f"{QUESTIONS}, quick {QUICK_QUESTIONS}"),
+]
+Fewer = Annotated[bool, typer.Option("--quick", help="Fewer questions.")]
+Out = Annotated[
+    Path, typer.Option(help="Folder of the rows; a run goes on where one there was stopped.")
+]
+Models = Annotated[
+    Path, typer.Option(help="Folder of trained models, which are trained where they are missing.")
+]
+Cells = Annotated[
+    int | None,
+    typer.Option(
+        help="Cells per side of the pictures of suites on cells; 24 wants a GPU.", show_default="6"
+    ),
+]
+
+
+@app.command("eval", cls=ManyValues)
+def evaluate(
+    context: typer.Context,
+    suite: SuiteNames = None,
+    group: Groups = None,
+    methods: MethodNames = None,
+    ablation: Ablation = None,
+    retention: Retentions = None,
+    depth: Depths = None,
+    seeds: Seeds = None,
+    questions: Questions = None,
+    quick: Fewer = False,
+    out: Out = Path("lightkv-eval"),
+    models: Models = Path("lightkv-models"),
+    cells: Cells = None,
+    device: Device = "cpu",
+    threads: Threads = 1,
+    as_json: Json = False,
+) -> None:
+    """Ask trained models questions, without compression and with many methods.
+
+    Small models are fastest and most repeatable with one thread.
     """
-    for name in ("out", "models"):
-        folder = getattr(options, name)
+    if methods and ablation:
+        raise typer.BadParameter("--ablation takes the place of --methods: give one of them")
+    for name, folder in (("out", out), ("models", models)):
         if folder.exists() and not folder.is_dir():
             raise NotADirectoryError(f"--{name} {folder} is a file: give a folder")
-    questions = options.questions
-    if questions is None:
-        questions = QUICK_QUESTIONS if options.quick else QUESTIONS
-    methods: list[Method] = [METHODS[name] for name in options.methods]
-    if options.ablation:
-        methods = list(ABLATIONS[options.ablation]())
-    device, rows = machine.check_device(options.device), []
-    with machine.threads(options.threads):
-        for suite, groups in _groups(options).items():
-            evaluation = Evaluation(
-                {suite: groups},
-                methods,
-                options.retention or suite.retentions,
-                options.depth,
-                options.seeds,
-                questions,
-            )
-            rows += evaluation.run(options.out, options.models, device, command=options.command)
-    write_rows(read_rows(options.out / ROWS), options.out / "rows.csv")  # of earlier runs too
-    asked = {method.name for method in methods} - {NONE.name}
-    if asked and not asked & {row.method for row in rows}:
-        raise ValueError(
-            f"no method could be evaluated, and only the rows of {NONE.name!r} are in "
-            f"{options.out}: choose another --retention or --depth"
-        )
-    if options.json:
+    machine.check_device(device)
+    chosen = ABLATIONS[ablation]() if ablation else [METHODS[name] for name in methods or METHODS]
+    number = (QUICK_QUESTIONS if quick else QUESTIONS) if questions is None else questions
+    with machine.threads(threads):
+        rows = [
+            row
+            for one, groups in asked_groups(suite or ["cued"], group, cells).items()
+            for row in Evaluation(
+                {one: groups},
+                chosen,
+                retention or one.retentions,
+                depth or [0],
+                seeds or [0],
+                number,
+            ).run(out, models, device, command=context.obj)
+        ]
+    write_rows(read_rows(out / ROWS), out / "rows.csv")  # of earlier runs too
+    check_rows(rows, chosen, out)
+    if as_json:
         print(json.dumps([_told(row) for row in rows], indent=2))
         return
     for row in rows:
         print(_line(row))
-    print(f"wrote {options.out / ROWS}; lightkv-gnn report makes a page of it")
+    print(f"wrote {out / ROWS}; lightkv-gnn report makes a page of it")
 
 
-def _groups(options: argparse.Namespace) -> dict[Suite, list[str]]:
-    """The groups to ask of each suite."""
-    if options.cells is not None and (other := sorted(set(options.suite) - set(CELLS))):
+def asked_groups(
+    names: Sequence[str], groups: Sequence[str] | None, cells: int | None
+) -> dict[Suite, list[str]]:
+    """The groups to ask of each suite.
+
+    Raises:
+        ValueError: A group that no suite has, or cells for a suite without any.
+    """
+    if cells is not None and (other := sorted(set(names) - set(CELLS))):
         raise ValueError(f"--cells is for {', '.join(CELLS)}: {other[0]} has no such pictures")
-    chosen = {} if options.cells is None else {"side": options.cells}
-    suites = [SUITES[name](**chosen) for name in options.suite]
+    side = {} if cells is None else {"side": cells}
+    suites = [SUITES[name](**side) for name in names]
     known = {group for suite in suites for group in suite.groups}
-    unknown = sorted(set(options.group or ()) - known)
+    unknown = sorted(set(groups or ()) - known)
     if unknown:
         raise ValueError(f"--group {unknown[0]}: expected one of {sorted(known)}")
     asked = {
-        suite: [group for group in suite.groups if group in (options.group or suite.groups)]
+        suite: [group for group in suite.groups if group in (groups or suite.groups)]
         for suite in suites
     }
-    return {suite: groups for suite, groups in asked.items() if groups}
+    return {suite: own for suite, own in asked.items() if own}
+
+
+def check_rows(rows: Sequence[Row], methods: Sequence[Method], out: Path) -> None:
+    """Raises ValueError if none of the methods could keep to any of the budgets."""
+    asked = {method.name for method in methods} - {NONE.name}
+    if asked and not asked & {row.method for row in rows}:
+        raise ValueError(
+            f"no method could be evaluated, and only the rows of {NONE.name!r} are in "
+            f"{out}: choose another --retention or --depth"
+        )
 
 
 def _told(row: Row) -> dict[str, Any]:
@@ -169,7 +180,3 @@ def _line(row: Row) -> str:
         f"layer {row.depth:2} seed {row.seed} {row.accuracy:6.1%} "
         f"[{row.low:6.1%}, {row.high:6.1%}]  KV {row.kv_ratio:4.0%}  FLOPs {row.flops_ratio:4.0%}"
     )
-
-
-def _one(names: list[str]) -> str:
-    return "one or more of " + ", ".join(names)

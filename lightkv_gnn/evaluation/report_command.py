@@ -2,57 +2,59 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+
+from lightkv_gnn.cli_options import Json, make_app
 from lightkv_gnn.evaluation.report import write_report
 from lightkv_gnn.evaluation.rows import Key, Row, read_rows
 from lightkv_gnn.evaluation.store import LEFT_OUT, MACHINE, read_notes
 
-
-def add_parser(commands: Any) -> None:
-    """Adds the command to those of a parser."""
-    command = commands.add_parser("report", help="make a page of tables and figures from rows")
-    command.add_argument("rows", nargs="+", type=Path, metavar="ROWS", help="what eval wrote")
-    command.add_argument(
-        "--out", type=Path, default=Path("lightkv-report"), help="folder of the page"
-    )
-    command.add_argument("--title", default="Evaluation", help="of the page")
-    command.add_argument("--json", action="store_true", help="print one JSON object")
-    command.set_defaults(run=run)
+app = make_app()
 
 
-def run(options: argparse.Namespace) -> None:
-    """Writes the page.
+@app.command()
+def report(
+    context: typer.Context,
+    rows: Annotated[list[Path], typer.Argument(metavar="ROWS...", help="What eval wrote.")],
+    out: Annotated[Path, typer.Option(help="Folder of the page.")] = Path("lightkv-report"),
+    title: Annotated[str, typer.Option(help="Of the page.")] = "Evaluation",
+    as_json: Json = False,
+) -> None:
+    """Make a page of tables and figures from rows."""
+    number, files = make_page(rows, out, title, context.obj)
+    if as_json:
+        print(json.dumps({"rows": number, "files": [str(file) for file in files]}, indent=2))
+    else:
+        print(f"wrote {files[0]}, {len(files) - 1} figures, from {number} rows")
+
+
+def make_page(
+    files: Sequence[Path], out: Path, title: str, command: str
+) -> tuple[int, Sequence[Path]]:
+    """Writes the page; returns the number of rows, and what was written.
 
     Raises:
         ValueError: A file holds no rows, or rows do not go together.
         OSError: A file cannot be read, or the page not be written.
     """
-    if options.out.exists() and not options.out.is_dir():
-        raise NotADirectoryError(f"--out {options.out} is a file: give a folder for the page")
-    rows = read_all(options.rows)
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"--out {out} is a file: give a folder for the page")
+    rows = read_all(files)
     machines = {
         f"{file}, run {number}": facts
-        for file in options.rows
+        for file in files
         for number, facts in enumerate(read_notes(file.with_name(MACHINE)), start=1)
     }
-    left_out = read_left_out(options.rows)
-    files = write_report(
-        rows,
-        options.out,
-        title=options.title,
-        command=options.command,
-        machines=machines,
-        left_out=left_out,
+    left_out = read_left_out(files)
+    written = write_report(
+        rows, out, title=title, command=command, machines=machines, left_out=left_out
     )
-    if options.json:
-        print(json.dumps({"rows": len(rows), "files": [str(file) for file in files]}, indent=2))
-    else:
-        print(f"wrote {files[0]}, {len(files) - 1} figures, from {len(rows)} rows")
+    return len(rows), written
 
 
 def read_all(files: Sequence[Path]) -> list[Row]:

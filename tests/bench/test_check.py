@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightkv_gnn.bench import check, every
+from lightkv_gnn.bench import check, command, every
 from lightkv_gnn.bench.cases import StageCase
 from lightkv_gnn.bench.check import check_all
 from lightkv_gnn.bench.prefill import Contest
@@ -124,12 +124,15 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("quickly", "tiny")
 def test_everything_into_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench-all", str(tmp_path / "new" / "folder"), "--quick"]) == 0
+    assert main(["bench", "all", str(tmp_path / "new" / "folder"), "--quick", "--json"]) == 0
     for name in TINY:
         written = json.loads((tmp_path / "new" / "folder" / f"{name}.json").read_text())
         assert written["rows"]
         assert written["machine"]["command"].startswith(f"lightkv-gnn bench {name}")
-    assert "== stage" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    files = [str(tmp_path / "new" / "folder" / f"{name}.json") for name in TINY]
+    assert json.loads(printed.out) == {"files": files}
+    assert f"== stage: {files[1]}" in printed.err
 
 
 @pytest.mark.usefixtures("quickly", "tiny")
@@ -137,8 +140,10 @@ def test_nothing_is_measured_where_a_check_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(SUBJECTS, "lean", wrong)
-    assert main(["bench-all", str(tmp_path), "--quick"]) == 1
-    assert "does not hold: lean computes what ours does" in capsys.readouterr().err
+    assert main(["bench", "all", str(tmp_path), "--quick"]) == 1
+    printed = capsys.readouterr()
+    assert "does not hold: lean computes what ours does" in printed.err
+    assert printed.out.startswith("== check: ")
     assert [file.name for file in tmp_path.iterdir()] == ["check.json"]
 
 
@@ -147,14 +152,17 @@ def test_all_parts_are_commands(
     parts: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    monkeypatch.setattr(every.command, "run", seen.append)
+    monkeypatch.setattr(command, "_measure", lambda rows, called, *_: seen.append(called))
     for arguments in parts.values():
-        every.measure(arguments)
-    assert {options.part.__name__ for options in seen} == {
-        "_check",
-        "_stage",
-        "_prefill",
-        "_decode",
-        "_growth",
+        command._call(arguments)
+    assert [called.split()[:3] for called in seen] == [
+        ["lightkv-gnn", "bench", arguments[0]] for arguments in parts.values()
+    ]
+    assert {called.split()[2] for called in seen} == {
+        "check",
+        "stage",
+        "prefill",
+        "decode",
+        "growth",
     }
     assert next(iter(parts)) == "check"

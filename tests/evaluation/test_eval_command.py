@@ -160,8 +160,7 @@ def test_the_page_on_evaluating_lists_what_there_is():
 
 
 def test_names_are_listed(capsys):
-    with pytest.raises(SystemExit):
-        main(["eval", "--help"])
+    assert main(["eval", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     for name in (*SUITES, *METHODS, *ABLATIONS):
         assert name in text

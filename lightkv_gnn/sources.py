@@ -1,0 +1,35 @@
+"""Where models and pictures come from: files, folders and the hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]*\w)?")
+
+
+def check_source(source: str) -> None:
+    """Raises FileNotFoundError for what is neither there nor an id that the hub could have."""
+    if not Path(source).exists() and not _HUB_ID.fullmatch(source):
+        raise FileNotFoundError(
+            f"{source}: there is no such folder, and it is no id on the hub, such as "
+            "llava-hf/llava-1.5-7b-hf"
+        )
+
+
+def read_picture(file: str | Path) -> Image.Image:
+    """The picture in a file as processors see it, turned as its camera was.
+
+    Raises:
+        ValueError: It holds none, or one too large to be decoded.
+        OSError: It cannot be read.
+    """
+    try:
+        with Image.open(file) as opened:
+            return ImageOps.exif_transpose(opened).convert("RGB")
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{file} is not a picture that Pillow can read") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{file} is too large a picture: {error}") from error
