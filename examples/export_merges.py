@@ -25,7 +25,7 @@ inputs = processor(images=picture, text=tiny.format_prompt(question), return_ten
 with lk.attach(model, lk.LightKVConfig.for_model(model)) as handle:
     model.generate(**inputs, max_new_tokens=4, do_sample=False)
 
-file = folder / "merges.trace"
+file = folder / "merges.safetensors"
 handle.trace.with_prompts([question]).save(file)
 trace = lk.graphs.MergeTrace.load(file)  # needs no model, and trusts no file
 print(f"{file}: {trace}, {file.stat().st_size} bytes")

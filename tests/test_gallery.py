@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+DATA = re.compile(r'(?<=id="data">).*?(?=</script>)', re.DOTALL)
 GALLERY = Path(__file__).parents[1] / "docs" / "gallery"
 
 
@@ -33,10 +35,15 @@ def test_one_command_draws_everything(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr(gallery, "OUT", tmp_path)
     monkeypatch.setattr(gallery, "rectangle", Figure)
     gallery.main()
+    pages = [folder / "prompts.html" for folder in (tmp_path, GALLERY)]
     drawn = {file.name for file in tmp_path.iterdir()}
     assert drawn == {file.name for file in GALLERY.iterdir()} - {"README.md"}
     for name in drawn - {"prompts.html", "rectangle.png"}:
         with Image.open(tmp_path / name) as new, Image.open(GALLERY / name) as old:
             assert new.size == old.size
+            low, high = new.convert("L").getextrema()
+            assert high - low > 200
+    new, old = (re.sub(DATA, "", page.read_text(encoding="utf-8")) for page in pages)
+    assert new == old
     page = (GALLERY / "README.md").read_text(encoding="utf-8")
     assert all(f"]({name})" in page for name in drawn)

@@ -13,6 +13,10 @@ LARGE = ["llava-1.5-7b", "llava-next-7b", "llava-next-13b", "qwen2.5-vl-7b"]
 
 ON_A_GPU: Mapping[str, Sequence[str]] = {
     "check": ["check", "--shape", "mid"],
+    "check_ragged": [
+        *("check", "--shape", "small", "--tokens", "576", "--channels", "4096"),
+        *("--batch", "4", "--ragged"),
+    ],
     "stage": ["stage", "--subject", *TOGETHER],
     "compiled": [
         *("stage", "--tokens", "2880", "--channels", "4096"),
@@ -63,7 +67,7 @@ def run_all(
         files.append(folder / f"{name}.json")
         print(f"== {name}: {files[-1]}", flush=True)
         measure([*arguments, *common, "--out", str(files[-1])])
-        if name == "check":
+        if name.startswith("check"):
             rows = json.loads(files[-1].read_text(encoding="utf-8"))["rows"]
             failed = [row["check"] for row in rows if row["passed"] is False]
             if failed:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lightkv_gnn.bench import command
-from lightkv_gnn.bench.prefill import Contest
+from lightkv_gnn.bench.prefill import Contest, DecodeRow, compare_decode
 from lightkv_gnn.bench.shapes import Shape, build, inputs_of
 from lightkv_gnn.cli import main
 
@@ -74,6 +74,25 @@ def test_decoding_tells_how_many_samples_fit(capsys: pytest.CaptureFixture[str])
         assert 0 <= left < row[f"kv_bytes{which}"]
     assert row["kv_bytes_full"] == 2 * 6 * 2 * (32 // 4) * (2 * 64 + 64) * 4
     assert row["kv_bytes"] < row["kv_bytes_full"]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_memory_is_asked_about_once_for_a_shape(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int | None] = []
+
+    def compare(contest: Contest, rounds: int, memory: int | None) -> DecodeRow:
+        asked.append(memory)
+        return compare_decode(contest, rounds, memory)
+
+    monkeypatch.setattr("lightkv_gnn.bench.parts.compare_decode", compare)
+    arguments = ["bench", "decode", "--quick", "--batch", "1", "2", "--memory", "0.001", "--json"]
+    assert main(arguments) == 0
+    one, two = json.loads(capsys.readouterr().out)
+    assert asked == [int(0.001 * 2**30), None]
+    for name in ("largest_batch", "largest_batch_full"):
+        assert one[name] == two[name] > 0
 
 
 def test_growth_has_an_exponent_for_each_subject(capsys: pytest.CaptureFixture[str]) -> None:

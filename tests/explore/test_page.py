@@ -220,3 +220,9 @@ def test_prompts_are_the_traces_own_unless_given() -> None:
     assert View(trace, prompt="c").prompts == ("c", "c")
     assert View(trace, prompt=["c", "d"]).prompts == ("c", "d")
     assert View(replace(trace, prompts=())).prompts == ()
+
+
+@pytest.mark.parametrize("pictures", ["photo.jpg", ["photo.jpg"], 3])
+def test_names_of_files_are_no_pictures(pictures: object) -> None:
+    with pytest.raises(TypeError, match=r"a picture is .*: expected a PIL image"):
+        View(traced([[(4, 6)]]), pictures)  # type: ignore[arg-type]

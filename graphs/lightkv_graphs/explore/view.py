@@ -47,7 +47,7 @@ class View:
         name: Heads the view where a page has several.
 
     Raises:
-        TypeError: ``trace`` is no trace.
+        TypeError: ``trace`` is no trace, or a picture no picture.
         ValueError: There are not as many pictures as images, or fewer prompts than samples.
     """
 
@@ -61,6 +61,9 @@ class View:
     def __post_init__(self) -> None:
         if not isinstance(self.trace, MergeTrace):
             raise TypeError(f"trace is a {type(self.trace).__name__}: expected a MergeTrace")
+        for seen in (self.pictures,) if isinstance(self.pictures, str) else self.seen:
+            if not hasattr(seen, "getpixel"):
+                raise TypeError(f"a picture is {seen!r}: expected a PIL image, Image.open(file)")
         images = len(self.trace.layout.grids)
         if self.seen and len(self.seen) != images:
             raise ValueError(
