@@ -105,7 +105,6 @@ def test_quick_asks_fewer(capsys, tmp_path, monkeypatch):
         (("--depth", "-1"), "depth is -1"),
         (("--seeds", "77"), "no tiny LLaVA of seed 77"),
         (("--device", "nowhere"), "--device nowhere cannot be used"),
-        (("--threads", "0"), "threads is 0: expected 1 or more"),
     ],
 )
 def test_bad_options(capsys, tmp_path, arguments, message):
