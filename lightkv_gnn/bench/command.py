@@ -61,6 +61,10 @@ Subjects = Annotated[
         show_default=", ".join(USUAL),
     ),
 ]
+USUAL_SHAPES = ["small", "mid"]
+PREFILLED = [*USUAL_SHAPES, "mid-next"]
+"""Decoders that are compared where none is named; decoding of thousands of tokens takes long."""
+
 Shapes = Annotated[
     list[str] | None,
     one_of(SHAPES, metavar="SHAPE...", help=f"Models: one or more of {', '.join(SHAPES)}."),
@@ -144,7 +148,9 @@ def prefill(
     """Time to the first token, with and without compression."""
 
     def rows() -> Iterator[Row]:
-        contests = _contests(shape, batch, retention, dtype, device, quick)
+        contests = _contests(
+            shape or (None if quick else PREFILLED), batch, retention, dtype, device, quick
+        )
         return parts.prefills(contests, rounds or (3 if quick else 7))
 
     _measure(rows, context.obj, device, threads, out, as_json)
@@ -279,7 +285,7 @@ def _contests(
     quick: bool,
 ) -> Iterator[Contest]:
     """One for every shape and batch, made when its turn comes."""
-    for name in shapes or (["small"] if quick else ["small", "mid"]):
+    for name in shapes or (USUAL_SHAPES[:1] if quick else USUAL_SHAPES):
         for samples in batch or [1]:
             yield Contest(
                 name, SHAPES[name], samples, retention, getattr(torch, dtype), torch.device(device)

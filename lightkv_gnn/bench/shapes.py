@@ -57,6 +57,7 @@ class Shape:
 SHAPES = {
     "small": Shape(8, 512, 1376, 8, 8),
     "mid": Shape(16, 1024, 2752, 16, 16),
+    "mid-next": Shape(16, 1024, 2752, 16, 16, pictures=5),
     "llama-1b": Shape(22, 2048, 5632, 32, 4),
     "llava-1.5-7b": Shape(32, 4096, 11008, 32, 32),
     "llava-next-7b": Shape(32, 4096, 11008, 32, 32, pictures=5),
