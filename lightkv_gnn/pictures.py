@@ -39,11 +39,13 @@ def seen_tiles(
 
     Raises:
         ImageTokensError: Placeholders and pictures do not fit each other.
+        TypeError: ``processor`` does not tell how it normalised pictures.
         UnsupportedInputError: ``inputs`` has no pictures, or does not tell their sizes.
         UnsupportedModelError: The model's adapter has no ``seen``, or it has no adapter.
     """
     adapter = adapter_for(model)
     tokens = vision_tokens(adapter, inputs)
+    parts = {kind: _processing(processor, kind) for kind in tokens.encoded}
     tiles: dict[str, list[list[Tile]]] = {}
     pictures: dict[int, Image.Image] = {}
     for kind, encoded in tokens.encoded.items():
@@ -51,7 +53,7 @@ def seen_tiles(
         # Each tile is an object of its own, and so can be found again among those of its sample.
         tiles[kind] = [[Tile(*tile) for tile in own] for own in adapter.tiles(encoded)]
         for tile, pixels in zip(_flat(tiles[kind]), _flat(seen), strict=True):
-            pictures[id(tile)] = _as_picture(pixels, _processing(processor, kind))
+            pictures[id(tile)] = _as_picture(pixels, parts[kind])
     return [pictures[id(tile)] for tile in _flat(tiles_of_samples(tokens, tiles))]
 
 
@@ -61,9 +63,18 @@ def _flat(nested: Sequence[Sequence[Any]]) -> chain[Any]:
 
 def _processing(processor: Any, kind: str) -> Any:
     """The part of a processor, which may itself be that part, that treats such pictures."""
-    return getattr(processor, f"{kind}_processor", None) or getattr(
+    part = getattr(processor, f"{kind}_processor", None) or getattr(
         processor, "image_processor", processor
     )
+    needed = ["image_mean", "image_std"] if getattr(part, "do_normalize", True) else []
+    needed += ["rescale_factor"] if getattr(part, "do_rescale", True) else []
+    missing = [name for name in needed if not hasattr(part, name)]
+    if missing:
+        raise TypeError(
+            f"processor is a {type(processor).__name__} without {', '.join(missing)}: expected "
+            "the processor that made the inputs, as AutoProcessor.from_pretrained returns it"
+        )
+    return part
 
 
 def _as_picture(pixels: Tensor, processing: Any) -> Image.Image:

@@ -268,6 +268,12 @@ TABLE: dict[str, list[Refused]] = {
         ("no layer", lambda: forecast(lk.LightKVConfig([lk.Stage(5, 1)])), ValueError, "0 to 4"),
         ("seen: no pictures", lambda: seen(batch(prompt(4))), ValueError, "there are no pictures"),
         ("seen: no inputs", lambda: seen(3), TypeError, "inputs is a int: expected a mapping"),
+        (
+            "seen: no processor",
+            lambda: seen(batch(*PICTURE)),
+            TypeError,
+            "a NoneType without image",
+        ),
         ("seen: no model", lambda: lk.seen_tiles(None, None, {}), TypeError, "no adapter for None"),
     ],
     "methods": [
