@@ -12,6 +12,9 @@ import torch
 
 Call = Callable[[], object]
 
+LARGE_BLOCK = 31 * 2**20
+"""Bytes; just below the largest block that glibc learns from."""
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -53,6 +56,7 @@ def side_by_side(
     """
     if rounds < 2:
         raise ValueError(f"rounds is {rounds}: expected 2 or more, for a spread")
+    settle_memory()
     seconds: dict[str, list[float]] = {name: [] for name in subjects}
     names = list(subjects)
     for number in range(warmup + rounds):
@@ -60,6 +64,16 @@ def side_by_side(
         for name in names[first:] + names[:first]:
             seconds[name].append(_timed(subjects[name], device))
     return {name: _timing(own[warmup:]) for name, own in seconds.items()}
+
+
+def settle_memory() -> None:
+    """Lets this process keep the memory that it frees, as one that ran a model does.
+
+    Until a large block was freed, glibc returns smaller ones to the system: each call would then
+    pay for fresh pages, and what holds more memory would look slower than it is beside a model.
+    """
+    torch.empty(LARGE_BLOCK, dtype=torch.uint8)  # glibc maps it for itself, and learns
+    torch.empty(LARGE_BLOCK, dtype=torch.uint8).fill_(1)  # pages that stay with the process
 
 
 def _timed(call: Call, device: torch.device) -> float:

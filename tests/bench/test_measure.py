@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
+import platform
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -31,6 +35,27 @@ def test_times_are_medians_and_quartiles_without_the_warm_up(
     monkeypatch.setattr(measure, "_timed", lambda call, device: next(taken))
     time = side_by_side({"a": lambda: None}, CPU, rounds=5, warmup=1)["a"]
     assert (time.seconds, time.low, time.high) == (3.0, 2.0, 4.0)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="how glibc keeps memory")
+def test_subjects_are_timed_with_memory_that_the_process_has() -> None:
+    """In a new process, too, tensors touch no fresh pages of the system's."""
+    program = """
+import resource, torch
+from lightkv_gnn.bench.measure import side_by_side
+
+def fill():
+    return [torch.zeros(2**21, dtype=torch.uint8).fill_(1) for _ in range(6)]
+
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+side_by_side({"fill": fill}, torch.device("cpu"), rounds=2)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    own = 31 * 2**20 // mmap.PAGESIZE  # touched before
+    assert int(done.stdout) < own + 2**21 // mmap.PAGESIZE
 
 
 def test_one_round_has_no_spread() -> None:
