@@ -44,9 +44,9 @@ myst_fence_as_directive = ["math"]
 myst_heading_anchors = 4
 
 default_role = "code"
+smartquotes = False  # they would make one dash of the two before an option
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
-autodoc_class_signature = "separated"
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True

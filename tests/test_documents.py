@@ -2,7 +2,8 @@
 
 A document's blocks share their names, from top to bottom, and a folder with the bundled model as
 ``my-model/`` and a picture as ``photo.jpg``.  Pages in ``docs/how-to`` begin with the names of the
-first program in ``docs/start.md``, as they say.  ``<!--- skip: next -->`` marks what cannot run.
+first program in ``docs/start.md``, as they say.  ``<!--- skip: next "why" -->`` marks what cannot
+run.
 """
 
 from __future__ import annotations
@@ -138,3 +139,9 @@ def test_block_runs(
     monkeypatch.chdir(workshop(document))
     begin(document)
     example.evaluate()
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")), ids=lambda page: page.name)
+def test_links_outside_the_site_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (ROOT / link).exists()] == []
