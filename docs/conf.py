@@ -86,8 +86,25 @@ def open_pages(app: Sphinx, doctree: nodes.document) -> None:
         link.replace_self(nodes.reference("", "", *link.children, refuri=link["reftarget"]))
 
 
+def set_dashes(app: Sphinx, doctree: nodes.document) -> None:
+    """Sets the dashes that autodoc writes as two hyphens."""
+    for text in list(doctree.findall(nodes.Text)):
+        if text == " -- ":
+            text.parent.replace(text, nodes.Text(" – "))
+
+
+def keep_colons(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
+    """Keeps napoleon from taking what precedes a colon for the type of an attribute."""
+    if what in {"attribute", "data", "property"}:
+        lines[:0] = ["..", ""]  # an empty comment, which has none
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Registers the above."""
     app.add_html_math_renderer("mathml", (inline, None), (block, None))
     app.connect("doctree-read", open_pages)
+    app.connect("doctree-read", set_dashes)
+    app.connect("autodoc-process-docstring", keep_colons, priority=400)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

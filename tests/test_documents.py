@@ -12,6 +12,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ import pytest
 from sybil import Document, Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
 
+import lightkv_gnn
+import lightkv_graphs
 from lightkv_gnn import cli, tiny
 from lightkv_gnn.adapters import base
 
@@ -145,3 +148,21 @@ def test_block_runs(
 def test_links_outside_the_site_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+@pytest.mark.parametrize(
+    "package", [lightkv_gnn, lightkv_graphs], ids=lambda package: package.__name__
+)
+def test_the_reference_has_every_public_name(package: ModuleType) -> None:
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs/api").glob("*.md"))
+    names = {name for name in package.__all__ if not isinstance(getattr(package, name), ModuleType)}
+    assert {
+        name for name in names if not re.search(rf"auto\w+:: ([\w.]+\.)?{name}\n", pages)
+    } == set()
+
+
+def test_the_changelog_begins_with_the_version() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    version = re.search(r'^version = "(.+)"$', project, re.MULTILINE)[1]
+    first = re.search(r"^## \[(.+)\]", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)[1]
+    assert first in {version, "Unreleased"}
