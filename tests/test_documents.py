@@ -91,7 +91,11 @@ SYBIL = Sybil(
 )
 DOCUMENTS = {
     path: SYBIL.parse(path)
-    for path in (*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md")))
+    for path in (
+        *sorted(ROOT.glob("*.md")),
+        *sorted(ROOT.glob("docs/**/*.md")),
+        ROOT / "lightkv_gnn/tiny/weights/README.md",
+    )
 }
 EXAMPLES = [
     pytest.param(document, example, id=f"{path.relative_to(ROOT).as_posix()}:{example.line}")
