@@ -12,7 +12,7 @@ STAMPS = $(VENV)/.stamps
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check format wheel scatter clean
+.PHONY: help setup demo test check format docs wheel scatter clean
 
 help: ## list the targets
 	@echo 'Usage: make TARGET [ARGS="..."] [PYTHON=python3.11] [VENV=.venv]'
@@ -36,6 +36,11 @@ format: $(STAMPS)/dev ## format the code and apply the safe lint fixes
 	$(PY) -m ruff check --fix-only .
 	$(PY) -m ruff format .
 
+docs: $(STAMPS)/dev ## build the site into site/; a broken reference is an error
+	rm -rf site
+	$(PY) -m sphinx --quiet --fail-on-warning --keep-going --fresh-env \
+	  --doctree-dir build/doctrees docs site
+
 wheel: $(STAMPS)/dev ## build the source archive, and from it the wheel, into dist/
 	rm -rf dist
 	$(PY) -m build
@@ -44,7 +49,7 @@ scatter: $(STAMPS)/scatter ## compile torch-scatter, an optional backend (needs 
 	@test ! -e $< || echo 'torch-scatter is ready'
 
 clean: ## remove what was built and cached, but keep the environment
-	rm -rf build dist htmlcov .coverage .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist site htmlcov .coverage .mypy_cache .pytest_cache .ruff_cache
 	find lightkv_gnn graphs tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMPS)/venv:

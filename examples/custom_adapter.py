@@ -22,30 +22,17 @@ class Mistral3Adapter(lk.Adapter):
 
 
 IMAGE, BREAK, END = 120, 121, 122
-TEXT = {
-    "vocab_size": 128,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-}
-TOWER = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": 128,
-    "patch_size": 4,
-}
+TEXT = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 8, "vocab_size": 128}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+TOWER = {"hidden_size": 32, "intermediate_size": 48, "image_size": 128, "patch_size": 4}
+LAYERS = {"num_hidden_layers": 2, "num_attention_heads": 2}
 
 
 def main() -> None:
     torch.manual_seed(0)
     config = Mistral3Config(
-        text_config={"model_type": "mistral", **TEXT},
-        vision_config={"model_type": "pixtral", **TOWER},
+        text_config={"model_type": "mistral", **TEXT, **HEADS},
+        vision_config={"model_type": "pixtral", **TOWER, **LAYERS},
         image_token_index=IMAGE,
     )
     model = Mistral3ForConditionalGeneration(config).eval()

@@ -1,20 +1,13 @@
-"""Swap in a message, a matcher and a guidance of your own."""
+"""Swap in a matcher and a guidance of your own; own_messages.py has messages."""
 
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch_geometric.nn import SimpleConv
 
 import lightkv_gnn as lk
 from lightkv_gnn import tiny
-
-
-def keep_the_strongest(x_i: Tensor, x_j: Tensor, weight: Tensor) -> Tensor:
-    """A message: tokens that are louder than their survivor count double, the rest half."""
-    louder = x_j.norm(dim=1) > x_i.norm(dim=1)
-    return torch.where(louder, 2.0, 0.5)[:, None] * weight[:, None] * x_j
 
 
 def nearest_in_raster(x: Tensor, partition: lk.graphs.WindowPartition) -> lk.graphs.Matching:
@@ -45,8 +38,6 @@ def main() -> None:
     stages = [lk.Stage(layer=1, windows=4, ratio=0.5), lk.Stage(layer=4, windows=2, ratio=0.5)]
     variants = {
         "the default": lk.LightKVConfig(stages),
-        "own message": lk.LightKVConfig(stages, message=keep_the_strongest),
-        "a PyG convolution": lk.LightKVConfig(stages, message=SimpleConv(aggr="max")),
         "own matcher": lk.LightKVConfig(stages, matcher=nearest_in_raster),
         "own guidance": lk.LightKVConfig(stages, guidance=loudest_word),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -12,19 +13,16 @@ from lightkv_gnn.tiny.model import export
 from lightkv_gnn.tiny.recipe import Recipe
 from lightkv_gnn.tiny.training import Trainer
 
+SETTINGS = ("steps", "vision_steps", "decay_steps", "batch_size", "learning_rate", "seed")
+
 
 def parse_arguments() -> argparse.Namespace:
-    """Read the command line."""
-    recipe = Recipe()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the trained model")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--steps", type=int, default=recipe.steps)
-    parser.add_argument("--vision-steps", type=int, default=recipe.vision_steps)
-    parser.add_argument("--decay-steps", type=int, default=recipe.decay_steps)
-    parser.add_argument("--batch-size", type=int, default=recipe.batch_size)
-    parser.add_argument("--learning-rate", type=float, default=recipe.learning_rate)
-    parser.add_argument("--seed", type=int, default=recipe.seed)
+    for name, value in asdict(Recipe()).items():
+        if name in SETTINGS:
+            parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     parser.add_argument("--threads", type=int, default=0, help="0 leaves PyTorch's choice")
     parser.add_argument("--checkpoint", type=Path, help="folder to save the state of the run in")
     parser.add_argument("--resume", action="store_true", help="continue from --checkpoint")
@@ -36,36 +34,23 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Train, save, and print the accuracy on fresh pictures."""
     arguments = parse_arguments()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    recipe = Recipe(
-        steps=arguments.steps,
-        vision_steps=arguments.vision_steps,
-        decay_steps=arguments.decay_steps,
-        batch_size=arguments.batch_size,
-        learning_rate=arguments.learning_rate,
-        seed=arguments.seed,
-    )
+    recipe = Recipe(**{name: getattr(arguments, name) for name in SETTINGS})
     trainer = Trainer(recipe, arguments.device)
     if arguments.resume:
         trainer.resume(arguments.checkpoint)
     trainer.run(arguments.checkpoint)
-    model = trainer.model.eval()
-    export(model, trainer.processor, arguments.out)
-    for image_first in (True, False):
+    model, processor = trainer.model.eval(), trainer.processor
+    export(model, processor, arguments.out)
+    for first in (True, False):
         for group in GROUPS:
-            result = accuracy(
-                model, trainer.processor, group, arguments.questions, 0, image_first=image_first
-            )
-            low, high = result.interval()
-            order = "picture first" if image_first else "question first"
-            print(
-                f"{order:14} {group:13} exact {result.accuracy:.3f} [{low:.3f}, {high:.3f}] "
-                f"F1 {result.f1:.3f}",
-                flush=True,
-            )
+            got = accuracy(model, processor, group, arguments.questions, 0, image_first=first)
+            low, high = got.interval()
+            order = "picture first" if first else "question first"
+            shown = f"exact {got.accuracy:.3f} [{low:.3f}, {high:.3f}] F1 {got.f1:.3f}"
+            print(f"{order:14} {group:13} {shown}", flush=True)
 
 
 if __name__ == "__main__":

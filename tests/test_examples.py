@@ -1,27 +1,28 @@
-"""The README's program and the examples run, on the bundled model."""
+"""The examples run, on the bundled model; README and docs do in test_documents.py."""
 
-import re
 import runpy
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from lightkv_gnn import tiny
-
 ROOT = Path(__file__).parent.parent
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+FEW = "--steps 3 --vision-steps 1 --decay-steps 1 --batch-size 2 --questions 1"
 
 
 @pytest.mark.parametrize(
     ("command", "printed"),
     [
         ("compress.py", "vision tokens held"),
+        ("own_messages.py", "a PyG convolution"),
         ("own_parts.py", "own guidance"),
         ("see_merges.py", "as networkx"),
         ("compare_prompts.py", "live on in different places"),
         ("export_merges.py saved", "the heaviest survivor"),
         ("own_method.py --questions 4", "smooth"),
+        ("plan_deployment.py", "of those without"),
+        (f"train_tiny.py --out trained {FEW}", "question first captioning"),
     ],
 )
 def test_example_runs(command, printed, capsys, monkeypatch, tmp_path):
@@ -32,11 +33,17 @@ def test_example_runs(command, printed, capsys, monkeypatch, tmp_path):
     assert printed in capsys.readouterr().out
 
 
-def test_readme_program_runs(capsys, monkeypatch, tmp_path):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    program = next(block for block in blocks if "from_pretrained" in block)
-    monkeypatch.chdir(tmp_path)
-    image = tiny.render(tiny.sample_scene(np.random.default_rng(0)))
-    exec(program.replace("my-model/", str(tiny.WEIGHTS)), {"image": image})
-    assert "MergeTrace(vision tokens 256 ->" in capsys.readouterr().out
-    assert (tmp_path / "merges.png").is_file()
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
+def test_examples_are_short_and_listed(example):
+    assert len(example.read_text(encoding="utf-8").splitlines()) < 60
+    assert f"](../examples/{example.name})" in (ROOT / "docs/examples.md").read_text("utf-8")
+
+
+def test_plans_of_a_deployment_fit_more_samples_where_less_is_held(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["plan_deployment.py"])
+    runpy.run_path(str(ROOT / "examples" / "plan_deployment.py"), run_name="__main__")
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[0] for row in rows] == ["100%", "75%", "55%", "40%"]
+    ratios = [float(row[-2]) for row in rows]
+    assert ratios[0] == 1
+    assert ratios == sorted(set(ratios))

@@ -20,15 +20,15 @@ import lightkv_gnn as lk
 from lightkv_gnn.adapters import base
 
 ROOT = Path(__file__).parent.parent
-EXAMPLES = ROOT / "examples"
+DOCS = ROOT / "docs"
 
 
 @pytest.fixture(scope="module")
 def example() -> Iterator[dict[str, Any]]:
-    """What examples/families.py defines."""
+    """What docs/families.py defines."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(EXAMPLES)
-        yield runpy.run_path(str(EXAMPLES / "families.py"))
+        patch.syspath_prepend(DOCS)
+        yield runpy.run_path(str(DOCS / "families.py"))
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_on_a_tiny_twin_the_plan_is_what_is_observed(family, kind):
 
 def test_an_adapter_of_ones_own_runs(capsys, monkeypatch):
     monkeypatch.setattr(base, "_ADAPTERS", dict(base._ADAPTERS))
-    runpy.run_path(str(EXAMPLES / "custom_adapter.py"), run_name="__main__")
+    runpy.run_path(str(ROOT / "examples" / "custom_adapter.py"), run_name="__main__")
     printed = capsys.readouterr().out
     assert "grids [8x12]" in printed
     assert "MergeTrace(vision tokens 96 -> 48 -> 24 -> 12" in printed

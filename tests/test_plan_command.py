@@ -19,7 +19,7 @@ from lightkv_gnn.adapters.llava import LlavaAdapter
 from lightkv_gnn.cli import main
 from lightkv_gnn.planning import forecast
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+DOCS = Path(__file__).parent.parent / "docs"
 TEXT = 5
 SHORT_PROMPTS = {"gemma3": {"text": {"sliding_window": 512}}}
 SIZES = {"idefics3": [(60, 100)], "smolvlm": [(100, 60)]}
@@ -96,7 +96,7 @@ def test_several_pictures_are_added_up(family, tmp_path):
 
 @pytest.fixture(scope="module")
 def published() -> dict[str, Any]:
-    return runpy.run_path(str(EXAMPLES / "published.py"))
+    return runpy.run_path(str(DOCS / "published.py"))
 
 
 NEED_A_PROCESSOR = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "idefics3", "smolvlm"}

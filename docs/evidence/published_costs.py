@@ -1,7 +1,7 @@
 """What schedules cost on published models, and how far compute can be saved.
 
 Models are built from their published configurations on the meta device, as in
-examples/families.py, and planned by the library; nothing runs.
+docs/families.py, and planned by the library; nothing runs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / folder) for folder in (".", "graphs", "examples")]
+sys.path[:0] = [str(ROOT / folder) for folder in (".", "graphs", "docs")]
 
 from families import BF16, TEXT, build, prompt  # noqa: E402
 from published import SIZES  # noqa: E402

@@ -1,7 +1,7 @@
 """What compression saves on published models: one picture and a short prompt, no weights.
 
-python examples/families.py               a table
-python examples/families.py --markdown    the same for a document
+python docs/families.py               a table
+python docs/families.py --markdown    the same for a document
 
 Every model is built from its configuration on the meta device, which holds no numbers, and planned
 by the library as for a real prefill.
@@ -27,6 +27,7 @@ HEAD = ("model", "layers", "vision tokens", "stages", "held", "KV MiB", "TFLOP")
 
 
 def build(published: Published) -> PreTrainedModel:
+    """The model, without numbers."""
     config = AutoConfig.for_model(**published.config)
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForImageTextToText.from_config(config)
@@ -59,11 +60,13 @@ def cells(published: Published) -> tuple[str, ...]:
 
 
 def arrow(before: float, after: float) -> str:
+    """What becomes of a cost."""
     digits = 1 if before < 100 else 0
     return f"{before:.{digits}f} → {after:.{digits}f} ({after / before:.0%})"
 
 
 def main() -> None:
+    """Print the table."""
     height, width = PICTURE
     print(f"A picture of {width}×{height} pixels, {TEXT} tokens of text, batch 1, bf16.")
     print("Stages: after layer / windows per side; each merges half of the vision tokens away.")
