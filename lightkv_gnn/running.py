@@ -63,7 +63,7 @@ def load(
         ValueError: It is no model that answers questions about pictures.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if dtype == "auto" and device == "cpu":
+    if dtype == "auto" and torch.device(device).type == "cpu":
         dtype = "float32"
     if source == TINY:
         model, processor = tiny.load(device)

@@ -75,8 +75,8 @@ class Arguments:
         _check_names(given)
         if "pretrained" not in given:
             raise ValueError("--model_args has no pretrained=: give a folder, a hub id or tiny")
-        _check_company(given)
         values = {_FIELDS.get(name, name): _read(name, value) for name, value in given.items()}
+        _check_company(given)
         parts = {name: values.pop(name) for name in PARTS if name in values}
         return cls(parts=parts, **values)
 
@@ -106,22 +106,22 @@ def _check_names(given: Collection[str]) -> None:
 
 def _check_company(given: Mapping[str, Any]) -> None:
     """Raises ValueError for arguments that would have no effect beside others."""
-    alone = {name for name in ("schedule", "retention") if name in given}
-    if len(alone) == 2:
+    if "schedule" in given and "retention" in given:
         raise ValueError("--model_args has schedule= and retention=: give one of them")
-    if "lightkv_baseline" not in given:
-        idle = ["depth"]
-    elif given["lightkv_baseline"] == NONE.name:
-        idle = ["schedule", "retention", "depth", *PARTS]
-    else:
-        idle = ["schedule", *PARTS]
-    for name in idle:
-        if name in given:
-            beside = given.get("lightkv_baseline", "no baseline")
+    name = given.get("lightkv_baseline")
+    if name is None:
+        if "depth" in given:
+            raise ValueError("--model_args depth= is for baselines: give lightkv_baseline= too")
+        return
+    idle = ["schedule", *PARTS]
+    if name == NONE.name:
+        idle += ["retention", "depth"]
+    elif not BASELINES[name].has_depth:
+        idle += ["depth"]
+    for other in idle:
+        if other in given:
             raise ValueError(
-                f"--model_args {name}= means nothing with lightkv_baseline={beside}: leave it out"
-                if "lightkv_baseline" in given
-                else f"--model_args {name}= is for baselines: give lightkv_baseline= too"
+                f"--model_args {other}= means nothing with lightkv_baseline={name}: leave it out"
             )
 
 

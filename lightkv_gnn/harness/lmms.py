@@ -32,8 +32,8 @@ from lightkv_gnn.schedule import in_words
 class LightKV(lmms):
     """A model of transformers with LightKV, or with a method to compare, at work.
 
-    It answers with text; likelihoods and several rounds are refused, which no task for chat models
-    or none of the eight benchmarks of the paper asks for.
+    It answers one question at a time with text, which is all that the eight benchmarks of the paper
+    ask for.  Likelihoods and several rounds are refused.
 
     Args:
         **options: ``--model_args``; see :class:`~lightkv_gnn.harness.arguments.Arguments`.
@@ -70,7 +70,7 @@ class LightKV(lmms):
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Where lmms-eval gathers the processes' counts."""
         return self.accelerator.device
 
     @property

@@ -90,6 +90,7 @@ def test_parts_of_ones_own_come_by_import_path(tmp_path, monkeypatch):
         ({"lightkv_baseline": "oracle"}, "lightkv_baseline=oracle: expected one of none, guided"),
         ({"lightkv_baseline": "none", "retention": 0.5}, "retention= means nothing .*=none"),
         ({"lightkv_baseline": "fastv", "guidance": "none"}, "guidance= means nothing .*=fastv"),
+        ({"lightkv_baseline": "random_cache", "depth": 2}, "depth= means nothing .*=random_cache"),
         ({"depth": 2}, "depth= is for baselines"),
     ],
 )

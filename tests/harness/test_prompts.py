@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 from families.models import FAMILIES, tiny
-from families.processors import processor
-from families.test_processors import skipped_without_needs
+from families.processors import processor, skipped_without_needs
 from PIL import Image
 
 import lightkv_gnn as lk
