@@ -77,6 +77,13 @@ def test_generating_stops_at_a_text(length):
     assert text in answers[0]
 
 
+def test_a_prompt_ends_no_answer():
+    words = tokenizer(LLAVA_TOKENS, {})
+    ids = torch.tensor([words.convert_tokens_to_ids(list("stop it")) for _ in range(2)])
+    assert Stop(["stop"], words, 4)(ids, None).tolist() == [False, False]
+    assert Stop(["stop"], words, 0)(ids[:, :5], None).tolist() == [True, True]
+
+
 def test_nothing_ends_at_no_text():
     stop = Stop([], tokenizer(LLAVA_TOKENS, {}), 2)
     assert stop(torch.full((3, 5), 7), None).tolist() == [False] * 3

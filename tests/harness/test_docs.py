@@ -118,3 +118,13 @@ def test_the_harness_takes_the_commands():
     for command, (model, tasks, arguments) in zip(ours, found, strict=True):
         assert (model, tasks) == ("lightkv", value(command, "--tasks"))
         Arguments.of(arguments)
+
+
+def test_whoever_starts_lmms_eval_waits_for_nothing_of_ours():
+    """The entry point is loaded for whatever model."""
+    heavy = "print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    code = f"import sys, lightkv_gnn.harness as ours; ours.manifest; {heavy}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.strip() == "[]"

@@ -11,6 +11,7 @@ from PIL import Image
 
 import lightkv_gnn as lk
 from lightkv_gnn import demo
+from lightkv_gnn import tiny as bundled
 from lightkv_gnn.harness.prompts import as_inputs, as_text, pictures_of
 
 # PaliGemma's processor has NumPy read a tensor in a way that PyTorch does not yet support.
@@ -73,6 +74,16 @@ def test_one_question_is_put_as_by_the_rest_of_the_library(family):
         found = inputs_of(model, made, [asked("what is it?", picture)])
         expected = demo.as_inputs(model, made, picture, "what is it?")
         assert torch.equal(found["input_ids"], expected["input_ids"])
+
+
+def test_texts_begin_once():
+    """A template that marks the begin itself, beside a tokenizer that does so too."""
+    model, made = bundled.load()
+    template = made.chat_template
+    for marked in (template, "<s>" + template):
+        made.chat_template = marked
+        ids = inputs_of(model, made, [asked("what shape is the red object ?", photo(0))])
+        assert ids["input_ids"][0].tolist().count(made.tokenizer.bos_token_id) == 1
 
 
 def test_only_text_and_pictures_are_taken():
