@@ -126,6 +126,14 @@ def test_costs_are_those_of_the_questions_with_pictures(made):
     assert account.first_token > 0
 
 
+def test_questions_without_pictures_cost_nothing_in_batches_either(made):
+    lightkv = made(batch_size=5)
+    lightkv.generate_until(requests_for(DOCUMENTS))
+    assert lightkv._accounts["own"].questions == 3
+    lightkv.generate_until(requests_for(DOCUMENTS[:2]))
+    assert lightkv._accounts["own"].questions == 4
+
+
 def test_requests_that_only_make_processes_alike_are_not_asked(made):
     found = made().generate_until(requests_for(DOCUMENTS, __padding_only__=True))
     assert texts(found) == [""] * len(DOCUMENTS)
