@@ -171,10 +171,14 @@ def generate(
 def as_inputs(model: Any, processor: Any, pictures: Pictures, prompt: str) -> Any:
     """What the model takes, on its device, and what is floating in its dtype."""
     text = as_chat(processor, prompt, 1 if isinstance(pictures, Image.Image) else len(pictures))
-    begin = processor.tokenizer.bos_token
-    again = {"add_special_tokens": False} if begin and text.startswith(begin) else {}
-    inputs = processor(images=pictures, text=text, return_tensors="pt", **again)
+    inputs = processor(images=pictures, text=text, return_tensors="pt", **marks(processor, text))
     return inputs.to(model.device, model.dtype)
+
+
+def marks(processor: Any, text: str) -> dict[str, bool]:
+    """Keeps a processor from marking the begin of a text a second time that is marked already."""
+    begin = processor.tokenizer.bos_token
+    return {"add_special_tokens": False} if begin and text.startswith(begin) else {}
 
 
 def as_chat(processor: Any, prompt: str, images: int = 1) -> str:

@@ -46,13 +46,16 @@ class Answer:
     trace: MergeTrace
 
 
-def load(source: str, device: str | None = None, dtype: str = "auto") -> tuple[Any, Any]:
+def load(
+    source: str, device: str | None = None, dtype: str = "auto", attention: str | None = None
+) -> tuple[Any, Any]:
     """A model and its processor.
 
     Args:
         source: A folder that ``save_pretrained`` wrote, a hub id, or "tiny" for the bundled model.
         device: A GPU if there is one, else the CPU, if not given.
         dtype: Of the weights, by name; "auto" is float32 on a CPU, else the checkpoint's.
+        attention: Of transformers' attention implementations; the model's default if not given.
 
     Raises:
         ImportError: The processor needs a package that is not installed.
@@ -60,16 +63,20 @@ def load(source: str, device: str | None = None, dtype: str = "auto") -> tuple[A
         ValueError: It is no model that answers questions about pictures.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if dtype == "auto" and device == "cpu":
+    if dtype == "auto" and torch.device(device).type == "cpu":
         dtype = "float32"
     if source == TINY:
         model, processor = tiny.load(device)
+        if attention:
+            model.set_attn_implementation(attention)
         return model if dtype == "auto" else model.to(getattr(torch, dtype)), processor
     check_source(source)
     processor = AutoProcessor.from_pretrained(source)
     if sys.stderr.isatty():
         transformers.logging.enable_progress_bar()
-    loaded: Any = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype)
+    loaded: Any = AutoModelForImageTextToText.from_pretrained(
+        source, dtype=dtype, attn_implementation=attention
+    )
     transformers.logging.disable_progress_bar()
     return loaded.to(device).eval(), processor
 

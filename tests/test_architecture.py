@@ -63,6 +63,7 @@ KNOWS_MODELS = (
     "cache*.py",
     "tiny/*",
     "evaluation/*",
+    "harness/*",
     "bench/*",
     "cli*.py",
     "demo*.py",

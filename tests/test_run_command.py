@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from families.processors import NEED_TORCHVISION, save_checkpoint
 from PIL import Image
 
@@ -52,6 +53,17 @@ def test_the_answers_are_those_of_the_library(capsys, tmp_path, photo):
     written = lk.graphs.MergeTrace.load(trace)
     assert written.prompts == (QUESTION,)
     assert len(written) == len(handle.trace) == 3
+
+
+def test_loading_knows_cpus_by_number_and_attention_by_name(tmp_path):
+    """Checkpoints in half precision are float32 on any CPU."""
+    save_checkpoint("llava", tmp_path).bfloat16().save_pretrained(tmp_path)
+    for source in (str(tmp_path), "tiny"):
+        for device in ("cpu", "cpu:0"):
+            model, _ = running.load(source, device, attention="eager")
+            assert model.dtype == torch.float32
+            assert model.get_decoder().config._attn_implementation == "eager"
+    assert running.load(str(tmp_path), "cpu", "bfloat16")[0].dtype == torch.bfloat16
 
 
 def test_people_get_the_answer_then_the_bill(capsys, tmp_path, photo):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import pytest
 import transformers as hf
 from tokenizers import Regex, Tokenizer
 from tokenizers.decoders import Fuse
@@ -174,6 +178,18 @@ PARTS: dict[str, Parts] = {
 # For images alone, too; older versions of transformers want it for others as well, and SmolVLM's
 # processor wants num2words.
 NEED_TORCHVISION = ("llava_pixtral", *(family for family, parts in PARTS.items() if parts.video))
+
+
+@contextmanager
+def skipped_without_needs() -> Iterator[None]:
+    """Some processors want torchvision, in older versions more of them, and one num2words."""
+    try:
+        yield
+    except ImportError as error:
+        lacking = [name for name in ("torchvision", "num2words") if not find_spec(name)]
+        if not any(name in str(error).lower() for name in lacking):
+            raise
+        pytest.skip(f"{' and '.join(lacking)} not installed")
 
 
 def save_checkpoint(family: str, folder: str | Path, **options: Any) -> Any:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from families.geometry import IDEFICS, Picture, canvases, truths
 from families.models import FAMILIES, IMAGE, TAGS, tiny
-from families.processors import PARTS, image_processor, save_checkpoint
+from families.processors import PARTS, image_processor, save_checkpoint, skipped_without_needs
 
 # PaliGemma's processor has NumPy read a tensor in a way that PyTorch does not yet support.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -27,18 +24,6 @@ SIZES = ((40, 70), (60, 30))
 def photo(height: int, width: int) -> Image.Image:
     pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
-
-
-@contextmanager
-def skipped_without_needs() -> Iterator[None]:
-    """Some processors want torchvision, in older versions more of them, and one num2words."""
-    try:
-        yield
-    except ImportError as error:
-        lacking = [name for name in ("torchvision", "num2words") if not find_spec(name)]
-        if not any(name in str(error).lower() for name in lacking):
-            raise
-        pytest.skip(f"{' and '.join(lacking)} not installed")
 
 
 def picture_of(family: str, inputs: dict[str, Tensor], size: tuple[int, int]) -> Picture:
