@@ -21,6 +21,7 @@ from lightkv_gnn.evaluation.statistics import wilson
 from lightkv_gnn.ledger import Ledger
 from lightkv_gnn.messages import destination_only, mean
 from lightkv_gnn.pictures import seen_tiles
+from lightkv_gnn.placement import input_device
 from lightkv_gnn.schedule import halving, layer_average
 from lightkv_gnn.session import attach
 from lightkv_graphs import MergeTrace, draw_stages, random_matching
@@ -174,7 +175,7 @@ def as_inputs(model: Any, processor: Any, pictures: Pictures, prompt: str) -> An
     begin = processor.tokenizer.bos_token
     again = {"add_special_tokens": False} if begin and text.startswith(begin) else {}
     inputs = processor(images=pictures, text=text, return_tensors="pt", **again)
-    return inputs.to(model.device, model.dtype)
+    return inputs.to(input_device(model), model.dtype)
 
 
 def as_chat(processor: Any, prompt: str, images: int = 1) -> str:

@@ -24,6 +24,7 @@ from lightkv_gnn.compressor import TokenCompressor
 from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.hooks import Hooks
 from lightkv_gnn.ledger import Ledger
+from lightkv_gnn.placement import layer_devices, ranks_of
 from lightkv_graphs import LayerBar, MergeTrace, View, part_of, write_page
 from lightkv_graphs.explore import frame
 
@@ -72,6 +73,11 @@ def attach(
     elif not isinstance(compressor, TokenCompressor):
         raise TypeError(f"compressor is {compressor!r}: expected a TokenCompressor")
     model = uncompiled(model)
+    if isinstance(getattr(model, "module", None), PreTrainedModel):
+        raise TypeError(
+            f"model is a {type(model).__name__} around a model: expected the transformers model "
+            "inside it, model.module; the wrapper may be called as before"
+        )
     adapter = adapter_for(model)
     if not isinstance(model, PreTrainedModel):
         raise TypeError(
@@ -84,7 +90,9 @@ def attach(
         check_adapter(adapter)
         check_schedule(adapter, config)
         check_backend(adapter, config)
-        compressor.scatter.check_device(adapter.decoder.device)
+        for device in layer_devices(adapter):
+            compressor.scatter.check_device(device)
+        compressor.ranks = ranks_of(adapter)
         return Handle(adapter, config, compressor)
 
 
