@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+import lightkv_gnn as lk
 from lightkv_gnn import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -22,6 +24,7 @@ ROOT = Path(__file__).parent.parent
         ("compare_prompts.py", "live on in different places"),
         ("export_merges.py saved", "the heaviest survivor"),
         ("own_method.py --questions 4", "smooth"),
+        ("before_the_decoder.py", "256 image tokens, merged to 64"),
     ],
 )
 def test_example_runs(command, printed, capsys, monkeypatch, tmp_path):
@@ -30,6 +33,15 @@ def test_example_runs(command, printed, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", [name, *options])
     runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
     assert printed in capsys.readouterr().out
+
+
+def test_a_stage_before_the_language_model():
+    """As docs/serving.md has it."""
+    text = (ROOT / "docs" / "serving.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names = {"lk": lk, "features": torch.randn(576, 8)}
+    exec(program, names)
+    assert names["few"].shape == (288, 8)
 
 
 def test_readme_program_runs(capsys, monkeypatch, tmp_path):

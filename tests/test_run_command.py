@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from families.processors import NEED_TORCHVISION, save_checkpoint
 from PIL import Image
 
@@ -52,6 +53,28 @@ def test_the_answers_are_those_of_the_library(capsys, tmp_path, photo):
     written = lk.graphs.MergeTrace.load(trace)
     assert written.prompts == (QUESTION,)
     assert len(written) == len(handle.trace) == 3
+
+
+def test_a_model_on_every_device_there_is(capsys, photo):
+    pytest.importorskip("accelerate", reason="accelerate is not installed")
+    arguments = ["tiny", "--image", photo, *ASK, "--max-new-tokens", 4]
+    usual = run_json(capsys, *arguments)
+    spread = run_json(capsys, *arguments, "--device", "auto")
+    assert spread["answer"] == usual["answer"]
+    assert spread["ledger"]["rows"] == usual["ledger"]["rows"]
+
+
+def test_a_model_is_spread_by_transformers(monkeypatch):
+    """Which says what is missing, where accelerate is."""
+    asked = {}
+
+    def load(source, **options):
+        asked.update(options)
+        return torch.nn.Linear(1, 1)
+
+    monkeypatch.setattr(running.AutoModelForImageTextToText, "from_pretrained", load)
+    running.load("tiny", "auto", "bfloat16")
+    assert asked == {"dtype": "bfloat16", "device_map": "auto"}
 
 
 def test_people_get_the_answer_then_the_bill(capsys, tmp_path, photo):

@@ -59,6 +59,13 @@ def run(model: Any, inputs: dict[str, Any], fields: dict[str, Any], options: Any
     }
 
 
+def forward(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Without ``generate``, which encodes pictures outside of what FSDP looks after."""
+    with torch.no_grad(), lk.attach(model, lk.LightKVConfig(STAGES)) as handle:
+        logits = model(**inputs).logits
+    return {"logits": logits, "ledger": handle.ledger.to_dict()["rows"]}
+
+
 def gradients(model: Any, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Of weights in front of the stages, and of those that speak only through guidance."""
     model.zero_grad()
@@ -83,8 +90,9 @@ def main(folder: Path) -> None:
             torch.manual_seed(rank)  # what is random is drawn otherwise on every process
             found[which][case] = run(of[name], inputs[name], fields, options)
         found[which]["gradients"] = gradients(of["llava"], inputs["llava"])
+        found[which]["forward"] = forward(of["llava"], inputs["llava"])
     sharded = load(folder / "llava", distributed_config=DistributedConfig(fsdp_size=2))
-    found[f"rank-{rank}"]["sharded"] = run(sharded, inputs["llava"], {}, {})
+    found[f"rank-{rank}"]["sharded"] = forward(sharded, inputs["llava"])
     for which in found if rank == 0 else [f"rank-{rank}"]:
         torch.save(found[which], folder / f"{which}.pt")
     dist.barrier()
