@@ -161,8 +161,7 @@ class CompressedMixin:
         self.logical, self.shift, self.ragged = self._state()
         self.tail, self._pending = new.tail, None
         if new.merged is not None:
-            before = None if self.merged is None else self.merged.to(new.merged.device)
-            self.merged = new.merged if before is None else before + new.merged
+            self.merged = new.merged if self.merged is None else self.merged + new.merged
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -180,8 +179,7 @@ class CompressedMixin:
         if self._pending is not None:
             self._commit(self._pending)
         if self._padding is not None and self.merged is not None:
-            self.merged = self.merged.to(self._padding.device) + self._padding
-            self._padding = None
+            self.merged, self._padding = self.merged + self._padding, None
         self.open = False
         return super().update(key_states, value_states, *args, **kwargs)  # type: ignore[misc]
 

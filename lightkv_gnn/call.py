@@ -144,7 +144,7 @@ class Call:
         assert merged is not None
         if prefill.padded is None:
             positions = positions_of(kwargs["position_ids"], source)
-            before = before if earlier is None else before + earlier.to(source.device)
+            before = before if earlier is None else before + earlier
             return closed_up(rotary, hidden_states, positions, before)
         earlier = prefill.padded if earlier is None else earlier.to(source.device)
         given = rotary_rows(kwargs["position_embeddings"], source)

@@ -164,7 +164,7 @@ def _placeholder_masks(
         placeholder = adapter.placeholders[kind]
         if ids is None:
             embedding = adapter.model.get_input_embeddings()
-            own = embedding(torch.tensor(placeholder, device=tokens.device)).to(tokens.device)
+            own = embedding(torch.tensor(placeholder, device=tokens.device))
             masks[kind] = tokens.eq(own).all(-1).cpu()
         else:
             masks[kind] = tokens.eq(placeholder).cpu()

@@ -110,7 +110,6 @@ class Prefill:
             assert self.tables is not None
             tables = [table.to(query.device) for table in self.tables]
             query, key = (unrotated(states, *tables) for states in (query, key))
-        query, key = (states.to(self.token.device) for states in (query, key))
         ranks, shares = self.compressor.ranks, self.compressor.scatter.text_shares
         if callable(self.config.guidance):  # may do with heads what it likes
             query, key = ranks.joined(query), ranks.joined(key)

@@ -48,7 +48,8 @@ def attach(
     that such a call had begun to fill must be emptied, ``cache.reset()``, or replaced.
 
     Several threads may run an attached model at the same time, and the handle tells of the prefill
-    that ended last.  Do not attach or detach while another thread runs the model.
+    that ended last.  Do not attach or detach while another thread runs the model.  The model may be
+    spread over devices or processes; attach once it is where it shall be.
 
     Args:
         model: A transformers model whose family has an adapter.
@@ -61,7 +62,7 @@ def attach(
         UnsupportedModelError: No adapter for this family, or not for this variant of it.
         ScheduleError: Layers or windows that the model does not have.
         UnsupportedInputError: An attention backend or a kind of rotary positions that is not
-            supported.
+            supported, or heads that tensor parallelism cannot share out evenly.
         RuntimeError: The model is attached already.
         ValueError: ``scatter="triton"`` and a model that is not on a GPU.
         ImportError: The configuration asks for torch-scatter or Triton, which is not installed.

@@ -44,7 +44,9 @@ def answers(model: Any, inputs: dict[str, Any], config: lk.LightKVConfig, **opti
         for tensor in (stage.survivor, stage.weight, stage.similarity, stage.guidance)
         if tensor is not None
     ]
-    return [out.sequences.cpu(), *(x.cpu() for x in out.logits), *trace], handle.ledger.rows
+    logits = [x.cpu() for x in out.logits]
+    shares = handle.trace.share().cpu()  # of all stages together
+    return [out.sequences.cpu(), *logits, *trace, shares], handle.ledger.rows
 
 
 def same(found: Any, expected: Any) -> None:
@@ -122,11 +124,11 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("border", [2, 3])
+@pytest.mark.parametrize("border", [2, 5])
 @pytest.mark.parametrize("case", CASES)
 @torch.no_grad()
 def test_layers_on_two_devices(case: str, border: int) -> None:
-    """At and behind the first stage, which runs between layers 1 and 2."""
+    """Where the first stage runs, between layers 1 and 2; and before the last layer."""
     attention, fields, options = CASES[case]
     inputs, config = batch(*PROMPTS), lk.LightKVConfig(STAGES, **fields)
     expected = answers(tiny_llava(attention=attention), inputs, config, **options)
@@ -136,20 +138,23 @@ def test_layers_on_two_devices(case: str, border: int) -> None:
         same(answers(model, inputs, config, **options), expected)
 
 
-@pytest.mark.parametrize("positions", ["preserve", "reindex"])
+@pytest.mark.parametrize(
+    ("positions", "options"),
+    [("preserve", {}), ("reindex", {}), ("reindex", {"cache_implementation": "static"})],
+)
 @torch.no_grad()
-def test_rows_and_columns_on_two_devices(positions: str) -> None:
+def test_rows_and_columns_on_two_devices(positions: str, options: dict[str, Any]) -> None:
     """M-RoPE, whose reindexed tables count entries, in a ragged batch."""
     whole = tiny("qwen2_5_vl")
     inputs = batch_of("qwen2_5_vl", whole, (4, PICTURES["qwen2_5_vl"][0], 6), (9,))
     config = lk.LightKVConfig(STAGES, positions=positions)
-    expected = answers(whole, inputs, config)
+    expected = answers(whole, inputs, config, **options)
     with Pretending():
         model = tiny("qwen2_5_vl")
         spread = device_map("cpu:1", "cpu:2", 2)
         spread = {name: place for name, place in spread.items() if name.count(".") > 1}
         accelerate.dispatch_model(model, {**spread, "model.visual": "cpu:1", "lm_head": "cpu:2"})
-        same(answers(model, inputs, config), expected)
+        same(answers(model, inputs, config, **options), expected)
 
 
 @pytest.mark.parametrize("positions", ["preserve", "reindex"])
