@@ -55,6 +55,7 @@ class Call:
                 check_flash_windows(self._adapter, later, prefill.past + prefill.length)
             prefill.start(hidden_states.device)
             self._cache, self._value_size = cache, hidden_states.element_size()
+        prefill.follow(hidden_states.device)
         if number in self._stage_before:
             hidden_states = prefill.compress(self._stage_before[number], hidden_states)
         self._shapes.append((hidden_states.shape[0], hidden_states.shape[1]))
@@ -144,8 +145,7 @@ class Call:
         if prefill.padded is None:
             positions = positions_of(kwargs["position_ids"], source)
             before = before if earlier is None else before + earlier
-            tables: tuple[Tensor, Tensor] = closed_up(rotary, hidden_states, positions, before)
-            return tables
+            return closed_up(rotary, hidden_states, positions, before)
         earlier = prefill.padded if earlier is None else earlier.to(source.device)
         given = rotary_rows(kwargs["position_embeddings"], source)
         places, before = source + prefill.past, before + earlier[:, :1]
@@ -162,6 +162,7 @@ class Call:
             held = None
             if self._cache is not None:
                 held = stored_bytes(self._cache, number, seen) - self._bytes_before[number]
+                held *= prefill.compressor.ranks.size
             batch, width = self._shapes[number]
             given = size.cost([width] * batch, 0, width)
             rows.append(LayerRow(number, planned, full, given.tokens, given.flops, held))

@@ -49,24 +49,13 @@ def check_schedule(adapter: Adapter, config: LightKVConfig) -> None:
 
 
 def check_backend(adapter: Adapter, config: LightKVConfig) -> None:
-    """Raises UnsupportedInputError for attention, placement or positions not supported."""
+    """Raises UnsupportedInputError for attention or positions not supported."""
     decoder = adapter.decoder.config
     if mask_form(decoder._attn_implementation) is None:
         raise UnsupportedInputError(
             f"attention implementation {decoder._attn_implementation!r} is not supported: load the "
             f"model with attn_implementation one of {SUPPORTED}, or with a function of your own "
             "whose masks one of theirs makes: AttentionMaskInterface.register(name, sdpa_mask)"
-        )
-    devices = {weight.device for weight in adapter.decoder.layers.parameters()}
-    if len(devices) > 1:
-        raise UnsupportedInputError(
-            f"the decoder's layers are spread over {sorted(map(str, devices))}: a compressed "
-            "prefill needs them on one device"
-        )
-    if (adapter.model.tp_size or 1) > 1:
-        raise UnsupportedInputError(
-            "the model is split over devices by tensor parallelism, where each would merge by its "
-            "own attention heads alone: load it without tp_plan"
         )
     if config.positions == "preserve":
         return

@@ -12,6 +12,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric.nn import MessagePassing
 
 from lightkv_gnn.messages import MergeConv, Message, WeightedMean, guided_mean
+from lightkv_gnn.ranks import Ranks
 from lightkv_gnn.scatter import ScatterName, backend
 from lightkv_gnn.tensor_stage import Merges, merges_of
 from lightkv_graphs import (
@@ -87,7 +88,10 @@ class TokenCompressor:
     Attributes:
         fused: Whether messages are summed as they are read, which weighted means allow, and never
             written down one by one.
+        ranks: The processes that have to merge alike; set where a compressor is attached.
     """
+
+    ranks = Ranks()
 
     def __init__(
         self,
@@ -167,7 +171,7 @@ class TokenCompressor:
                 if not isinstance(matching, Matching):
                     raise TypeError(f"the matcher returned {type(matching)}: expected a Matching")
                 matching.check(partition)
-            return matching
+            return self.ranks.agreed(matching)
 
         return merges_of(
             x, layout, plan, guidance, match=match, weigh=message.weigh, scatter=self.scatter

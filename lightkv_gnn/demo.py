@@ -21,6 +21,7 @@ from lightkv_gnn.evaluation.statistics import wilson
 from lightkv_gnn.ledger import Ledger
 from lightkv_gnn.messages import destination_only, mean
 from lightkv_gnn.pictures import seen_tiles
+from lightkv_gnn.placement import input_device
 from lightkv_gnn.schedule import halving, layer_average
 from lightkv_gnn.session import attach
 from lightkv_graphs import MergeTrace, draw_stages, random_matching
@@ -172,7 +173,7 @@ def as_inputs(model: Any, processor: Any, pictures: Pictures, prompt: str) -> An
     """What the model takes, on its device, and what is floating in its dtype."""
     text = as_chat(processor, prompt, 1 if isinstance(pictures, Image.Image) else len(pictures))
     inputs = processor(images=pictures, text=text, return_tensors="pt", **marks(processor, text))
-    return inputs.to(model.device, model.dtype)
+    return inputs.to(input_device(model), model.dtype)
 
 
 def marks(processor: Any, text: str) -> dict[str, bool]:

@@ -1,7 +1,8 @@
 """Sees which pictures a model encodes, whether ``generate`` asks for it or the model's forward.
 
 ``generate`` encodes pictures before the forward pass and drops what tells their sizes; a record of
-the encoder's arguments therefore travels with its output.
+the encoder's arguments therefore travels with its output, also where ``generate`` copies that to
+the model's device.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import nn
 from lightkv_gnn.adapters import Adapter, Encoded
 
 _RECORD = "lightkv_encoded"
+_PREPARE = "prepare_inputs_for_generation"
 
 
 def named(
@@ -30,6 +32,8 @@ def named(
 class Watched:
     """The encoders of a model, replaced on the instance by ones that make records.
 
+    What prepares the model's inputs for ``generate`` is replaced by one that passes records on.
+
     Args:
         adapter: Of the model.
         seen: Is handed every record.
@@ -37,13 +41,17 @@ class Watched:
 
     def __init__(self, adapter: Adapter, seen: Callable[[Encoded], None]) -> None:
         self._adapter, self._seen = adapter, seen
-        self._base: nn.Module = adapter.base
         self._busy = threading.local()
-        self._replaced: dict[str, tuple[Any, Any]] = {}
+        self._replaced: list[tuple[nn.Module, str, _StandIn, Any]] = []
         for kind, name in adapter.encoders.items():
-            watched = _Encoder(self, kind, getattr(self._base, name))
-            self._replaced[name] = watched, vars(self._base).get(name)
-            setattr(self._base, name, watched)
+            self._replace(adapter.base, name, functools.partial(self.encode, kind))
+        if hasattr(adapter.model, _PREPARE):
+            self._replace(adapter.model, _PREPARE, self.prepare)
+
+    def _replace(self, owner: nn.Module, name: str, call: Callable[..., Any]) -> None:
+        stand_in = _StandIn(getattr(owner, name), call)
+        self._replaced.append((owner, name, stand_in, vars(owner).get(name)))
+        setattr(owner, name, stand_in)
 
     def encode(
         self, kind: str, encoder: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -63,26 +71,38 @@ class Watched:
         self._seen(record)
         return output
 
+    def prepare(
+        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Prepares, and gives encoded pictures that were copied the record of their original."""
+        prepared = original(*args, **kwargs)
+        before = kwargs.get("mm_encoder_outputs") or {}
+        for kind, output in (prepared.get("mm_encoder_outputs") or {}).items():
+            record = record_of(before.get(kind))
+            if record is not None:
+                setattr(output, _RECORD, record)
+        return prepared
+
     def remove(self) -> None:
-        """Puts the encoders back as they were; what others have put in their place stays."""
-        for name, (watched, own) in self._replaced.items():
-            if vars(self._base).get(name) is not watched:
+        """Puts the methods back as they were; what others have put in their place stays."""
+        for owner, name, stand_in, own in self._replaced:
+            if vars(owner).get(name) is not stand_in:
                 continue
             if own is None:
-                delattr(self._base, name)
+                delattr(owner, name)
             else:
-                setattr(self._base, name, own)
+                setattr(owner, name, own)
 
 
-class _Encoder:
-    """Stands in for an encoder; looks like it, and cannot be copied with the model."""
+class _StandIn:
+    """Stands in for a method; looks like it, and cannot be copied with the model."""
 
-    def __init__(self, watched: Watched, kind: str, encoder: Callable[..., Any]) -> None:
-        functools.update_wrapper(self, encoder)
-        self._watched, self._kind, self._encoder = watched, kind, encoder
+    def __init__(self, original: Callable[..., Any], call: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, original)
+        self._original, self._call = original, call
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._watched.encode(self._kind, self._encoder, args, kwargs)
+        return self._call(self._original, args, kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise RuntimeError(

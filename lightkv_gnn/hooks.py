@@ -22,7 +22,7 @@ from lightkv_gnn.checks import check_checkpointing, check_flash_windows, check_s
 from lightkv_gnn.compiling import OutsideGraphs
 from lightkv_gnn.compressor import TokenCompressor
 from lightkv_gnn.config import LightKVConfig
-from lightkv_gnn.encoders import Watched, named
+from lightkv_gnn.encoders import Watched, named, record_of
 from lightkv_gnn.masks import compressed_mask
 from lightkv_gnn.opening import Opening, opened, padding_of
 from lightkv_gnn.positions import closed_up, numbered, padding_before
@@ -81,6 +81,9 @@ class Hooks:
         def keep(installed: Removable) -> None:
             undo.callback(installed.remove)
 
+        if self._adapter.model is not base:
+            reading = self._outside.wrap(self._read, busy=_has_outputs)
+            keep(self._adapter.model.register_forward_pre_hook(reading, with_kwargs=True))
         keep(base.register_forward_pre_hook(opening, with_kwargs=True))
         keep(base.register_forward_hook(wrap(self._close), with_kwargs=True, always_call=True))
         keep(decoder.register_forward_pre_hook(wrap(self._plan)))
@@ -111,11 +114,17 @@ class Hooks:
     def _call(self) -> Call | None:
         return getattr(self._running, "call", None)
 
+    def _read(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before a model with a head: notes what pictures are, before accelerate copies them."""
+        if outputs := kwargs.get("mm_encoder_outputs"):
+            self._running.records = {kind: record_of(outputs[kind]) for kind in outputs}
+
     def _open(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the model: finds out whether the call is a prefill with pictures."""
         self._forget()
         given = self._given(args, kwargs)
-        self._running.opening = opened(self._adapter, given)
+        records = vars(self._running).pop("records", {})
+        self._running.opening = opened(self._adapter, given, records)
         self._running.padding = padding_of(given) if self._numbered else None
 
     def _forget(self) -> None:
@@ -222,14 +231,16 @@ class Hooks:
         hidden_states: Tensor,
         kwargs: dict[str, Any],
         padding: Tensor | None,
-    ) -> Any:
+    ) -> tuple[Tensor, Tensor]:
         """Rotary tables of a layer in which nothing is merged now, but something was before."""
         assert layer.merged is not None
         rotary, merged = self._adapter.rotary(number), layer.merged.to(hidden_states.device)
         if not self._numbered:
             return closed_up(rotary, hidden_states, kwargs["position_ids"], merged)
         batch, queries = hidden_states.shape[:2]
-        places = torch.arange(queries, device=merged.device) + layer.get_seq_length()
+        seen = layer.get_seq_length()  # of a static layer a tensor, beside its keys
+        seen = seen.to(merged.device) if isinstance(seen, Tensor) else seen
+        places = torch.arange(queries, device=merged.device) + seen
         missing = merged[:, :1] if padding is None else merged[:, :1] + padding.cumsum(1)
         given = kwargs["position_embeddings"]
         places = places.expand(batch, -1)
@@ -256,6 +267,11 @@ class Hooks:
         elif call is not None:
             call.end()
             self._finished(call)
+
+
+def _has_outputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call of the model brings pictures that are encoded already."""
+    return bool(kwargs.get("mm_encoder_outputs"))
 
 
 def _many_tokens(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -78,7 +78,8 @@ class LayerRow:
             if nothing has run.
         observed_flops: Operations on them, padding included; None if nothing has run.
         observed_kv_bytes: Size of its cached keys and values; None without a cache.  Of a static
-            cache, the slots written; of a quantized one, what is stored, less than planned.
+            cache, the slots written; of a quantized one, what is stored, less than planned.  Under
+            tensor parallelism, of all processes together, each of which holds an equal part.
     """
 
     layer: int

@@ -38,13 +38,15 @@ def compressed_mask(
         form: Of the masks that the layer's attention takes.
 
     Returns:
-        A mask of the same kind, or None where plain causal attention still is right.
+        A mask of the same kind, on the device of ``columns``, or None where plain causal attention
+        still is right.
 
     Raises:
         UnsupportedInputError: A dense mask for attention that knows of padding only.
     """
     if isinstance(mask, BlockMask):
         return compressed_block_mask(mask, rows, columns)
+    mask = None if mask is None else mask.to(columns.device)
     if form == "padding":
         return _padding_mask(mask, columns, ragged)
     if mask is None:

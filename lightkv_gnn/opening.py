@@ -6,6 +6,7 @@ import inspect
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from lightkv_gnn.cache import check_cache, mask_widths
 from lightkv_gnn.encoders import record_of
 from lightkv_gnn.errors import UnsupportedInputError
 from lightkv_gnn.masks import real_tokens
+from lightkv_gnn.placement import input_device
 
 
 @dataclass(eq=False)
@@ -57,12 +59,18 @@ class Opening:
         return VisionTokens(self.masks, self.real, self.encoded)
 
 
-def opened(adapter: Adapter, given: Mapping[str, Any]) -> Opening | None:
+def opened(
+    adapter: Adapter,
+    given: Mapping[str, Any],
+    records: Mapping[str, Encoded | None] = MappingProxyType({}),
+) -> Opening | None:
     """The call as a prefill with pictures, or None if it is something else.
 
     Args:
         adapter: Of the model.
         given: The call's arguments, by name.
+        records: Of pictures that were encoded before the call, by kind, where what the model was
+            given does not carry them any more.
 
     Raises:
         UnsupportedInputError: Something in it is not supported.
@@ -87,7 +95,11 @@ def opened(adapter: Adapter, given: Mapping[str, Any]) -> Opening | None:
     mask = given.get("attention_mask")
     real = real_tokens(mask, batch, length, past, widths)
     _check_one_prompt_per_row(given, real)
-    encoded = {kind: _record(adapter, kind, outputs[kind]) for kind in masks if kind in outputs}
+    encoded = {
+        kind: _record(adapter, kind, outputs[kind], records.get(kind))
+        for kind in masks
+        if kind in outputs
+    }
     return Opening(masks, real, past, mask, encoded)
 
 
@@ -104,8 +116,8 @@ def padding_of(given: Mapping[str, Any]) -> Tensor | None:
     return padding if bool(padding.any()) else None
 
 
-def _record(adapter: Adapter, kind: str, output: Any) -> Encoded:
-    record = record_of(output)
+def _record(adapter: Adapter, kind: str, output: Any, noted: Encoded | None) -> Encoded:
+    record = record_of(output) or noted
     if record is None:
         raise UnsupportedInputError(
             "the prompt is read in chunks (prefill_chunk_size), or mm_encoder_outputs holds "
@@ -223,4 +235,4 @@ def _placed(value: Any, adapter: Adapter) -> Any:
     if not isinstance(value, Tensor):
         return value
     model = adapter.model
-    return value.to(model.device, model.dtype if value.is_floating_point() else None)
+    return value.to(input_device(model), model.dtype if value.is_floating_point() else None)

@@ -19,7 +19,7 @@ def rotary_rows(tables: tuple[Tensor, Tensor], source: Tensor) -> tuple[Tensor, 
         source: Token of each row, `[batch, row]`; -1 for padding.
 
     Returns:
-        cos and sin, `[batch, row, channel]`.
+        cos and sin, `[batch, row, channel]`, on the device of ``source``.
     """
     cos, sin = (_rows(table, source) for table in tables)
     return cos, sin
@@ -27,12 +27,12 @@ def rotary_rows(tables: tuple[Tensor, Tensor], source: Tensor) -> tuple[Tensor, 
 
 def _rows(table: Tensor, source: Tensor) -> Tensor:
     index = source.clamp(min=0)[:, :, None].expand(-1, -1, table.shape[-1])
-    return table.expand(source.shape[0], -1, -1).gather(1, index)
+    return table.to(source.device).expand(source.shape[0], -1, -1).gather(1, index)
 
 
 def closed_up(
     rotary: Callable[..., Any], hidden_states: Tensor, position_ids: Tensor, merged_before: Tensor
-) -> Any:
+) -> tuple[Tensor, Tensor]:
     """Tables for positions from which the tokens merged away before each one are subtracted.
 
     Args:
@@ -41,7 +41,10 @@ def closed_up(
         position_ids: Original positions, `[batch or 1, token]`.
         merged_before: `[batch, token or 1]`.
     """
-    return rotary(hidden_states, position_ids=position_ids - merged_before)
+    positions = position_ids.to(merged_before.device) - merged_before
+    tables = rotary(hidden_states, position_ids=positions)
+    cos, sin = (table.to(hidden_states.device) for table in tables)
+    return cos, sin
 
 
 def numbered(
@@ -66,6 +69,7 @@ def numbered(
     """
     made = closed_up(rotary, hidden_states, places, missing)
     whole = (merged == 0)[:, :, None]
+    given = (given[0].to(whole.device), given[1].to(whole.device))
     cos, sin = (torch.where(whole, *pair) for pair in zip(given, made, strict=True))
     return cos, sin
 
@@ -104,5 +108,5 @@ def padding_before(mask: Any, real: Tensor, past: int) -> Tensor:
 
 def positions_of(position_ids: Tensor, source: Tensor) -> Tensor:
     """Original position of each row, `[batch, row]`."""
-    wide = position_ids.expand(source.shape[0], -1)
+    wide = position_ids.to(source.device).expand(source.shape[0], -1)
     return torch.gather(wide, 1, source.clamp(min=0))

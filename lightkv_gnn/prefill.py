@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -68,7 +70,7 @@ class Prefill:
         self.stopwatch = Stopwatch()
 
     def start(self, device: torch.device) -> None:
-        """Puts the call's bookkeeping on the device of the hidden states."""
+        """Puts the call's bookkeeping on the device of the first layer's hidden states."""
         self.layout = self.first_layout = self.layout.to(device)
         self.is_vision = self._host_vision.to(device, non_blocking=True)
         self.padded = None if self.padded is None else self.padded.to(device, non_blocking=True)
@@ -78,12 +80,22 @@ class Prefill:
         self.row_of = self.token
         self.vision_rows = _true_rows(self.is_vision, sum(self.vision_counts))
 
+    def follow(self, device: torch.device) -> None:
+        """Takes the bookkeeping to the device of another layer's hidden states."""
+        if device == self.token.device:
+            return
+        self.layout = self.layout.to(device)
+        for name in _FOLLOWING:
+            tensor: Tensor | None = getattr(self, name)
+            setattr(self, name, None if tensor is None else tensor.to(device, non_blocking=True))
+
     def listen(self, query: Tensor, key: Tensor, scaling: float, softcap: float | None) -> None:
         """Takes queries and keys of a layer that a stage runs after.
 
         They are used after the layer: activation checkpointing runs the layer again in the
         backward pass, where nothing listens, and counts what it does.
         """
+        self.compressor.ranks.check(query)
         entries = self.is_vision.shape[1]
         first = key.shape[2] - entries if self.first_key is None else self.first_key
         self._said = query, key[:, :, first : first + entries], scaling, softcap
@@ -96,7 +108,11 @@ class Prefill:
         query, key, scaling, softcap = said
         if not self.config.rotary:
             assert self.tables is not None
-            query, key = (unrotated(states, *self.tables) for states in (query, key))
+            tables = [table.to(query.device) for table in self.tables]
+            query, key = (unrotated(states, *tables) for states in (query, key))
+        ranks, shares = self.compressor.ranks, self.compressor.scatter.text_shares
+        if callable(self.config.guidance):  # may do with heads what it likes
+            query, key = ranks.joined(query), ranks.joined(key)
         vision, vision_mask = _listed(self.is_vision, self.vision_counts)
         text, text_mask = _listed(self.is_text, self.text_counts)
         block = GuidanceBlock(
@@ -104,8 +120,11 @@ class Prefill:
         )
         if self.config.guidance == "last_token":
             block = block.of_last_text()
-        shares = self.compressor.scatter.text_shares
-        guidance = prompt_guidance(block, self.config.guidance, shares)
+
+        def shares_of_all(*args: Any) -> Tensor:
+            return ranks.summed(shares(*args))
+
+        guidance = prompt_guidance(block, self.config.guidance, shares_of_all)
         return Heard(guidance, self.token.gather(1, block.text), block.text_mask)
 
     def _span(self) -> tuple[int, int] | None:
@@ -206,7 +225,8 @@ class Prefill:
 
     def restored(self, hidden_states: Tensor) -> Tensor:
         """Gives every token of the call the row that stands for it: full length again."""
-        index = self.row_of[:, :, None].expand(-1, -1, hidden_states.shape[-1])
+        rows = self.row_of.to(hidden_states.device)
+        index = rows[:, :, None].expand(-1, -1, hidden_states.shape[-1])
         return hidden_states.gather(1, index)
 
     def _record(
@@ -225,8 +245,26 @@ class Prefill:
 
     @property
     def trace(self) -> MergeTrace:
-        """Lineage of the call's vision tokens."""
-        return MergeTrace(self.first_layout, tuple(record.trace() for record in self.records))
+        """Lineage of the call's vision tokens, where the first layer is."""
+        device = self.first_layout.image.device
+        stages = tuple(record.trace().to(device) for record in self.records)
+        return MergeTrace(self.first_layout, stages)
+
+
+_FOLLOWING = (
+    "is_vision",
+    "is_text",
+    "real",
+    "all_real",
+    "padded",
+    "token",
+    "row_of",
+    "vision_rows",
+    "source",
+    "merged_before",
+    "merged",
+)
+"""Attributes of a prefill that are tensors beside the hidden states."""
 
 
 def _true_rows(mask: Tensor, count: int) -> Tensor:

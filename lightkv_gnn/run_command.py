@@ -28,7 +28,11 @@ Prompt = Annotated[str, typer.Option(help="What to ask about them.")]
 Guidance = Annotated[GuidanceName, typer.Option(help="How the prompt is heard.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Of the answer.")]
 Device = Annotated[
-    str | None, typer.Option(help="cpu or cuda.", show_default="cuda if there is one")
+    str | None,
+    typer.Option(
+        help="cpu, cuda, or auto: over all GPUs (needs accelerate).",
+        show_default="cuda if there is one",
+    ),
 ]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
@@ -63,7 +67,7 @@ def run(
     """Answer a question about pictures, with a compressed cache; tell what it cost."""
     running.check_files(trace, draw)
     pictures = [read_picture(file) for file in image]
-    if device:
+    if device and device != running.AUTO:
         machine.check_device(device)
     loaded, processor = running.load(model, device, dtype)
     config = (

@@ -25,6 +25,9 @@ from lightkv_graphs import MergeTrace, draw_lineage
 TINY = "tiny"
 """What the bundled model is called."""
 
+AUTO = "auto"
+"""Every device there is: layers that do not fit on one go on the next."""
+
 DRAWN = (".png", ".pdf", ".svg")
 """Kinds of files that figures are written to."""
 
@@ -53,32 +56,36 @@ def load(
 
     Args:
         source: A folder that ``save_pretrained`` wrote, a hub id, or "tiny" for the bundled model.
-        device: A GPU if there is one, else the CPU, if not given.
+        device: A GPU if there is one, else the CPU, if not given; "auto" spreads a model over all
+            GPUs, and what is left over the CPU's memory (needs accelerate).
         dtype: Of the weights, by name; "auto" is float32 on a CPU, else the checkpoint's.
         attention: Of transformers' attention implementations; the model's default if not given.
 
     Raises:
         ImportError: The processor needs a package that is not installed.
         OSError: There is no such model.
-        ValueError: It is no model that answers questions about pictures.
+        ValueError: It is no model that answers questions about pictures, or accelerate is missing.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if dtype == "auto" and torch.device(device).type == "cpu":
+    on_cpu = not torch.cuda.is_available() if device == AUTO else torch.device(device).type == "cpu"
+    if dtype == "auto" and on_cpu:
         dtype = "float32"
-    if source == TINY:
+    if source == TINY and device != AUTO:
         model, processor = tiny.load(device)
         if attention:
             model.set_attn_implementation(attention)
         return model if dtype == "auto" else model.to(getattr(torch, dtype)), processor
+    source = str(tiny.WEIGHTS) if source == TINY else source
     check_source(source)
     processor = AutoProcessor.from_pretrained(source)
     if sys.stderr.isatty():
         transformers.logging.enable_progress_bar()
+    spread = {"device_map": AUTO} if device == AUTO else {}
     loaded: Any = AutoModelForImageTextToText.from_pretrained(
-        source, dtype=dtype, attn_implementation=attention
+        source, dtype=dtype, attn_implementation=attention, **spread
     )
     transformers.logging.disable_progress_bar()
-    return loaded.to(device).eval(), processor
+    return (loaded if spread else loaded.to(device)).eval(), processor
 
 
 def answer(

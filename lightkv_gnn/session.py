@@ -24,6 +24,7 @@ from lightkv_gnn.compressor import TokenCompressor
 from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.hooks import Hooks
 from lightkv_gnn.ledger import Ledger
+from lightkv_gnn.placement import layer_devices, ranks_of
 from lightkv_graphs import LayerBar, MergeTrace, View, part_of, write_page
 from lightkv_graphs.explore import frame
 
@@ -47,7 +48,8 @@ def attach(
     that such a call had begun to fill must be emptied, ``cache.reset()``, or replaced.
 
     Several threads may run an attached model at the same time, and the handle tells of the prefill
-    that ended last.  Do not attach or detach while another thread runs the model.
+    that ended last.  Do not attach or detach while another thread runs the model.  The model may be
+    spread over devices or processes; attach once it is where it shall be.
 
     Args:
         model: A transformers model whose family has an adapter.
@@ -60,7 +62,7 @@ def attach(
         UnsupportedModelError: No adapter for this family, or not for this variant of it.
         ScheduleError: Layers or windows that the model does not have.
         UnsupportedInputError: An attention backend or a kind of rotary positions that is not
-            supported.
+            supported, or heads that tensor parallelism cannot share out evenly.
         RuntimeError: The model is attached already.
         ValueError: ``scatter="triton"`` and a model that is not on a GPU.
         ImportError: The configuration asks for torch-scatter or Triton, which is not installed.
@@ -72,6 +74,11 @@ def attach(
     elif not isinstance(compressor, TokenCompressor):
         raise TypeError(f"compressor is {compressor!r}: expected a TokenCompressor")
     model = uncompiled(model)
+    if isinstance(getattr(model, "module", None), PreTrainedModel):
+        raise TypeError(
+            f"model is a {type(model).__name__} around a model: expected the transformers model "
+            "inside it, model.module; the wrapper may be called as before"
+        )
     adapter = adapter_for(model)
     if not isinstance(model, PreTrainedModel):
         raise TypeError(
@@ -84,7 +91,9 @@ def attach(
         check_adapter(adapter)
         check_schedule(adapter, config)
         check_backend(adapter, config)
-        compressor.scatter.check_device(adapter.decoder.device)
+        for device in layer_devices(adapter):
+            compressor.scatter.check_device(device)
+        compressor.ranks = ranks_of(adapter)
         return Handle(adapter, config, compressor)
 
 

@@ -50,7 +50,8 @@ LOWER = {
     "scatter": {"guidance", "kernels"},
     "messages": {"scatter"},
     "tensor_stage": {"scatter"},
-    "compressor": {"scatter", "messages", "tensor_stage"},
+    "ranks": {"errors"},
+    "compressor": {"scatter", "messages", "tensor_stage", "ranks"},
     "official": {"scatter", "messages", "guidance", "compressor"},
 }
 """What the model-free modules may import of their own package."""

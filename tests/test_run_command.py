@@ -66,6 +66,32 @@ def test_loading_knows_cpus_by_number_and_attention_by_name(tmp_path):
     assert running.load(str(tmp_path), "cpu", "bfloat16")[0].dtype == torch.bfloat16
 
 
+def test_a_model_on_every_device_there_is(capsys, photo):
+    pytest.importorskip("accelerate", reason="accelerate is not installed")
+    arguments = ["tiny", "--image", photo, *ASK, "--max-new-tokens", 4]
+    usual = run_json(capsys, *arguments)
+    spread = run_json(capsys, *arguments, "--device", "auto")
+    assert spread["answer"] == usual["answer"]
+    assert spread["ledger"]["rows"] == usual["ledger"]["rows"]
+
+
+def test_a_model_is_spread_by_transformers(monkeypatch):
+    """Which says what is missing, where accelerate is."""
+    asked = {}
+
+    def load(source, **options):
+        asked.update(options)
+        return torch.nn.Linear(1, 1)
+
+    monkeypatch.setattr(running.AutoModelForImageTextToText, "from_pretrained", load)
+    running.load("tiny", "auto", "bfloat16", "eager")
+    assert asked == {
+        "dtype": "bfloat16",
+        "device_map": "auto",
+        "attn_implementation": "eager",
+    }
+
+
 def test_people_get_the_answer_then_the_bill(capsys, tmp_path, photo):
     file = tmp_path / "merges.png"
     arguments = ["run", "tiny", "--image", str(photo), *ASK, "--compare", "--draw", str(file)]

@@ -49,7 +49,7 @@ def without_attention(model: Any) -> None:
 
 
 def split_by_heads(model: Any) -> None:
-    model._tp_size = 2
+    model._tp_size = 4
 
 
 def unchanged(model: Any) -> None:
@@ -106,11 +106,11 @@ ATTACHING: dict[str, tuple[Any, Change, type[Exception], str]] = {
         lk.UnsupportedModelError,
         "square image_size",
     ),
-    "tensor parallelism": (
+    "more processes than key-value heads": (
         CONFIG,
         split_by_heads,
         lk.UnsupportedInputError,
-        "attention heads alone: load it without tp_plan",
+        "over 4 processes cannot share out 4 heads and 2 key-value heads evenly",
     ),
     "an unknown text model": (
         CONFIG,

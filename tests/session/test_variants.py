@@ -28,13 +28,6 @@ def test_a_text_model_of_other_rotary_positions_is_refused() -> None:
         lk.attach(model, lk.LightKVConfig(STAGES))
 
 
-def test_layers_on_several_devices_are_refused() -> None:
-    model = tiny_llava()
-    model.model.language_model.layers[4].to("meta")
-    with pytest.raises(lk.UnsupportedInputError, match=r"spread over \['cpu', 'meta'\]"):
-        lk.attach(model, lk.LightKVConfig(STAGES))
-
-
 @torch.no_grad()
 def test_stages_compute_in_float32_under_autocast() -> None:
     """Of the first stage's merges, that is; what comes in is bfloat16 already."""
@@ -91,6 +84,8 @@ def test_a_wrapper_around_a_model_is_refused() -> None:
 
     with pytest.raises(TypeError, match=r"Wrapper around a model, .* get_base_model\(\)"):
         lk.attach(Wrapper(tiny_llava()), lk.LightKVConfig(STAGES))
+    with pytest.raises(TypeError, match=r"DataParallel around a model: .* model\.module"):
+        lk.attach(torch.nn.DataParallel(tiny_llava()), lk.LightKVConfig(STAGES))
 
 
 @pytest.mark.parametrize("guidance", ["vision_to_text", "text_to_vision", "last_token"])
