@@ -100,12 +100,17 @@ class RayEngine:
                 max_task_retries=RETRIES,
             )
         for found in data.iter_batches(batch_size=None, batch_format="pyarrow"):
-            outcomes = [Outcome(**row) for row in found.to_pylist()]
-            for outcome in outcomes:
-                if outcome.row == STOPPED:
-                    mendable = outcome.error == ValueError.__name__
-                    raise (ValueError if mendable else RuntimeError)(outcome.message)
-            yield outcomes
+            yield _unpacked(found)
+
+
+def _unpacked(found: Any) -> list[Outcome]:
+    """What a worker returned; raises what stopped it."""
+    outcomes = [Outcome(**row) for row in found.to_pylist()]
+    for outcome in outcomes:
+        if outcome.row == STOPPED:
+            mendable = outcome.error == ValueError.__name__
+            raise (ValueError if mendable else RuntimeError)(outcome.message)
+    return outcomes
 
 
 class _Actor:
