@@ -14,10 +14,13 @@ from pathlib import Path
 import pytest
 
 from evaluation.test_runner import Halves, evaluation
+from lightkv_gnn.baselines import METHODS
 from lightkv_gnn.evaluation import shards
 from lightkv_gnn.evaluation.rows import read_rows
+from lightkv_gnn.evaluation.runner import Evaluation
 from lightkv_gnn.evaluation.shards import Shard
 from lightkv_gnn.evaluation.store import LEFT_OUT, MACHINE, ROWS
+from lightkv_gnn.evaluation.tiny_suite import TinySuite
 
 ROOT = Path(__file__).parents[2]
 
@@ -109,9 +112,10 @@ def test_launchers_say_which_share_it_is():
             Shard.of_process(wrong)
 
 
+# On a CPU, accelerate starts several processes over MPI alone; its launcher for GPUs needs none.
 LAUNCHERS = {
     "torchrun": ("torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"),
-    "accelerate": ("accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m"),
+    "accelerate": ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "-m"),
 }
 
 
@@ -120,25 +124,30 @@ LAUNCHERS = {
 def test_launchers_share_the_command_out(launcher, tmp_path):
     if find_spec(LAUNCHERS[launcher][0].split(".")[0]) is None:
         pytest.skip(f"{launcher} is not installed")
-    options = ["--suite", "tiny", "--group", "hallucination", "--questions", "4"]
-    options += ["--methods", "guided", "mean", "--retention", "0.55"]
-    options += ["--models", str(tmp_path / "models"), "--json"]
+    models = tmp_path / "models"
+    asked = Evaluation(
+        {TinySuite(): ("hallucination",)},
+        [METHODS["guided"], METHODS["mean"]],
+        [0.55],
+        [0],
+        [0],
+        4,
+    )
+    alone = asked.run(tmp_path / "one", models, progress=False)
+    options = ["--suite", "tiny", "--group", "hallucination", "--questions", "4", "--json"]
+    options += ["--methods", "guided", "mean", "--retention", "0.55", "--models", str(models)]
     path = os.pathsep.join([str(ROOT), str(ROOT / "graphs"), os.environ.get("PYTHONPATH", "")])
-    printed = [
-        json.loads(
-            subprocess.run(
-                [sys.executable, *start, "lightkv_gnn", "eval", *options, "--out", tmp_path / out],
-                env={**os.environ, "PYTHONPATH": path},
-                check=True,
-                stdout=subprocess.PIPE,
-            ).stdout
-        )
-        for out, start in (("one", ["-m"]), ("two", ["-m", *LAUNCHERS[launcher]]))
-    ]
-    alone, shared = ([{**row, "seconds": 0} for row in rows] for rows in printed)
-    assert shared == alone
-    assert len(shared) == 3
-    parts = [read_rows(tmp_path / "two" / "parts" / rank / ROWS) for rank in "01"]
+    out = tmp_path / "two"
+    start = [sys.executable, "-m", *LAUNCHERS[launcher], "lightkv_gnn", "eval"]
+    done = subprocess.run(
+        [*start, *options, "--out", str(out)],
+        env={**os.environ, "PYTHONPATH": path},
+        check=True,
+        stdout=subprocess.PIPE,
+    )
+    assert untimed(read_rows(out / ROWS)) == untimed(alone)
+    assert [row["method"] for row in json.loads(done.stdout)] == ["none", "guided", "mean"]
+    parts = [read_rows(out / "parts" / rank / ROWS) for rank in "01"]
     assert [[row.method for row in part] for part in parts] == [
         ["none", "guided"],
         ["none", "mean"],
