@@ -41,8 +41,9 @@ def test_outcomes_come_back_as_they_were(actor):
 
 
 def test_what_keeps_a_worker_from_being_made_or_going_on_is_told(actor):
+    stopped = actor(settings=Settings("tiny", stages=(lk.Stage(40, 4, 0.5),)))
     with pytest.raises(ValueError, match="runs after layer 40"):
-        returned(actor(settings=Settings("tiny", stages=(lk.Stage(40, 4, 0.5),))))
+        returned(stopped)
 
     class Faulty(Worker):
         def answer(self, asked):
