@@ -12,7 +12,7 @@ from lightkv_gnn.cache import compressed_layer, withdraw
 from lightkv_gnn.cache_layer import CompressedMixin, Expected
 from lightkv_gnn.cache_sizes import first_new_key, room, stored_bytes
 from lightkv_gnn.checks import check_flash_call, check_flash_windows
-from lightkv_gnn.ledger import LayerRow, Ledger
+from lightkv_gnn.ledger import DecoderSize, LayerRow, Ledger
 from lightkv_gnn.masks import Mask, compressed_mask
 from lightkv_gnn.plan import plan_costs
 from lightkv_gnn.positions import closed_up, numbered, positions_of, rotary_rows
@@ -40,6 +40,7 @@ class Call:
         self._room: list[int | None] = []
         self._cache: Any = None
         self._value_size = 0
+        self._size: DecoderSize | None = None
         self._rows: tuple[LayerRow, ...] = ()
 
     def reach(
@@ -154,7 +155,7 @@ class Call:
     def end(self) -> None:
         """Reads off the cache what the layers hold, and lets go of everything but the books."""
         prefill = self.prefill
-        size = self._adapter.decoder_size(self._value_size)
+        size = self._size = self._adapter.decoder_size(self._value_size)
         vision, width = sum(prefill.full_vision_counts), prefill.length
         costs = plan_costs(size, prefill.planned, prefill.full_lengths, vision, width, self._room)
         seen, rows = prefill.past + prefill.length, []
@@ -180,3 +181,16 @@ class Call:
         """The bill; waits for the device's clock."""
         fused = self.prefill.compressor.fused if self.prefill.records else None
         return Ledger(self._rows, self.prefill.stopwatch.seconds(), fused)
+
+    @property
+    def ledgers(self) -> tuple[Ledger, ...]:
+        """The bill of each sample, as if it were a batch of its own: planned, without padding."""
+        prefill, bills = self.prefill, []
+        assert self._size is not None
+        sizes = zip(prefill.full_lengths, prefill.full_vision_counts, strict=True)
+        for sample, (length, vision) in enumerate(sizes):
+            planned = [step.of_sample(sample) for step in prefill.planned]
+            costs = plan_costs(self._size, planned, [length], vision, length, self._room)
+            rows = [LayerRow(layer, *both, None, None, None) for layer, both in enumerate(costs)]
+            bills.append(Ledger(tuple(rows), 0.0))
+        return tuple(bills)

@@ -24,6 +24,7 @@ NAME = "lightkv-gnn"
 COMMANDS = {
     "demo": ("lightkv_gnn.demo_command", "Ask about a picture, with and without compression."),
     "run": ("lightkv_gnn.run_command", "Answer a question about pictures of your own."),
+    "batch": ("lightkv_gnn.batch_command", "Ask about many pictures, on one machine or several."),
     "plan": ("lightkv_gnn.plan_command", "Tell what compression will save, without weights."),
     "view": ("lightkv_gnn.view_command", "Make a page that shows how a trace's tokens merged."),
     "eval": ("lightkv_gnn.evaluation.eval_command", "Ask trained models, with many methods."),

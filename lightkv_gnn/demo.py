@@ -165,14 +165,45 @@ def generate(
         tokens = model.generate(
             **inputs, do_sample=False, max_new_tokens=max_new_tokens, streamer=streamer
         )
+    return _answers(processor, inputs, tokens)[0]
+
+
+def generate_all(
+    model: Any,
+    processor: Any,
+    pictures: Sequence[Image.Image],
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+) -> list[str]:
+    """The model's greedy answers to a prompt about each picture, as one batch.
+
+    The processor's tokenizer has to pad at the left.
+    """
+    texts = [as_chat(processor, prompt) for prompt in prompts]
+    images = [[picture] for picture in pictures]
+    inputs = _processed(model, processor, images, texts, padding=True)
+    with torch.no_grad():
+        tokens = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
+    return _answers(processor, inputs, tokens)
+
+
+def _answers(processor: Any, inputs: Any, tokens: Any) -> list[str]:
     new = tokens[:, inputs["input_ids"].shape[1] :]
-    return str(processor.batch_decode(new, skip_special_tokens=True)[0]).strip()
+    return [str(text).strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
 
 
 def as_inputs(model: Any, processor: Any, pictures: Pictures, prompt: str) -> Any:
     """What the model takes, on its device, and what is floating in its dtype."""
     text = as_chat(processor, prompt, 1 if isinstance(pictures, Image.Image) else len(pictures))
-    inputs = processor(images=pictures, text=text, return_tensors="pt", **marks(processor, text))
+    return _processed(model, processor, pictures, [text])
+
+
+def _processed(
+    model: Any, processor: Any, images: Any, texts: Sequence[str], **options: Any
+) -> Any:
+    options |= marks(processor, texts[0])  # all are of one template
+    inputs = processor(images=images, text=list(texts), return_tensors="pt", **options)
     return inputs.to(input_device(model), model.dtype)
 
 

@@ -27,6 +27,7 @@ REQUIRED = {
     "tokenizers": "tokenizers",
     "tqdm": "tqdm",
     "typer": "typer",
+    "filelock": "filelock",
 }
 """Packages that nothing works without, and the modules they bring."""
 
@@ -42,6 +43,8 @@ OPTIONAL = {
         'scatter="triton", on a GPU',
         "pip install 'lightkv-gnn[triton]'",
     ),
+    "pyarrow": ("pyarrow", "batches", "pip install 'lightkv-gnn[batch]'"),
+    "ray": ("ray", "batches on several workers", "pip install 'lightkv-gnn[ray]'"),
     "torchvision": ("torchvision", "processors of some families, and of Pixtral", ""),
     "num2words": ("num2words", "SmolVLM's processor", "pip install num2words"),
     "flash-attn": (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lightkv_gnn.ledger import DecoderSize, LayerCost
 from lightkv_gnn.schedule import Stage
@@ -25,6 +25,11 @@ class PlannedStage:
     plan: StagePlan
     lengths: tuple[int, ...]
     vision: tuple[int, ...]
+
+    def of_sample(self, sample: int) -> PlannedStage:
+        """The same with one sample's sizes; its plan is still the batch's."""
+        lengths, vision = self.lengths[sample], self.vision[sample]
+        return replace(self, lengths=(lengths,), vision=(vision,))
 
 
 def plan_stages(

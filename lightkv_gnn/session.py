@@ -164,6 +164,11 @@ class Handle:
         """The bill."""
         return self._last().ledger
 
+    @property
+    def ledgers(self) -> tuple[Ledger, ...]:
+        """The bill of each sample of the batch, planned as if it had run alone: no padding."""
+        return self._last().ledgers
+
     def graph(
         self, stage: int, *, image: int | None = None, window: int | None = None
     ) -> HeteroData:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -19,17 +20,22 @@ def check_source(source: str) -> None:
         )
 
 
-def read_picture(file: str | Path) -> Image.Image:
+def read_picture(file: str | Path | BinaryIO, name: str = "") -> Image.Image:
     """The picture in a file as processors see it, turned as its camera was.
+
+    Args:
+        file: Or an open one.
+        name: What errors call it; the file's own if not given.
 
     Raises:
         ValueError: It holds none, or one too large to be decoded.
         OSError: It cannot be read.
     """
+    name = name or str(file)
     try:
         with Image.open(file) as opened:
             return ImageOps.exif_transpose(opened).convert("RGB")
     except UnidentifiedImageError as error:
-        raise ValueError(f"{file} is not a picture that Pillow can read") from error
+        raise ValueError(f"{name} is not a picture that Pillow can read") from error
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{file} is too large a picture: {error}") from error
+        raise ValueError(f"{name} is too large a picture: {error}") from error

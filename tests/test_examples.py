@@ -48,3 +48,16 @@ def test_plans_of_a_deployment_fit_more_samples_where_less_is_held(capsys, monke
     ratios = [float(row[-2]) for row in rows]
     assert ratios[0] == 1
     assert ratios == sorted(set(ratios))
+
+
+def test_many_images_go_on_where_they_stopped(capsys, monkeypatch, tmp_path):
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["many_images.py"])
+    for told in ("6 answered, 1 failed, 0 done before", "0 answered, 0 failed, 7 done before"):
+        runpy.run_path(str(ROOT / "examples" / "many_images.py"), run_name="__main__")
+        printed = capsys.readouterr().out
+        assert told in printed
+        assert "000.png: red triangle , orange ring" in printed
+        assert "(56% of the cache)" in printed
+        assert "broken.png is not a picture that Pillow can read" in printed

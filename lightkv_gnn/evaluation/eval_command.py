@@ -15,6 +15,7 @@ from lightkv_gnn.evaluation import machine
 from lightkv_gnn.evaluation.ablations import ABLATIONS
 from lightkv_gnn.evaluation.rows import Row, read_rows, write_rows
 from lightkv_gnn.evaluation.runner import Evaluation
+from lightkv_gnn.evaluation.shards import Shard
 from lightkv_gnn.evaluation.store import ROWS
 from lightkv_gnn.evaluation.suite import Suite
 from lightkv_gnn.evaluation.suites import CELLS, SUITES
@@ -102,14 +103,16 @@ def evaluate(
 ) -> None:
     """Ask trained models questions, without compression and with many methods.
 
-    Small models are fastest and most repeatable with one thread.
+    Small models are fastest and most repeatable with one thread.  Started by "accelerate launch -m
+    lightkv_gnn eval", or by torchrun, several processes share the work.
     """
     if methods and ablation:
         raise typer.BadParameter("--ablation takes the place of --methods: give one of them")
     for name, folder in (("out", out), ("models", models)):
         if folder.exists() and not folder.is_dir():
             raise NotADirectoryError(f"--{name} {folder} is a file: give a folder")
-    machine.check_device(device)
+    shard = Shard.of_process()
+    machine.check_device(shard.device(device))
     chosen = ABLATIONS[ablation]() if ablation else [METHODS[name] for name in methods or METHODS]
     number = (QUICK_QUESTIONS if quick else QUESTIONS) if questions is None else questions
     with machine.threads(threads):
@@ -123,8 +126,10 @@ def evaluate(
                 depth or [0],
                 seeds or [0],
                 number,
-            ).run(out, models, device, command=context.obj)
+            ).run(out, models, device, command=context.obj, progress=not shard.rank, shard=shard)
         ]
+    if shard.rank:  # the first process tells of all rows
+        return
     write_rows(read_rows(out / ROWS), out / "rows.csv")  # of earlier runs too
     check_rows(rows, chosen, out)
     if as_json:

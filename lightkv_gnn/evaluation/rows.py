@@ -162,8 +162,17 @@ def read_rows(file: Path) -> list[Row]:
     Raises:
         ValueError: A line is no row.
     """
+    return parse_rows(file.read_text(encoding="utf-8"), file)
+
+
+def parse_rows(text: str, file: Path) -> list[Row]:
+    """The rows in a text that was read from ``file``.
+
+    Raises:
+        ValueError: A line is no row.
+    """
     rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         try:
             rows.append(Row.from_dict(json.loads(line)))
         except ValueError as error:

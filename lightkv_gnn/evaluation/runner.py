@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from lightkv_gnn.errors import ScheduleError, UnsupportedInputError
 from lightkv_gnn.evaluation import machine
 from lightkv_gnn.evaluation.asking import Asked, ask_all
 from lightkv_gnn.evaluation.rows import Key, Row
+from lightkv_gnn.evaluation.shards import Shard, known_rows, merge
 from lightkv_gnn.evaluation.statistics import paired_difference, score_interval
 from lightkv_gnn.evaluation.store import Store
 from lightkv_gnn.evaluation.suite import Subject, Suite
@@ -70,6 +72,7 @@ class Evaluation:
         *,
         command: str = "",
         progress: bool = True,
+        shard: Shard = Shard(),  # noqa: B008 - frozen
     ) -> list[Row]:
         """Asks every question that no row in ``folder`` answers yet.
 
@@ -83,35 +86,48 @@ class Evaluation:
             device: Where to run.
             command: That this was called by; noted beside the machine.
             progress: Whether to show a bar.
+            shard: The share of this process; rows without compression are everyone's, since others
+                are compared with them.
 
         Returns:
-            The rows of this evaluation, old and new.
+            The rows of this evaluation, old and new; of rank 0 in the end those of all processes,
+            which it waits for, of others those that are there.
 
         Raises:
             ValueError: The rows in ``folder`` are of another number of questions, or were made by
                 another version of this package.
         """
-        folder.mkdir(parents=True, exist_ok=True)
         run = {**machine.describe(), "device": device, "command": command}
-        store = Store(folder, self.questions, run)
-        rows = []
+        own = shard.folder(folder)
+        store = Store(own, self.questions, run, known_rows(folder))
+        keys: list[Key] = []
+        shared = count()
         with tqdm(unit="row", total=0, disable=not progress) as bar:
             for suite, groups in self.suites.items():
                 for seed in self.seeds:
-                    subject = suite.subject(seed, models, device)
+                    with shard.alone(models):  # the first one trains it
+                        subject = suite.subject(seed, models, shard.device(device))
                     cells = list(self._cells(subject, groups))
-                    bar.total += len(cells)
-                    for cell in cells:
+                    keys += [_key_of(suite, cell, seed) for cell in cells]
+                    mine = [
+                        cell
+                        for cell in cells
+                        if cell.method.name == NONE.name or shard.owns(next(shared))
+                    ]
+                    bar.total += len(mine)
+                    for cell in mine:
                         bar.set_postfix_str(f"{suite.name} {cell.group} {cell.method.name}")
                         key = _key_of(suite, cell, seed)
                         try:
-                            rows.append(self._row(suite, subject, key, cell, store))
+                            self._answer(suite, subject, key, cell, store)
                         except (ScheduleError, UnsupportedInputError) as error:
                             store.leave_out(key, str(error))
                             what = f"{cell.method.name} at {cell.budget.retention:.0%}"
                             bar.write(f"left out: {what}: {error}", file=sys.stderr)
                         bar.update()
-        return rows
+        if shard.rank:
+            return [row for key in keys if (row := store.get(key)) is not None]
+        return merge(folder, keys, wait=shard.world > 1)
 
     def _cells(self, subject: Subject, groups: Sequence[str]) -> Iterator[Cell]:
         others = [method for method in self.methods if method.name != NONE.name]
@@ -120,14 +136,13 @@ class Evaluation:
                 for budget in method.budgets(subject.model, self.retentions, self.depths):
                     yield Cell(group, method, budget)
 
-    def _row(self, suite: Suite, subject: Subject, key: Key, cell: Cell, store: Store) -> Row:
-        if (row := store.get(key)) is not None:
-            return row
+    def _answer(self, suite: Suite, subject: Subject, key: Key, cell: Cell, store: Store) -> None:
+        """Adds the cell's row, if there is none."""
+        if store.get(key) is not None:
+            return
         asked = ask_all(suite, subject, *cell, self.questions, key.seed)
         full = key._replace(method=NONE.name, retention=1.0, depth=-1)
-        row = _row_of(key, asked, None if key == full else store[full])
-        store.add(row)
-        return row
+        store.add(_row_of(key, asked, None if key == full else store[full]))
 
 
 def _key_of(suite: Suite, cell: Cell, seed: int) -> Key:

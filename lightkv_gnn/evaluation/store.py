@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from lightkv_gnn import __version__
@@ -28,13 +31,21 @@ class Store:
         folder: Where they are, or will be.
         questions: Of each row.
         run: What is noted of the run beside the rows, once it adds any.
+        known: Rows that are in other files.
 
     Raises:
         ValueError: The file has rows of another number of questions, or made by another version
             of this package.
     """
 
-    def __init__(self, folder: Path, questions: int, run: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        questions: int,
+        run: dict[str, Any],
+        known: Mapping[Key, Row] = MappingProxyType({}),
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._run: dict[str, Any] | None = run
         self._file = file = folder / ROWS
@@ -42,7 +53,9 @@ class Store:
             text = file.read_bytes()
             if not text.endswith(b"\n"):
                 file.write_bytes(text[: text.rfind(b"\n") + 1])
-        self._rows = {row.key: row for row in read_rows(file)} if file.is_file() else {}
+        self._rows = dict(known)
+        if file.is_file():
+            self._rows |= {row.key: row for row in read_rows(file)}
         rows = self._rows.values()
         if others := sorted({row.questions for row in rows} - {questions}):
             raise ValueError(
@@ -68,19 +81,21 @@ class Store:
         with self._file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row.to_dict()) + "\n")
         if self._run is not None:
-            _note(self._folder / MACHINE, self._run)
+            note(self._folder / MACHINE, self._run)
             self._run = None
 
     def leave_out(self, key: Key, reason: str) -> None:
         """Notes why there is no row of that key."""
-        _note(self._folder / LEFT_OUT, {**key._asdict(), "reason": reason})
+        note(self._folder / LEFT_OUT, {**key._asdict(), "reason": reason})
 
 
-def _note(file: Path, what: dict[str, Any]) -> None:
-    """Notes something, once, after what came before it."""
+def note(file: Path, what: dict[str, Any]) -> None:
+    """Notes something, once, after what came before it; others may read the file meanwhile."""
     notes = read_notes(file)
     if what not in notes:
-        file.write_text(json.dumps([*notes, what], indent=2) + "\n", encoding="utf-8")
+        scratch = file.with_name(f".{file.name}")
+        scratch.write_text(json.dumps([*notes, what], indent=2) + "\n", encoding="utf-8")
+        os.replace(scratch, file)
 
 
 def read_notes(file: Path) -> list[dict[str, Any]]:
