@@ -1,7 +1,7 @@
 """Every Python block and every command in the documents runs, or where that is dear, parses.
 
 A document's blocks share their names, from top to bottom, and a folder with the bundled model as
-``my-model/`` and a picture as ``photo.jpg``.  Pages in ``docs/how-to`` begin with the names of the
+``my-model/`` and a picture as ``photo.jpg``, also in a folder ``photos/``.  Pages in ``docs/how-to`` begin with the names of the
 first program in ``docs/start.md``, as they say.  ``<!--- skip: next "why" -->`` marks what cannot
 run.
 """
@@ -113,7 +113,10 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Document], P
         if document.path not in folders:
             folder = folders[document.path] = tmp_path_factory.mktemp("document")
             (folder / "my-model").symlink_to(tiny.WEIGHTS, target_is_directory=True)
-            tiny.render(tiny.sample_scene(np.random.default_rng(0))).save(folder / "photo.jpg")
+            picture = tiny.render(tiny.sample_scene(np.random.default_rng(0)))
+            (folder / "photos").mkdir()
+            for name in ("photo.jpg", "photos/photo.jpg"):
+                picture.save(folder / name)
         return folders[document.path]
 
     return folder_of

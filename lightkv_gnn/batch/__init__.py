@@ -10,7 +10,7 @@ if find_spec("pyarrow") is None:
     raise ImportError("batches need pyarrow: pip install 'lightkv-gnn[batch]'")
 
 from lightkv_gnn.batch.items import Items, read_items
-from lightkv_gnn.batch.pictures import Asked
+from lightkv_gnn.batch.pictures import Asked, Pictures
 from lightkv_gnn.batch.ray_engine import RayEngine
 from lightkv_gnn.batch.run import Engine, LocalEngine, NothingAnsweredError, Summary, run_batch
 from lightkv_gnn.batch.worker import Outcome, Settings, Worker
@@ -22,6 +22,7 @@ __all__ = [
     "LocalEngine",
     "NothingAnsweredError",
     "Outcome",
+    "Pictures",
     "RayEngine",
     "Settings",
     "Summary",

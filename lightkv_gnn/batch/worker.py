@@ -127,7 +127,7 @@ class Worker:
         """A worker with a model of its own.
 
         Raises:
-            Exception: As :func:`lightkv_gnn.running.load` and :func:`lightkv_gnn.attach`.
+            Exception: As ``lightkv_gnn.running.load`` and :func:`lightkv_gnn.attach`.
         """
         model, processor = running.load(settings.model, settings.device, settings.dtype)
         guidance = settings.guidance
