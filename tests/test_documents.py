@@ -1,9 +1,9 @@
 """Every Python block and every command in the documents runs, or where that is dear, parses.
 
 A document's blocks share their names, from top to bottom, and a folder with the bundled model as
-``my-model/`` and a picture as ``photo.jpg`` and in ``photos/``.  Pages in ``docs/how-to`` begin with
-the names of the first program in ``docs/start.md``, as they say.  ``<!--- skip: next "why" -->``
-marks what cannot run.
+``my-model/`` and a picture as ``photo.jpg`` and in ``photos/``.  Pages in ``docs/how-to`` begin
+with the names of the first program in ``docs/start.md``, as they say.
+``<!--- skip: next "why" -->`` marks what cannot run.
 """
 
 from __future__ import annotations
