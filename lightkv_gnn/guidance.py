@@ -26,9 +26,6 @@ LARGE_CHUNK = 2**25
 CACHED = 2**18
 """Most logits worked on at once on a CPU, in elements: its caches hold them."""
 
-SAFE = 1e-30
-"""Sums of probabilities above it have lost nothing below float32's smallest number."""
-
 
 def at_once(logits: int, device: torch.device) -> int:
     """How many rows of so many logits each are computed at once."""
@@ -287,23 +284,11 @@ def _share(logits: Tensor, vision_mask: Tensor | None, total: Tensor | None) -> 
     least = _least(logits)
     if vision_mask is not None:
         logits = logits.masked_fill(~vision_mask[:, None, None, :], least)
-    if total is None and _can_be_looked_at(logits):
-        summed = logits.softmax(dim=3).sum(dim=1)
-        hidden = None if vision_mask is None else ~vision_mask[:, None, :]
-        summed = summed if hidden is None else summed.masked_fill(hidden, 1.0)
-        if bool((summed > SAFE).all()):  # no NaN is
-            log = summed.log()
-            return log if hidden is None else log.masked_fill(hidden, least)
     logits = logits.nan_to_num(nan=least, posinf=-least, neginf=least)
     share = logits.log_softmax(dim=3) if total is None else logits - total
     # Nothing here is infinite, so that this is logsumexp in fewer passes.
     most = share.detach().amax(dim=1, keepdim=True)
     return (share - most).exp().sum(dim=1).log() + most[:, 0]
-
-
-def _can_be_looked_at(x: Tensor) -> bool:
-    """Whether its values cost no waiting, and are there at all, as a compiler's are not."""
-    return x.device.type == "cpu" and type(x) is Tensor and not torch.compiler.is_compiling()
 
 
 def total_share(by_text: Tensor, text_mask: Tensor | None = None) -> Tensor:

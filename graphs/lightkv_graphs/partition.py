@@ -188,16 +188,19 @@ def lay_windows(layout: TokenLayout, plan: StagePlan) -> WindowPartition:
     if layout.tiles is None or torch.compiler.is_compiling():
         return WindowPartition(_windows(layout, plan), plan)
     device = layout.image.device
-    window, slots = _of_tiles(layout.tiles, plan.windows, plan.cut, device)
+    window, slots = _of_tiles(layout.tiles, plan.windows, plan.cut, plan.largest, device)
     return WindowPartition(window.clone(), plan, slots)
 
 
 @lru_cache(maxsize=64)
-def _of_tiles(tiles: Tiles, windows: int, cut: Cut, device: torch.device) -> tuple[Tensor, Tensor]:
+def _of_tiles(
+    tiles: Tiles, windows: int, cut: Cut, largest: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Window of each token, and slots, on the device."""
     with torch.inference_mode(False):
         layout = TokenLayout.from_tiles(tiles).to(device)
-        plan = plan_stage(layout.occupancy, windows, 0, cut=cut)
+        kept = layout.occupancy
+        plan = StagePlan(windows, 0, (0,) * len(kept), largest, kept, kept, cut)
         partition = WindowPartition(_windows(layout, plan), plan)
         return partition.window, partition.slots()
 

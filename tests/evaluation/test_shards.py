@@ -148,7 +148,5 @@ def test_launchers_share_the_command_out(launcher, tmp_path):
     assert untimed(read_rows(out / ROWS)) == untimed(alone)
     assert [row["method"] for row in json.loads(done.stdout)] == ["none", "guided", "mean"]
     parts = [read_rows(out / "parts" / rank / ROWS) for rank in "01"]
-    assert [[row.method for row in part] for part in parts] == [
-        ["none", "guided"],
-        ["none", "mean"],
-    ]
+    methods = [[row.method for row in part if row.method != "none"] for part in parts]
+    assert methods == [["guided"], ["mean"]]

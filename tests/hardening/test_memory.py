@@ -39,13 +39,21 @@ class Held(NamedTuple):
 
 
 def check_growth(work: Callable[[int], object], early: int, late: int) -> None:
-    """Runs ``work`` and compares what is held after so many calls."""
-    for number in range(early):
-        work(number)
-    before = Held.now()
-    for number in range(early, late):
-        work(number)
-    after = Held.now()
+    """Runs ``work`` and compares what is held after so many calls.
+
+    What other tests left behind is not looked at, nor that it may go meanwhile.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        for number in range(early):
+            work(number)
+        before = Held.now()
+        for number in range(early, late):
+            work(number)
+        after = Held.now()
+    finally:
+        gc.unfreeze()
     assert after.tensors == before.tensors
     assert after.objects - before.objects < (late - early) // 4
     assert after.resident - before.resident < (late - early) * 16 * 1024
