@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 import typer
 
 from lightkv_gnn.cli_options import Json, Retention, Stages, make_app
-from lightkv_gnn.evaluation import machine
 from lightkv_gnn.run_command import Device, Dtype, Guidance, MaxNewTokens
 from lightkv_gnn.sources import check_source
 
@@ -71,17 +70,21 @@ def batch(
     as_json: Json = False,
 ) -> None:
     """Ask about many pictures, with a compressed cache; leave Parquet, and a file of errors."""
+    if engine == "local" and (workers is not None or gpus_per_worker is not None):
+        raise typer.BadParameter("--workers and --gpus-per-worker are for --engine ray")
+    if not source.exists():
+        raise FileNotFoundError(f"{source}: there is no such file or folder")
+    check_source(model)
+
     from lightkv_gnn.batch import Engine, LocalEngine, RayEngine, Settings, run_batch
+    from lightkv_gnn.evaluation import machine
 
     if engine == "local":
-        if workers is not None or gpus_per_worker is not None:
-            raise typer.BadParameter("--workers and --gpus-per-worker are for --engine ray")
         if device:
             machine.check_device(device)
         where: Engine = LocalEngine(batch)
     else:
         where = RayEngine(batch, workers or 1, gpus_per_worker or 0)
-    check_source(model)
     done = run_batch(
         source,
         out,
@@ -103,10 +106,13 @@ def batch(
     if as_json:
         print(json.dumps(done.to_dict(), indent=2))
         return
+    before = f"{done.done_before} done before"
+    if done.failed_before:
+        before += f", {done.failed_before} of them failed"
     print(
         f"{done.rows} rows: {done.answered} answered and {done.failed} failed in "
-        f"{done.seconds:.1f} s, {done.done_before} done before"
+        f"{done.seconds:.1f} s, {before}"
     )
-    print(f"wrote {len(done.parts)} parts in {out}")
-    if done.failed:
-        print(f"what failed is in {done.errors}")
+    print(f"wrote {len(done.parts)} {'part' if len(done.parts) == 1 else 'parts'} in {out}")
+    if done.failed or done.failed_before:
+        print(f"what failed is in {done.errors}; --retry-errors asks it again")

@@ -18,6 +18,7 @@ from typer.main import get_command
 
 from lightkv_gnn import __version__
 from lightkv_gnn.cli_options import hush, make_app
+from lightkv_gnn.sources import reason_of
 
 NAME = "lightkv-gnn"
 
@@ -63,7 +64,7 @@ class Commands(TyperGroup):
         except Exception as error:
             if not isinstance(error, USERS) and type(error).__name__ != "OutOfMemoryError":
                 raise
-            first = str(error).strip().partition("\n\n")[0]
+            first = reason_of(error).strip().partition("\n\n")[0]
             typer.echo(f"{NAME}: {' '.join(first.split())}", err=True)
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:

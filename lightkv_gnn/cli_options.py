@@ -16,7 +16,10 @@ Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Threads = Annotated[int, typer.Option(min=1, help="Of a CPU.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Fewer and smaller.")]
 Retention = Annotated[
-    float, typer.Option(metavar="SHARE", help="Vision tokens to keep, averaged over the layers.")
+    float,
+    typer.Option(
+        metavar="SHARE", min=0, max=1, help="Vision tokens to keep, averaged over the layers."
+    ),
 ]
 
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from torch_geometric.nn import MessagePassing
 
 from lightkv_gnn.adapters import adapter_for
+from lightkv_gnn.choices import GUIDANCE, GuidanceName
 from lightkv_gnn.compressor import MATCHERS, check_callable, check_ratio
-from lightkv_gnn.guidance import GUIDANCE, GuidanceFunction, GuidanceName
+from lightkv_gnn.guidance import GuidanceFunction
 from lightkv_gnn.messages import MESSAGES, Message, guided_mean
 from lightkv_gnn.scatter import ScatterName
 from lightkv_gnn.schedule import Stage, find_stages

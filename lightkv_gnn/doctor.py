@@ -43,6 +43,12 @@ OPTIONAL = {
         'scatter="triton", on a GPU',
         "pip install 'lightkv-gnn[triton]'",
     ),
+    "accelerate": (
+        "accelerate",
+        "several devices, and offloading",
+        "pip install 'lightkv-gnn[devices]'",
+    ),
+    "lmms-eval": ("lmms_eval", "public benchmarks", "pip install 'lightkv-gnn[eval]'"),
     "pyarrow": ("pyarrow", "batches", "pip install 'lightkv-gnn[batch]'"),
     "ray": ("ray", "batches on several workers", "pip install 'lightkv-gnn[ray]'"),
     "torchvision": ("torchvision", "processors of some families, and of Pixtral", ""),

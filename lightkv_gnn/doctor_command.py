@@ -20,6 +20,8 @@ def doctor(as_json: Json = False) -> None:
 
     Exit status 0 if the basics work: a small model is compressed to prove it.
     """
+    if not as_json:
+        typer.echo("importing everything, then compressing once ...", err=True)
     found = diagnose()
     if as_json:
         print(json.dumps({"works": found.works, **asdict(found)}, indent=2))

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-GuidanceName = Literal["text_to_vision", "vision_to_text", "last_token", "none"]
-GUIDANCE: tuple[GuidanceName, ...] = ("text_to_vision", "vision_to_text", "last_token", "none")
+from lightkv_gnn.choices import GUIDANCE, GuidanceName
 
 CHUNK = 2**22
 """Most logits held at once on a CPU, in elements."""

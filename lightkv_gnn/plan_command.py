@@ -6,16 +6,17 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import groupby
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 
 from lightkv_gnn.cli_options import DtypeName, Json, Retention, Stages, make_app
-from lightkv_gnn.ledger import LayerRow
-from lightkv_gnn.planning import Forecast, Memory, forecast
-from lightkv_gnn.schedule import in_words
-from lightkv_graphs import Grid
+from lightkv_gnn.sources import check_source
+
+if TYPE_CHECKING:
+    from lightkv_gnn.ledger import LayerRow
+    from lightkv_gnn.planning import Forecast, Memory
+    from lightkv_graphs import Grid
 
 app = make_app()
 
@@ -63,6 +64,12 @@ def plan(
 
     The model is built from its configuration, without weights, and nothing runs.
     """
+    check_source(model)
+
+    import torch
+
+    from lightkv_gnn.planning import forecast
+
     planned = forecast(
         model,
         image,
@@ -103,6 +110,8 @@ def _result(planned: Forecast) -> dict[str, Any]:
 def _lines(
     planned: Forecast, sizes: Sequence[Grid], text: int, batch: int, dtype: str
 ) -> Iterator[str]:
+    from lightkv_gnn.schedule import in_words
+
     yield f"{planned.model}, {len(planned.ledger.rows)} layers, {dtype}, batch {batch}"
     for (height, width), tokens in zip(sizes, planned.pictures, strict=True):
         yield f"a picture of {width}x{height} pixels: {tokens} vision tokens"

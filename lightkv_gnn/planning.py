@@ -18,7 +18,7 @@ from lightkv_gnn.errors import UnsupportedInputError, UnsupportedModelError
 from lightkv_gnn.forecast import plan_prefill
 from lightkv_gnn.ledger import LayerCost, Ledger
 from lightkv_gnn.schedule import Stage
-from lightkv_gnn.sources import check_source
+from lightkv_gnn.sources import check_source, loading
 from lightkv_graphs import Grid
 
 
@@ -128,7 +128,8 @@ def on_meta(source: str, dtype: torch.dtype) -> Any:
         UnsupportedModelError: No adapter for this family.
     """
     check_source(source)
-    config = AutoConfig.from_pretrained(source)
+    with loading(source):
+        config = AutoConfig.from_pretrained(source)
     if config.model_type not in families():
         raise UnsupportedModelError(
             f"{source} is of the family {config.model_type!r}: expected one of "

@@ -8,13 +8,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from lightkv_gnn import running
+from lightkv_gnn.choices import GuidanceName
 from lightkv_gnn.cli_options import Json, Retention, Stages, make_app
-from lightkv_gnn.config import LightKVConfig
-from lightkv_gnn.evaluation import machine
-from lightkv_gnn.guidance import GuidanceName
-from lightkv_gnn.schedule import in_words
-from lightkv_gnn.sources import read_picture
+from lightkv_gnn.sources import check_source, read_picture
 
 app = make_app()
 
@@ -65,8 +61,15 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Answer a question about pictures, with a compressed cache; tell what it cost."""
-    running.check_files(trace, draw)
     pictures = [read_picture(file) for file in image]
+    check_source(model)
+
+    from lightkv_gnn import running
+    from lightkv_gnn.config import LightKVConfig
+    from lightkv_gnn.evaluation import machine
+    from lightkv_gnn.schedule import in_words
+
+    running.check_files(trace, draw)
     if device and device != running.AUTO:
         machine.check_device(device)
     loaded, processor = running.load(model, device, dtype)

@@ -19,7 +19,7 @@ from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.ledger import Ledger
 from lightkv_gnn.pictures import seen_tiles
 from lightkv_gnn.session import attach
-from lightkv_gnn.sources import check_source
+from lightkv_gnn.sources import check_source, loading
 from lightkv_graphs import MergeTrace, draw_lineage
 
 TINY = "tiny"
@@ -77,13 +77,15 @@ def load(
         return model if dtype == "auto" else model.to(getattr(torch, dtype)), processor
     source = str(tiny.WEIGHTS) if source == TINY else source
     check_source(source)
-    processor = AutoProcessor.from_pretrained(source)
+    with loading(source):
+        processor = AutoProcessor.from_pretrained(source)
     if sys.stderr.isatty():
         transformers.logging.enable_progress_bar()
     spread = {"device_map": AUTO} if device == AUTO else {}
-    loaded: Any = AutoModelForImageTextToText.from_pretrained(
-        source, dtype=dtype, attn_implementation=attention, **spread
-    )
+    with loading(source):
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            source, dtype=dtype, attn_implementation=attention, **spread
+        )
     transformers.logging.disable_progress_bar()
     return (loaded if spread else loaded.to(device)).eval(), processor
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +20,30 @@ def check_source(source: str) -> None:
             f"{source}: there is no such folder, and it is no id on the hub, such as "
             "llava-hf/llava-1.5-7b-hf"
         )
+
+
+@contextmanager
+def loading(source: str) -> Iterator[None]:
+    """Names the model in whatever keeps transformers from loading it.
+
+    Raises:
+        OSError: As transformers', but for its advice.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise OSError(
+            f"{source} cannot be loaded: expected a folder with a model and its processor, as "
+            f"save_pretrained writes them, or an id on the hub; {reason}"
+        ) from error
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error says; one about a file, which file and what is wrong with it."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def read_picture(file: str | Path | BinaryIO, name: str = "") -> Image.Image:

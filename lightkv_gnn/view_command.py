@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lightkv_gnn.cli_options import Json, make_app
 from lightkv_gnn.sources import read_picture
-from lightkv_graphs import MergeTrace, View, write_page
+
+if TYPE_CHECKING:
+    from lightkv_graphs import View
 
 app = make_app()
 
@@ -79,7 +81,12 @@ def make_page(
     page = out or traces[0].with_suffix(".html")
     if page.resolve() in {file.resolve() for file in (*traces, *images)}:
         raise ValueError(f"{page} is read here: name another file for the page with -o")
+    for file in traces:
+        file.stat()
     pictures = [read_picture(file) for file in images]
+
+    from lightkv_graphs import MergeTrace, View, write_page
+
     views = [
         View(MergeTrace.load(file), pictures, prompt, name=file.stem if len(traces) > 1 else "")
         for file, prompt in zip(traces, asked, strict=True)

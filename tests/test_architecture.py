@@ -46,7 +46,8 @@ SHOWS_ITSELF = {"trace": "explore"}
 
 LOWER = {
     "errors": set(),
-    "guidance": set(),
+    "choices": set(),
+    "guidance": {"choices"},
     "scatter": {"guidance", "kernels"},
     "messages": {"scatter"},
     "tensor_stage": {"scatter"},

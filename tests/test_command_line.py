@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import typer
+from PIL import Image
 
 import lightkv_gnn
 from lightkv_gnn import __version__, cli
@@ -47,6 +48,43 @@ assert not {"torch", "transformers", "torch_geometric"} & set(sys.modules)
     for name, (_, summary) in COMMANDS.items():
         assert f"  {name} " in done.stdout
         assert summary in done.stdout
+
+
+MISTAKES = {
+    "run tiny --image missing.png --prompt ?": "missing.png: No such file or directory",
+    "run ./missing --image photo.png --prompt ?": "./missing: there is no such folder",
+    "run tiny --image photo.png --prompt ? --retention 1.5": "'--retention'",
+    "run tiny --image photo.png --prompt ? --guidance texts": "'--guidance'",
+    "run tiny --prompt ?": "'--image'",
+    "plan ./missing --image 64x64": "./missing: there is no such folder",
+    "plan tiny --image 64": "expected WIDTHxHEIGHT",
+    "batch missing out --model tiny": "missing: there is no such file or folder",
+    "batch . out --model ./missing": "./missing: there is no such folder",
+    "batch . out --model tiny --workers 2": "for --engine ray",
+    "batch . out --model tiny --batch 0": "'--batch'",
+    "view missing.safetensors": "missing.safetensors: No such file or directory",
+}
+
+
+def test_cheap_mistakes_are_told_of_before_torch_is_imported(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "photo.png")
+    code = f"""
+import os, sys
+from lightkv_gnn.cli import main
+os.chdir({str(tmp_path)!r})
+for command in {list(MISTAKES)!r}:
+    print("command:", command, file=sys.stderr)
+    assert main(command.split()) in (1, 2)
+for name in ("run", "plan", "batch", "view", "doctor"):
+    assert main([name, "--help"]) == 0
+assert not {{"torch", "transformers", "torch_geometric"}} & set(sys.modules)
+"""
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+    told = done.stderr.split("command: ")[1:]
+    for (command, expected), lines in zip(MISTAKES.items(), told, strict=True):
+        assert expected in lines.removeprefix(command)
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_it_is_a_module_too():
@@ -121,11 +159,8 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Any:
     [
         (ValueError("expected\n  one\n\nand an example"), 1, "lightkv-gnn: expected one\n"),
         (TypeError("no"), 1, "lightkv-gnn: no\n"),
-        (
-            FileNotFoundError(2, "No such file", "x"),
-            1,
-            "lightkv-gnn: [Errno 2] No such file: 'x'\n",
-        ),
+        (FileNotFoundError(2, "No such file", "x"), 1, "lightkv-gnn: x: No such file\n"),
+        (FileNotFoundError("x is missing"), 1, "lightkv-gnn: x is missing\n"),
         (ImportError("pip install it"), 1, "lightkv-gnn: pip install it\n"),
         (torch.OutOfMemoryError("tried 9 GiB"), 1, "lightkv-gnn: tried 9 GiB\n"),
         (KeyboardInterrupt(), 130, "lightkv-gnn: interrupted; what was written is kept\n"),

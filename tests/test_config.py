@@ -11,8 +11,8 @@ import torch
 from models import batch, prompt, tiny_llava
 
 import lightkv_gnn as lk
+from lightkv_gnn.choices import GUIDANCE
 from lightkv_gnn.compressor import MATCHERS
-from lightkv_gnn.guidance import GUIDANCE
 from lightkv_gnn.messages import MESSAGES
 from lightkv_gnn.schedule import layer_average
 

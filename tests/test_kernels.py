@@ -20,6 +20,7 @@ from torch import Tensor
 
 import lightkv_gnn as lk
 from lightkv_gnn import guidance
+from lightkv_gnn.choices import GuidanceName
 from lightkv_gnn.scatter import backend
 from lightkv_graphs import nearest_destinations, source_cosines
 
@@ -217,7 +218,7 @@ def test_a_cpu_is_refused_unless_interpreted(monkeypatch: pytest.MonkeyPatch) ->
 
 @torch.no_grad()
 @pytest.mark.parametrize("guidance", ["text_to_vision", "vision_to_text", "last_token", "none"])
-def test_a_model_answers_the_same(guidance: lk.guidance.GuidanceName) -> None:
+def test_a_model_answers_the_same(guidance: GuidanceName) -> None:
     """A whole prefill with several pictures in a ragged batch; gradients are torch's."""
     model = tiny_llava()
     inputs = batch(prompt(4, "image", 6), prompt(2, "image", 1, "image", 3, seed=1))

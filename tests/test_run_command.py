@@ -168,7 +168,7 @@ def test_several_pictures_on_a_checkpoint(capsys, tmp_path, monkeypatch, photo, 
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["tiny", "--image", "nowhere.png"], 1, "No such file or directory: "),
+        (["tiny", "--image", "nowhere.png"], 1, "nowhere.png: No such file or directory"),
         (["tiny", "--image", "{text}"], 1, "is not a picture"),
         (["nowhere/", "--image", "{photo}"], 1, "nowhere/: there is no such folder"),
         (["tiny", "--image", "{photo}", "--draw", "a.txt"], 1, "ends with one of .png"),

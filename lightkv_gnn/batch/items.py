@@ -29,12 +29,18 @@ class Items:
     table: pa.Table
     pictures: Pictures
 
+    @property
+    def ids(self) -> list[str]:
+        """Of all rows."""
+        ids: list[str] = self.table["id"].to_pylist()
+        return ids
+
     def asked(self, without: set[str]) -> list[Asked]:
         """All rows but those of the ids ``without``."""
-        ids, images, prompts = (self.table[name].to_pylist() for name in ASKED)
+        _, images, prompts = (self.table[name].to_pylist() for name in ASKED)
         return [
             Asked(row, image, prompt)
-            for row, (own, image, prompt) in enumerate(zip(ids, images, prompts, strict=True))
+            for row, (own, image, prompt) in enumerate(zip(self.ids, images, prompts, strict=True))
             if own not in without
         ]
 
@@ -188,8 +194,13 @@ def _as_text(values: Any, source: Path, name: str, prompt: str | None) -> Any:
         text = text.fill_null(prompt)
     if text.null_count:
         row = text.is_null().index(True).as_py()
-        mend = ": give them one, or all with --prompt" if name == "prompt" else ""
+        mends = {
+            "id": "give each row one, or leave the column out and rows are numbered",
+            "prompt": "give them one, or all with --prompt",
+        }
+        mend = f": {mends[name]}" if name in mends else ""
         raise ValueError(
-            f"{source}: {text.null_count} rows have no {name}, such as row {row}{mend}"
+            f"{source}: {text.null_count} of {len(text)} rows have no {name}, such as row {row}, "
+            f"counted from 0{mend}"
         )
     return text

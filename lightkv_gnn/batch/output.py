@@ -67,7 +67,8 @@ class Output:
             raise ValueError(f"{folder}: another run is writing there") from error
         try:
             self._check(settings)
-            self.done = self._read_done(retry_errors)
+            self.failed_before = self._read_failed(retry_errors)
+            self.done = self.failed_before | self._read_answered()
         except BaseException:
             self._lock.release()
             raise
@@ -115,8 +116,8 @@ class Output:
                     f"{settings.get(name)!r}: choose another folder, or the same {name}"
                 )
 
-    def _read_done(self, retry_errors: bool) -> set[str]:
-        """The ids that need not be asked; what a run that was killed left half written goes."""
+    def _read_answered(self) -> set[str]:
+        """The ids in parts; what a run that was killed left half written goes."""
         for file in self.folder.glob(".*.tmp"):
             file.unlink()
         done: set[str] = set()
@@ -124,13 +125,17 @@ class Output:
         self._number = int(parts[-1].stem.removeprefix("part-")) + 1 if parts else 0
         for part in parts:
             done.update(pq.read_table(part, columns=["id"])["id"].to_pylist())
+        return done
+
+    def _read_failed(self, retry_errors: bool) -> set[str]:
+        """The ids among the errors, unless they are to be asked again; half a line goes."""
         if not self.errors.is_file():
-            return done
+            return set()
         text = self.errors.read_bytes()
         whole = b"" if retry_errors else text[: text.rfind(b"\n") + 1]
         if whole != text:
             _replace(self.errors, whole)
-        return done | {json.loads(line)["id"] for line in whole.splitlines()}
+        return {json.loads(line)["id"] for line in whole.splitlines()}
 
     def _line(self, outcome: Outcome) -> dict[str, Any]:
         own = {name: self._table[name][outcome.row].as_py() for name in ASKED}

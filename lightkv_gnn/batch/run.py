@@ -66,6 +66,7 @@ class Summary:
     Attributes:
         rows: Of the input.
         done_before: Of them, those that were in the output already, answered or not.
+        failed_before: Of those, the ones that could not be answered.
         answered: In this run.
         failed: In this run, with a line each in ``errors``.
         parts: Parquet files that it wrote.
@@ -75,6 +76,7 @@ class Summary:
 
     rows: int
     done_before: int
+    failed_before: int
     answered: int
     failed: int
     parts: tuple[Path, ...]
@@ -136,6 +138,7 @@ def run_batch(
         asked = items.asked(without=output.done)
         outcomes = _outcomes(engine or LocalEngine(), asked, items.pictures, settings)
         before = len(items.table) - len(asked)
+        failed_before = sum(own in output.failed_before for own in items.ids)
         with (
             closing(outcomes),
             tqdm(total=len(items.table), initial=before, unit="row", disable=not progress) as bar,
@@ -152,6 +155,7 @@ def run_batch(
     return Summary(
         rows=len(items.table),
         done_before=before,
+        failed_before=failed_before,
         answered=output.answered,
         failed=output.failed,
         parts=tuple(output.parts),

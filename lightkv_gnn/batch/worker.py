@@ -13,10 +13,11 @@ from PIL import Image
 
 from lightkv_gnn import demo, running
 from lightkv_gnn.batch.pictures import Asked, Pictures
+from lightkv_gnn.choices import GuidanceName
 from lightkv_gnn.config import LightKVConfig
-from lightkv_gnn.guidance import GuidanceName
 from lightkv_gnn.schedule import Stage
 from lightkv_gnn.session import attach
+from lightkv_gnn.sources import reason_of
 
 REFUSALS = (ValueError, ArithmeticError, LookupError, torch.OutOfMemoryError)
 """Errors that some pictures or prompts cause, and others do not; anything else stops the run."""
@@ -88,7 +89,7 @@ class Outcome(NamedTuple):
         """Why a row has no answer; a ValueError that tells of another error has its class."""
         told = error.__cause__ if isinstance(error, ValueError) else None
         kind = type(told or error).__name__
-        return cls(row, kind, " ".join(str(error).split()) or kind)
+        return cls(row, kind, " ".join(reason_of(error).split()) or kind)
 
 
 class Worker:

@@ -137,7 +137,7 @@ def evaluate(
         return
     for row in rows:
         print(_line(row))
-    print(f"wrote {out / ROWS}; lightkv-gnn report makes a page of it")
+    print(f"wrote {out / ROWS}; lightkv-gnn report {out / ROWS} makes a page of it")
 
 
 def asked_groups(

@@ -129,7 +129,11 @@ def test_a_limit_takes_the_first_rows_and_done_ones_are_left_out(folder):
         ('{"image": "a", "id": 1}\n{"image": "b", "id": 1}', "1 ids are there more than once.*'1'"),
         ('{"image": "a"}\n{"image": 3}', "line 2: expected an object with 'image'"),
         ('{"image": "a"}\n{"imag', "line 2: "),
-        ('{"image": "a", "prompt": "x"}\n{"image": "b"}', "1 rows have no prompt, such as row 1"),
+        ('{"image": "a", "prompt": "x"}\n{"image": "b"}', "1 of 2 rows have no prompt.* row 1"),
+        (
+            '{"image": "a", "id": 1}\n{"image": "b"}',
+            "1 of 2 rows have no id.* row 1, .*: give each",
+        ),
         ('{"image": "a", "prompt": [1]}', "'prompt' is list<.*expected text"),
         ('{"image": "a", "answer": 1, "input_answer": 2}', "'answer' is carried along as"),
         ("", "has no rows"),
@@ -147,7 +151,7 @@ def test_bad_sources_are_told_of(folder, tmp_path):
         read_items(tmp_path / "missing.jsonl")
     with pytest.raises(ValueError, match=r"ends in \.jsonl or \.parquet"):
         read_items(folder / "notes.txt")
-    with pytest.raises(ValueError, match="40 rows have no prompt, such as row 0: give them one"):
+    with pytest.raises(ValueError, match="40 of 40 rows have no prompt, such as row 0"):
         read_items(folder)
     pq.write_table(pa.table({"image": [1.5]}), folder / "a.parquet")
     with pytest.raises(ValueError, match=r"has pictures, such as .* and Parquet files"):

@@ -148,6 +148,10 @@ def test_broken_pictures_are_errors_and_the_others_answered(photos, tmp_path, ca
         errors[1]["message"] == "UnidentifiedImageError.png is not a picture that Pillow can read"
     )
     assert len(pq.read_table(out)) == 7
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "11 done before, 4 of them failed" in printed
+    assert "--retry-errors asks it again" in printed
 
 
 @settings(max_examples=60, deadline=None)

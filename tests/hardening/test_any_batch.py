@@ -14,6 +14,7 @@ from strategies import RATIOS, repeatable, seeds
 from torch import Tensor
 
 import lightkv_gnn as lk
+from lightkv_gnn.choices import GUIDANCE
 
 prompts = st.lists(
     st.lists(st.one_of(st.integers(1, 7), st.just("image")), min_size=1, max_size=4),
@@ -38,7 +39,7 @@ def model_of(attention: str) -> Any:
     parts=prompts,
     stages=schedules,
     padding=st.sampled_from(["left", "right"]),
-    guidance=st.sampled_from(lk.guidance.GUIDANCE),
+    guidance=st.sampled_from(GUIDANCE),
     seed=seeds,
 )
 @repeatable(30)

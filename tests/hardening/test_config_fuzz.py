@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from strategies import repeatable
 
 import lightkv_gnn as lk
+from lightkv_gnn.choices import GUIDANCE
 from lightkv_gnn.compressor import MATCHERS
-from lightkv_gnn.guidance import GUIDANCE
 from lightkv_gnn.messages import MESSAGES
 
 FIELDS = [*lk.LightKVConfig.__dataclass_fields__]
