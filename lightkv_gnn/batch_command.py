@@ -10,7 +10,7 @@ import typer
 
 from lightkv_gnn.cli_options import Json, Retention, Stages, make_app
 from lightkv_gnn.run_command import Device, Dtype, Guidance, MaxNewTokens
-from lightkv_gnn.sources import check_source
+from lightkv_gnn.sources import check_exists, check_source
 
 app = make_app()
 
@@ -72,8 +72,7 @@ def batch(
     """Ask about many pictures, with a compressed cache; leave Parquet, and a file of errors."""
     if engine == "local" and (workers is not None or gpus_per_worker is not None):
         raise typer.BadParameter("--workers and --gpus-per-worker are for --engine ray")
-    if not source.exists():
-        raise FileNotFoundError(f"{source}: there is no such file or folder")
+    check_exists(source)
     check_source(model)
 
     from lightkv_gnn.batch import Engine, LocalEngine, RayEngine, Settings, run_batch

@@ -1,8 +1,16 @@
-"""Names that options and configurations choose among; help and completion need them at once."""
+"""What options and configurations choose among; the command line needs it before torch."""
 
 from __future__ import annotations
 
 from typing import Literal
 
+from lightkv_gnn.errors import ScheduleError
+
 GuidanceName = Literal["text_to_vision", "vision_to_text", "last_token", "none"]
 GUIDANCE: tuple[GuidanceName, ...] = ("text_to_vision", "vision_to_text", "last_token", "none")
+
+
+def check_retention(retention: float) -> None:
+    """Raises ScheduleError for a share of vision tokens that cannot be kept."""
+    if not 0 < retention <= 1:
+        raise ScheduleError(f"retention is {retention}: expected a fraction above 0, at most 1")

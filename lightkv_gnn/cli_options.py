@@ -9,16 +9,27 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand
 
+from lightkv_gnn.choices import check_retention
+
 DtypeName = Literal["float32", "bfloat16", "float16"]
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Threads = Annotated[int, typer.Option(min=1, help="Of a CPU.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Fewer and smaller.")]
+
+
+def _retention(share: float) -> float:
+    check_retention(share)
+    return share
+
+
 Retention = Annotated[
     float,
     typer.Option(
-        metavar="SHARE", min=0, max=1, help="Vision tokens to keep, averaged over the layers."
+        metavar="SHARE",
+        callback=_retention,
+        help="Vision tokens to keep, averaged over the layers.",
     ),
 ]
 

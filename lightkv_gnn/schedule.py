@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations, pairwise
 from numbers import Real
 
+from lightkv_gnn.choices import check_retention
 from lightkv_gnn.errors import ScheduleError
 from lightkv_graphs import Grid
 from lightkv_graphs.stage import MOST_WINDOWS
@@ -102,8 +103,7 @@ def find_stages(
     """
     if not isinstance(retention, Real):
         raise TypeError(f"retention is {retention!r}: expected a number")
-    if not 0 < retention <= 1:
-        raise ScheduleError(f"retention is {retention}: expected a fraction above 0, at most 1")
+    check_retention(retention)
     legal = range(layers - 1) if legal is None else legal
     published = PUBLISHED.get(layers, ())
     if published and abs(retention - 0.55) < CLOSE and set(published) <= set(legal):

@@ -22,6 +22,12 @@ def check_source(source: str) -> None:
         )
 
 
+def check_exists(path: Path) -> None:
+    """Raises FileNotFoundError for what is not there."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: there is no such file or folder")
+
+
 @contextmanager
 def loading(source: str) -> Iterator[None]:
     """Names the model in whatever keeps transformers from loading it.

@@ -46,7 +46,7 @@ SHOWS_ITSELF = {"trace": "explore"}
 
 LOWER = {
     "errors": set(),
-    "choices": set(),
+    "choices": {"errors"},
     "guidance": {"choices"},
     "scatter": {"guidance", "kernels"},
     "messages": {"scatter"},

@@ -80,6 +80,7 @@ def test_demo_on_a_model_picture_and_question_of_ones_own(capsys, tmp_path, phot
         (["--image", "nowhere.jpg", "--prompt", "?"], "nowhere.jpg"),
         (["--image", "{text}", "--prompt", "?"], "is not a picture"),
         (["--out", "{text}"], "is a file: give a folder"),
+        (["--retention", "1.5"], "retention is 1.5"),
         (["--retention", "0.01"], "no schedule of halving stages"),
     ],
 )

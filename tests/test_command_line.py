@@ -53,7 +53,7 @@ assert not {"torch", "transformers", "torch_geometric"} & set(sys.modules)
 MISTAKES = {
     "run tiny --image missing.png --prompt ?": "missing.png: No such file or directory",
     "run ./missing --image photo.png --prompt ?": "./missing: there is no such folder",
-    "run tiny --image photo.png --prompt ? --retention 1.5": "'--retention'",
+    "run tiny --image photo.png --prompt ? --retention 1.5": "retention is 1.5: expected",
     "run tiny --image photo.png --prompt ? --guidance texts": "'--guidance'",
     "run tiny --prompt ?": "'--image'",
     "plan ./missing --image 64x64": "./missing: there is no such folder",

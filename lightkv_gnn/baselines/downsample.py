@@ -13,6 +13,7 @@ from torch import nn
 from lightkv_gnn.adapters import adapter_for
 from lightkv_gnn.baselines.losses import MeasuredCompressor
 from lightkv_gnn.baselines.method import Applied, Bill, Budget, Hints, Method
+from lightkv_gnn.choices import check_retention
 from lightkv_gnn.compressor import TokenCompressor
 from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.errors import ScheduleError
@@ -70,8 +71,7 @@ class Downsample(Method):
 
 def side_of(retention: float, grid: Grid) -> float:
     """Side of a picture with ``retention`` of the tokens, whole ones along its shorter side."""
-    if not 0 < retention <= 1:
-        raise ScheduleError(f"retention is {retention}: expected a fraction above 0, at most 1")
+    check_retention(retention)
     shorter = min(grid)
     return max(1, round(shorter * retention**0.5)) / shorter
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
+from lightkv_gnn.choices import check_retention
 from lightkv_gnn.errors import ScheduleError
 from lightkv_gnn.plan import plan_stages
 from lightkv_gnn.schedule import Stage, layer_average, windows_of
@@ -111,8 +112,7 @@ def single(layers: int, retention: float, depth: int) -> tuple[Stage, ...]:
 
 def _room(layers: int, retention: float, depth: int) -> int:
     """Layers that a stage may run after, from ``depth`` on."""
-    if not 0 < retention <= 1:
-        raise ScheduleError(f"retention is {retention}: expected a fraction above 0, at most 1")
+    check_retention(retention)
     if not 0 <= depth < layers - 1:
         raise ScheduleError(f"depth is {depth}: expected a layer from 0 to {layers - 2}")
     return layers - 1 - depth

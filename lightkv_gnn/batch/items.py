@@ -15,6 +15,7 @@ from PIL import Image
 
 from lightkv_gnn.batch.columns import ANSWERED, ASKED
 from lightkv_gnn.batch.pictures import COLUMN, Asked, FilePictures, ParquetPictures, Pictures
+from lightkv_gnn.sources import check_exists
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +38,7 @@ class Items:
 
     def asked(self, without: set[str]) -> list[Asked]:
         """All rows but those of the ids ``without``."""
-        _, images, prompts = (self.table[name].to_pylist() for name in ASKED)
+        images, prompts = (self.table[name].to_pylist() for name in ("image", "prompt"))
         return [
             Asked(row, image, prompt)
             for row, (own, image, prompt) in enumerate(zip(self.ids, images, prompts, strict=True))
@@ -60,10 +61,9 @@ def read_items(source: Path, prompt: str | None = None, limit: int | None = None
         ValueError: It is of another kind, has no rows or no pictures, a row without a prompt, or
             an id twice.
     """
+    check_exists(source)
     if source.is_dir():
         columns, pictures = _from_folder(source)
-    elif not source.is_file():
-        raise FileNotFoundError(f"{source}: there is no such file or folder")
     elif source.suffix == ".jsonl":
         columns, pictures = _from_lines(source)
     elif source.suffix == ".parquet":

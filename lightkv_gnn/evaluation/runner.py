@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from lightkv_gnn import __version__
 from lightkv_gnn.baselines import NONE, Budget, Method
+from lightkv_gnn.choices import check_retention
 from lightkv_gnn.errors import ScheduleError, UnsupportedInputError
 from lightkv_gnn.evaluation import machine
 from lightkv_gnn.evaluation.asking import Asked, ask_all
@@ -56,8 +57,7 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         for share in self.retentions:
-            if not 0 < share <= 1:
-                raise ValueError(f"retention is {share}: expected a fraction above 0, at most 1")
+            check_retention(share)
         for depth in self.depths:
             if depth < 0:
                 raise ValueError(f"depth is {depth}: expected a decoder layer, counted from 0")

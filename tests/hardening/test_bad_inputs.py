@@ -377,7 +377,6 @@ def test_a_model_is_as_before(case: str) -> None:
 # --- the command line -----------------------------------------------------------------------------
 
 WRONG_OPTIONS = {
-    "demo --retention nan": "'--retention': Input should be less than or equal to 1",
     "demo --questions 0": "'--questions': Input should be greater than or equal to 1",
     "eval --methods nothing": "'nothing'",
     "eval --questions many": "'--questions': Input should be a valid integer",
@@ -394,6 +393,7 @@ WRONG_OPTIONS = {
     "": "Usage: lightkv-gnn",
 }
 WRONG_VALUES = {
+    "demo --retention nan": "retention is nan: expected a fraction",
     "demo --model nowhere/": "--model needs --image FILE",
     "eval --questions 0": "questions is 0: expected 1 or more",
     "eval --retention 7 --questions 1": "retention is 7.0: expected a fraction",
