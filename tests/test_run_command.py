@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -163,6 +164,16 @@ def test_several_pictures_on_a_checkpoint(capsys, tmp_path, monkeypatch, photo, 
     assert result["files"] == names
     assert drawn == list(range(tiles))
     assert all((tmp_path / f"merges-{number}.svg").is_file() for number in range(tiles))
+
+
+@pytest.mark.parametrize("missing", ["processor_config.json", "model.safetensors"])
+def test_a_model_that_lacks_a_file_is_named(capsys, tmp_path, photo, missing):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny.WEIGHTS, folder)
+    (folder / missing).unlink()
+    assert main(["run", str(folder), "--image", str(photo), *ASK]) == 1
+    error = capsys.readouterr().err
+    assert f"{folder} cannot be loaded: expected a folder with a model" in error
 
 
 @pytest.mark.parametrize(
