@@ -7,6 +7,7 @@ apart what probabilities in float32 would round to nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -22,8 +23,11 @@ CHUNK = 2**22
 LARGE_CHUNK = 2**25
 """Most logits held at once elsewhere, where many small steps would cost more."""
 
-CACHED = 2**18
+CACHED = 2**19
 """Most logits worked on at once on a CPU, in elements: its caches hold them."""
+
+LOG2_E = math.log2(math.e)
+"""Bits per nat: powers of two are cheaper than those of e."""
 
 
 def at_once(logits: int, device: torch.device) -> int:
@@ -196,7 +200,7 @@ def prompt_guidance(
         return Guidance(weight.float().log(), None)
     if kind not in GUIDANCE:
         raise ValueError(f"guidance is {kind!r}: expected one of {GUIDANCE} or a callable")
-    if kind == "none" or block.text_mask.shape[1] == 0:
+    if kind == "none" or 0 in (vision, block.text_mask.shape[1]):
         return Guidance(block.query.new_zeros(batch, vision, dtype=torch.float32), None)
     if kind == "last_token":
         block = block.of_last_text()
@@ -270,13 +274,18 @@ def share_of_text(
     Returns:
         `[batch, text, vision]`, summed over heads.
     """
-    rows = logits.shape[2]
-    if logits.device.type == "cpu":
-        rows = max(1, CACHED * rows // max(1, logits.numel()))
-    pieces = logits.split(rows, dim=2)
-    totals = [None] * len(pieces) if total is None else total.split(rows, dim=2)
-    pairs = zip(pieces, totals, strict=True)
-    return torch.cat([_share(piece, vision_mask, own) for piece, own in pairs], dim=1)
+    if logits.device.type != "cpu":
+        return _share(logits, vision_mask, total)
+    rows = max(1, CACHED // max(1, logits[0, :, 0].numel()))
+
+    def piece(sample: int, first: int) -> Tensor:
+        here = slice(sample, sample + 1), slice(None), slice(first, first + rows)
+        mask = None if vision_mask is None else vision_mask[here[0]]
+        return _share(logits[here], mask, None if total is None else total[here])
+
+    starts = range(0, logits.shape[2], rows)
+    samples = range(len(logits))
+    return torch.cat([torch.cat([piece(n, first) for first in starts], dim=1) for n in samples])
 
 
 def _share(logits: Tensor, vision_mask: Tensor | None, total: Tensor | None) -> Tensor:
@@ -284,10 +293,18 @@ def _share(logits: Tensor, vision_mask: Tensor | None, total: Tensor | None) -> 
     if vision_mask is not None:
         logits = logits.masked_fill(~vision_mask[:, None, None, :], least)
     logits = logits.nan_to_num(nan=least, posinf=-least, neginf=least)
-    share = logits.log_softmax(dim=3) if total is None else logits - total
-    # Nothing here is infinite, so that this is logsumexp in fewer passes.
-    most = share.detach().amax(dim=1, keepdim=True)
-    return (share - most).exp().sum(dim=1).log() + most[:, 0]
+    # One power of two per logit, relative to the best head of its pair of tokens: so neither the
+    # sums over heads vanish nor those over vision tokens, to which best heads give the weights.
+    unit = logits.detach().amax(dim=3, keepdim=True) if total is None else total
+    bits = torch.add(unit * -LOG2_E, logits, alpha=LOG2_E)
+    best = bits.detach().amax(dim=1, keepdim=True)
+    part = bits.sub_(best).exp2_().transpose(1, 2)
+    best = best.transpose(1, 2)
+    if total is None:
+        share = (best.exp2() @ part.transpose(2, 3)).reciprocal() @ part
+    else:
+        share = part.sum(dim=2, keepdim=True)
+    return (share.log2() + best)[:, :, 0] / LOG2_E
 
 
 def total_share(by_text: Tensor, text_mask: Tensor | None = None) -> Tensor:
