@@ -23,7 +23,6 @@ from lightkv_graphs import (
     TokenLayout,
     WindowPartition,
     cosine_matching,
-    merge_graph,
     message_edges,
     protecting_matching,
     random_matching,
@@ -63,16 +62,27 @@ class Compressed(NamedTuple):
     Attributes:
         hidden_states: `[survivor, channel]`, in the dtype that came in.
         layout: The survivors' layout.
-        kept: The tokens that stay, ascending, `[survivor]`.
-        survivor: Row of each token's survivor, `[token]`.
-        graph: The graph the messages passed over.
+        merges: Who merged into whom.
     """
 
     hidden_states: Tensor
     layout: TokenLayout
-    kept: Tensor
-    survivor: Tensor
-    graph: HeteroData
+    merges: Merges
+
+    @property
+    def kept(self) -> Tensor:
+        """The tokens that stay, ascending, `[survivor]`."""
+        return self.merges.kept
+
+    @property
+    def survivor(self) -> Tensor:
+        """Row of each token's survivor, `[token]`."""
+        return self.merges.survivor
+
+    @property
+    def graph(self) -> HeteroData:
+        """The graph the messages passed over."""
+        return self.merges.graph
 
 
 class TokenCompressor:
@@ -151,10 +161,8 @@ class TokenCompressor:
         check_ratio(self.matcher, plan.ratio)
         plan.check(layout)
         merges = self.merges(x, layout, plan, guidance)
-        _, matching, kept, survivor, mass, edges = merges
-        graph = merge_graph(layout, merges.partition, matching, kept, edges.weight_of_token)
-        hidden_states = self.means(x, merges) if self.fused else self._pass_messages(x, graph, kept)
-        return Compressed(hidden_states, _after(layout, kept, mass, plan), kept, survivor, graph)
+        hidden_states = self.means(x, merges) if self.fused else self._pass_messages(x, merges)
+        return Compressed(hidden_states, _after(layout, merges, plan), merges)
 
     def merges(self, x: Tensor, layout: TokenLayout, plan: StagePlan, guidance: Tensor) -> Merges:
         """The stage up to its messages, in tensors alone; arguments as above, all given.
@@ -181,8 +189,9 @@ class TokenCompressor:
         """The survivors' weighted means, `[survivor, channel]`, in the dtype of ``x``."""
         return merges.edges.means(x, len(merges.kept), self.scatter)
 
-    def _pass_messages(self, x: Tensor, graph: HeteroData, kept: Tensor) -> Tensor:
-        edge_index, weight = message_edges(graph)
+    def _pass_messages(self, x: Tensor, merges: Merges) -> Tensor:
+        edge_index, weight = message_edges(merges.graph)
+        kept = merges.kept
         wide = x.to(_accumulator(x))
         own = wide[kept]
         out = self.conv((wide, own), edge_index, edge_weight=weight.to(wide.dtype))
@@ -209,9 +218,9 @@ def _accumulator(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _after(layout: TokenLayout, kept: Tensor, mass: Tensor, plan: StagePlan) -> TokenLayout:
+def _after(layout: TokenLayout, merges: Merges, plan: StagePlan) -> TokenLayout:
     names = ("sample", "image", "row", "col", "protected")
-    moved = {name: getattr(layout, name)[kept] for name in names}
+    moved = {name: getattr(layout, name).index_select(0, merges.kept) for name in names}
     pairs = zip(layout.counts, plan.merges, strict=True)
     counts = tuple(count - gone for count, gone in pairs)
-    return replace(layout, **moved, mass=mass, counts=counts, occupancy=plan.occupancy)
+    return replace(layout, **moved, mass=merges.mass, counts=counts, occupancy=plan.occupancy)

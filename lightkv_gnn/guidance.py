@@ -23,9 +23,6 @@ CHUNK = 2**22
 LARGE_CHUNK = 2**25
 """Most logits held at once elsewhere, where many small steps would cost more."""
 
-CACHED = 2**19
-"""Most logits worked on at once on a CPU, in elements: its caches hold them."""
-
 LOG2_E = math.log2(math.e)
 """Bits per nat: powers of two are cheaper than those of e."""
 
@@ -141,13 +138,23 @@ def text_shares(
     Returns:
         `[batch, text, vision]`, summed over heads; each head of a text token shares out one.
     """
-    batch, visions = vision.shape[0], vision.shape[2]
-    width = at_once(batch * max(text.shape[1], vision.shape[1]) * visions, text.device)
-    parts = [
-        share_of_text(text_logits(rows, vision, scaling, softcap), vision_mask)
-        for rows in text.split(width, dim=2)
+    heads = max(text.shape[1], vision.shape[1])
+    samples = 1 if text.device.type == "cpu" else len(text)
+    rows = at_once(samples * heads * vision.shape[2], text.device)
+    cap = None if softcap is None else softcap * LOG2_E
+
+    def piece(sample: int, first: int) -> Tensor:
+        own = slice(sample, sample + samples)
+        bits = text_logits(text[own, :, first : first + rows], vision[own], scaling * LOG2_E, cap)
+        return _share_of_bits(bits, None if vision_mask is None else vision_mask[own])
+
+    if samples == len(text) and rows >= text.shape[2]:
+        return piece(0, 0)
+    pieces = [
+        torch.cat([piece(sample, first) for first in range(0, text.shape[2], rows)], dim=1)
+        for sample in range(0, len(text), samples)
     ]
-    return torch.cat(parts, dim=1)
+    return torch.cat(pieces)
 
 
 def prompt_guidance(
@@ -274,44 +281,45 @@ def share_of_text(
     Returns:
         `[batch, text, vision]`, summed over heads.
     """
-    if logits.device.type != "cpu":
-        return _share(logits, vision_mask, total)
-    rows = max(1, CACHED // max(1, logits[0, :, 0].numel()))
-
-    def piece(sample: int, first: int) -> Tensor:
-        here = slice(sample, sample + 1), slice(None), slice(first, first + rows)
-        mask = None if vision_mask is None else vision_mask[here[0]]
-        return _share(logits[here], mask, None if total is None else total[here])
-
-    starts = range(0, logits.shape[2], rows)
-    samples = range(len(logits))
-    return torch.cat([torch.cat([piece(n, first) for first in starts], dim=1) for n in samples])
+    bits = logits * LOG2_E
+    return _share_of_bits(bits, vision_mask, None if total is None else total * LOG2_E)
 
 
-def _share(logits: Tensor, vision_mask: Tensor | None, total: Tensor | None) -> Tensor:
-    least = _least(logits)
-    if vision_mask is not None:
-        logits = logits.masked_fill(~vision_mask[:, None, None, :], least)
-    logits = logits.nan_to_num(nan=least, posinf=-least, neginf=least)
+def _share_of_bits(
+    bits: Tensor, vision_mask: Tensor | None = None, total: Tensor | None = None
+) -> Tensor:
+    """:func:`share_of_text` of logits in bits, which are overwritten; the rest is in bits too."""
+    least = _least(bits)
+    bits.nan_to_num_(nan=least, posinf=-least, neginf=least)
+    if vision_mask is not None:  # masked_fill with a mask that is broadcast is slow on a CPU
+        limit = torch.full_like(vision_mask, least, dtype=bits.dtype)
+        limit = limit.masked_fill(vision_mask, -least)
+        bits = torch.minimum(bits, limit[:, None, None, :])
     # One power of two per logit, relative to the best head of its pair of tokens: so neither the
     # sums over heads vanish nor those over vision tokens, to which best heads give the weights.
-    unit = logits.detach().amax(dim=3, keepdim=True) if total is None else total
-    bits = torch.add(unit * -LOG2_E, logits, alpha=LOG2_E)
+    if total is not None:
+        return _logsumexp2(bits.sub_(total)) / LOG2_E
+    bits.sub_(bits.detach().amax(dim=3, keepdim=True))
     best = bits.detach().amax(dim=1, keepdim=True)
     part = bits.sub_(best).exp2_().transpose(1, 2)
     best = best.transpose(1, 2)
-    if total is None:
-        share = (best.exp2() @ part.transpose(2, 3)).reciprocal() @ part
-    else:
-        share = part.sum(dim=2, keepdim=True)
+    share = (best.exp2() @ part.transpose(2, 3)).reciprocal() @ part
     return (share.log2() + best)[:, :, 0] / LOG2_E
 
 
 def total_share(by_text: Tensor, text_mask: Tensor | None = None) -> Tensor:
     """Sums shares over the text: `[batch, text, vision]` to `[batch, vision]`, in logarithms."""
-    if text_mask is not None:
-        by_text = by_text.masked_fill(~text_mask[:, :, None], _least(by_text))
-    return by_text.logsumexp(dim=1)
+    if text_mask is None:
+        return _logsumexp2(by_text * LOG2_E) / LOG2_E
+    beside = torch.full_like(text_mask, _least(by_text), dtype=by_text.dtype)
+    beside = beside.masked_fill(text_mask, 0)[:, :, None]
+    return _logsumexp2(torch.add(beside, by_text, alpha=LOG2_E)) / LOG2_E
+
+
+def _logsumexp2(bits: Tensor) -> Tensor:
+    """Sum over dimension 1 of numbers given as logarithms, all finite; they are overwritten."""
+    best = bits.detach().amax(dim=1, keepdim=True)
+    return bits.sub_(best).exp2_().sum(dim=1).log2() + best[:, 0]
 
 
 def _least(x: Tensor) -> float:

@@ -149,7 +149,7 @@ class Prefill:
         guidance = self._flat_guidance(planned, heard)
         done = self.compressor(features, self.layout, planned.plan, guidance)
         self._record(planned.stage, done, guidance, heard)
-        gone, into = self.vision_rows[done.graph["vision", "merges_into", "vision"].edge_index]
+        gone, into = self.vision_rows[done.merges.matching.edge_index]
         stays = self.real.reshape(-1).index_fill(0, gone, False).reshape(batch, tokens)
         width = max(planned.lengths)
         order = stays.to(torch.uint8).argsort(dim=1, stable=True)[:, tokens - width :]
@@ -238,10 +238,8 @@ class Prefill:
             by_text = None if by_text is None else by_text.detach()
             heard = heard._replace(guidance=Guidance(weight.detach(), by_text))
         guidance = None if guidance is None else guidance.detach()
-        graph, counts = done.graph.detach(), self.vision_counts
-        self.records.append(
-            StageRecord(stage, graph, done.survivor, done.layout, guidance, heard, counts)
-        )
+        merges, counts = done.merges.detach(), self.vision_counts
+        self.records.append(StageRecord(stage, merges, done.layout, guidance, heard, counts))
 
     @property
     def trace(self) -> MergeTrace:

@@ -13,6 +13,7 @@ from torch_geometric.data import HeteroData
 
 from lightkv_gnn.guidance import Guidance
 from lightkv_gnn.schedule import Stage
+from lightkv_gnn.tensor_stage import Merges
 from lightkv_graphs import StageTrace, TokenLayout, add_text
 
 
@@ -35,8 +36,7 @@ class StageRecord(NamedTuple):
 
     Attributes:
         stage: Of the schedule.
-        graph: That its messages passed over.
-        survivor: Row of each token's survivor, `[token]`.
+        merges: Who merged into whom.
         layout: The survivors'.
         guidance: Of the vision tokens before it, `[token]`; None where none was heard.
         heard: The same with the text it came from.
@@ -44,8 +44,7 @@ class StageRecord(NamedTuple):
     """
 
     stage: Stage
-    graph: HeteroData
-    survivor: Tensor
+    merges: Merges
     layout: TokenLayout
     guidance: Tensor | None
     heard: Heard | None
@@ -54,8 +53,8 @@ class StageRecord(NamedTuple):
     def trace(self) -> StageTrace:
         """Where each token went, and with what weight."""
         return StageTrace.from_graph(
-            self.graph,
-            self.survivor,
+            self.merges.graph,
+            self.merges.survivor,
             self.layout,
             layer=self.stage.layer,
             windows=self.stage.windows,
@@ -65,16 +64,17 @@ class StageRecord(NamedTuple):
     def with_text(self) -> HeteroData:
         """The stage's graph with the prompt's tokens and guidance edges, where there are any."""
         by_text = None if self.heard is None else self.heard.guidance.by_text
+        graph = self.merges.graph
         if self.heard is None or by_text is None:
-            return self.graph
+            return graph
         _, position, mask = self.heard
         sample, rank = mask.nonzero(as_tuple=True)
-        owner = self.graph["vision"].sample
+        owner = graph["vision"].sample
         place = torch.cat([torch.arange(count) for count in self.vision_counts]).to(owner.device)
         vision, text = (owner[:, None] == sample[None, :]).nonzero(as_tuple=True)
         share = by_text[owner[vision], rank[text], place[vision]].exp()
         edge_index = torch.stack([text, vision])
-        return add_text(self.graph, sample, position[sample, rank], edge_index, share)
+        return add_text(graph, sample, position[sample, rank], edge_index, share)
 
 
 class Stopwatch:

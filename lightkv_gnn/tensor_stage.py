@@ -1,15 +1,18 @@
 """One stage in tensors alone, as ``torch.compile`` and CUDA graphs can take it.
 
-There are no graph objects in it, nothing looks at the device, and shapes come from the plan.
+There are no graph objects in it until one is asked for, nothing looks at the device, and shapes
+come from the plan.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch_geometric.data import HeteroData
 
 from lightkv_gnn.scatter import ScatterBackend, softmax_per_target
 from lightkv_graphs import (
@@ -17,6 +20,7 @@ from lightkv_graphs import (
     StagePlan,
     TokenLayout,
     WindowPartition,
+    merge_graph,
     survivors,
 )
 from lightkv_graphs.partition import lay_windows
@@ -29,6 +33,7 @@ class Merges(NamedTuple):
     """Who merges into whom, and what each weighs.
 
     Attributes:
+        layout: The tokens before the stage.
         partition: The windows.
         matching: The taken edges.
         kept: The tokens that stay, ascending, `[survivor]`.
@@ -37,12 +42,25 @@ class Merges(NamedTuple):
         edges: Every token's edge to its survivor.
     """
 
+    layout: TokenLayout
     partition: WindowPartition
     matching: Matching
     kept: Tensor
     survivor: Tensor
     mass: Tensor
     edges: Edges
+
+    @property
+    def graph(self) -> HeteroData:
+        """The graph that the messages pass over, made when it is asked for."""
+        weight = self.edges.weight_of_token
+        return merge_graph(self.layout, self.partition, self.matching, self.kept, weight)
+
+    def detach(self) -> Merges:
+        """The same without the autograd graph."""
+        matching = replace(self.matching, similarity=self.matching.similarity.detach())
+        edges = self.edges._replace(weight=self.edges.weight.detach())
+        return self._replace(matching=matching, edges=edges)
 
 
 class Edges(NamedTuple):
@@ -102,4 +120,4 @@ def merges_of(
     target = survivor[source]
     share = softmax_per_target(log_weight[source], target, len(kept), scatter)
     mass = layout.mass.new_zeros(len(kept)).index_add_(0, survivor, layout.mass)
-    return Merges(partition, matching, kept, survivor, mass, Edges(source, target, share))
+    return Merges(layout, partition, matching, kept, survivor, mass, Edges(source, target, share))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from lightkv_gnn.guidance import (
     attention_logits,
     prompt_guidance,
     share_of_text,
+    text_logits,
     total_share,
     unrotated,
 )
@@ -139,22 +141,22 @@ def test_a_sample_alone_is_as_in_its_batch(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", FROM_TEXT)
-@pytest.mark.parametrize("chunk", [1, 130, 250])
+@pytest.mark.parametrize("chunk", [1, 50, 130])
 def test_chunks_change_nothing(kind: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     block = block_of()
     whole = prompt_guidance(block, kind)
     monkeypatch.setattr(lightkv_gnn.guidance, "CHUNK", chunk)
     widths = []
 
-    def watched(logits: Tensor, *args: Tensor) -> Tensor:
-        widths.append(logits.shape[2])
-        return share_of_text(logits, *args)
+    def watched(text: Tensor, *args: Any) -> Tensor:
+        widths.append(text.shape[2])
+        return text_logits(text, *args)
 
-    monkeypatch.setattr(lightkv_gnn.guidance, "share_of_text", watched)
+    monkeypatch.setattr(lightkv_gnn.guidance, "text_logits", watched)
     parts = prompt_guidance(block, kind)
     columns = 1 if kind == "last_token" else 6
-    assert sum(widths) == columns
-    assert max(widths) == min(columns, max(1, chunk // (3 * 4 * 5)))
+    assert sum(widths) == 3 * columns  # sample by sample
+    assert max(widths) == min(columns, max(1, chunk // (4 * 5)))
     torch.testing.assert_close(parts.weight, whole.weight, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(parts.by_text, whole.by_text, rtol=1e-12, atol=1e-12)
 
@@ -242,6 +244,26 @@ def test_shares_that_float32_cannot_hold_are_kept_apart(spread: float) -> None:
     real = mask[:, None].expand_as(found)
     torch.testing.assert_close(found[real].double(), exact[real], rtol=1e-5, atol=1e-5)
     assert found.isfinite().all()
+
+
+def test_what_is_asked_is_not_written_to() -> None:
+    block = block_of()
+    query, key = block.query.clone(), block.key.clone()
+    for kind in FROM_TEXT:
+        by_text = prompt_guidance(block, kind).by_text
+        assert by_text is not None
+        before = by_text.clone()
+        total_share(by_text, torch.ones_like(by_text[:, :, 0], dtype=torch.bool))
+        total_share(by_text)
+        assert torch.equal(by_text, before)
+    assert torch.equal(block.query, query)
+    assert torch.equal(block.key, key)
+    logits, total = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 1)
+    given = logits.clone(), total.clone()
+    share_of_text(logits, torch.arange(5) < torch.tensor([[5], [2]]))
+    share_of_text(logits, total=total)
+    assert torch.equal(logits, given[0])
+    assert torch.equal(total, given[1])
 
 
 def test_a_callable_of_the_wrong_shape() -> None:

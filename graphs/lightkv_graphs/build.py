@@ -30,7 +30,7 @@ def survivors(matching: Matching, tokens: int) -> tuple[Tensor, Tensor]:
     gone = source.new_zeros(tokens).index_fill_(0, source, 1)
     kept = gone.argsort(stable=True)[: tokens - source.shape[0]]
     target = torch.arange(tokens, device=source.device).scatter_(0, source, destination)
-    return kept, ((1 - gone).cumsum(0) - 1)[target]
+    return kept, ((1 - gone).cumsum(0) - 1).index_select(0, target)
 
 
 def merge_graph(

@@ -155,15 +155,20 @@ def source_cosines(x: Tensor, sources: Tensor, destinations: Tensor) -> Tensor:
         a feature is NaN.
     """
     wide, tokens = x.detach().float(), x.shape[0]
-    none = (destinations == tokens)[:, None, :]
     if tokens == 0:
         return wide.new_full((*sources.shape, destinations.shape[1]), -torch.inf)
-    length = torch.linalg.vector_norm(wide, dim=1).clamp(min=SHORTEST)
-    pair = [index.clamp(max=tokens - 1) for index in (sources, destinations)]
-    rows, columns = (wide.index_select(0, i.reshape(-1)).unflatten(0, i.shape) for i in pair)
-    cosine = rows @ columns.transpose(1, 2)
-    cosine = cosine / length[pair[0]][:, :, None] / length[pair[1]][:, None, :]
-    return cosine.masked_fill(cosine.isnan() | none, -torch.inf)
+    both = torch.cat([sources, destinations], dim=1).clamp(max=tokens - 1)
+    features = wide.index_select(0, both.reshape(-1)).unflatten(0, both.shape)
+    length = torch.linalg.vector_norm(features, dim=2, keepdim=True).clamp(min=SHORTEST)
+    widths = [sources.shape[1], destinations.shape[1]]
+    (rows, columns), (row_length, column_length) = (
+        part.split(widths, dim=1) for part in (features, length)
+    )
+    cosine = rows @ columns.transpose(1, 2) / row_length / column_length.transpose(1, 2)
+    cosine = cosine.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    # A minimum with the row instead of masked_fill, which is slow for masks that are broadcast.
+    some = torch.full_like(columns[:, :, 0], torch.inf)
+    return torch.minimum(cosine, some.masked_fill(destinations == tokens, -torch.inf)[:, None, :])
 
 
 def random_matching(x: Tensor, partition: WindowPartition) -> Matching:
@@ -198,47 +203,56 @@ def take_edges(
     A window of n tokens takes ``count(n, ratio)`` of its candidates.  Where the plan could not
     know the windows' sizes, what its total for the image leaves over goes to the image's least
     divergent candidates, beyond half of a window only where the ratio is above one half, and never
-    to all of it.
+    to all of it.  A divergence of NaN comes last.
 
     Args:
         partition: The windows.
-        sources: Source token of each candidate edge, `[window, slot]`, padding last.
+        sources: Source token of each candidate edge, `[window, slot]`, padding last; each token
+            once.
         destinations: Its destination token, `[window, slot]`.
         divergence: What the edge costs, `[window, slot]`.
 
     Returns:
         The taken edges `[2, edge]`, sorted by source, and the divergence of each, `[edge]`.
     """
+    plan, padding = partition.plan, sources == partition.window.shape[0]
+    divergence = divergence.nan_to_num(torch.inf, torch.inf, -torch.inf)
+    divergence = divergence.masked_fill(padding, torch.inf)
+    if plan.leaving is None:
+        order, number = _order_in_images(partition, divergence), plan.merges
+    else:
+        order, number = divergence.argsort(dim=1, stable=True), plan.leaving
+    most = max(number, default=0)
+    starts = torch.arange(0, order.numel(), order.shape[1], device=order.device)[:, None]
+    place = (order[:, :most] + starts).reshape(-1)
+    if min(number, default=0) < most:
+        beyond = torch.arange(most, device=order.device) >= to_device(number, order.device)[:, None]
+        place = place[beyond.reshape(-1).to(torch.uint8).argsort(stable=True)[: plan.total]]
+    source, by_source = sources.reshape(-1).index_select(0, place).sort()
+    place = place.index_select(0, by_source)
+    destination = destinations.reshape(-1).index_select(0, place)
+    return torch.stack([source, destination]), divergence.reshape(-1).index_select(0, place)
+
+
+def _order_in_images(partition: WindowPartition, divergence: Tensor) -> Tensor:
+    """Candidates of each image, the first to leave first, `[image, candidate]`.
+
+    What the ratio takes of every window comes before what may make up the image's total.
+    """
     plan = partition.plan
-    divergence = divergence.masked_fill(sources == partition.window.shape[0], torch.inf)
     rank = divergence.argsort(dim=1, stable=True).argsort(dim=1)
     size = partition.sizes()[:, None]
     tier = (rank >= plan.count(size, plan.ratio)).long() + (rank >= size // 2)
     tier = tier + (rank >= size - 1)  # where all tokens are candidates, one stays
-    by_image = (partition.images, partition.per_image * sources.shape[1])
+    by_image = (partition.images, partition.per_image * divergence.shape[1])
     order = divergence.reshape(by_image).argsort(dim=1, stable=True)
-    order = order.gather(1, tier.reshape(by_image).gather(1, order).argsort(dim=1, stable=True))
-    image, place = _first_of_each(plan.merges, sources.device)
-    taken = order[image, place]
-    source = sources.reshape(by_image)[image, taken]
-    destination = destinations.reshape(by_image)[image, taken]
-    sort = source.argsort()
-    edge_index = torch.stack([source[sort], destination[sort]])
-    return edge_index, divergence.reshape(by_image)[image, taken][sort]
+    return order.gather(1, tier.reshape(by_image).gather(1, order).argsort(dim=1, stable=True))
 
 
 def edge_cosine(x: Tensor, edge_index: Tensor) -> Tensor:
     """Cosine between the two ends of each edge, `[edge]`, in float32."""
     ends = x.detach().float()[edge_index]
     return torch.nn.functional.cosine_similarity(ends[0], ends[1], dim=1)
-
-
-def _first_of_each(merges: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Image and place of the first ``merges[i]`` entries of every image i."""
-    total = sum(merges)
-    number = to_device(tuple(merges), device)
-    image = torch.arange(len(merges), device=device).repeat_interleave(number, output_size=total)
-    return image, torch.arange(total, device=device) - (number.cumsum(0) - number)[image]
 
 
 def _beside(destinations: Tensor, padding: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import chain
 from numbers import Real
 
 import torch
@@ -27,6 +28,8 @@ class StagePlan:
         occupancy: Of each image after the stage.
         cut: How a side is cut into pieces.
         count: How many tokens a window of n tokens gives up.
+        leaving: Tokens merged away in each window of each image, `[window]`; None where that
+            depends on the data.
     """
 
     windows: int
@@ -37,6 +40,7 @@ class StagePlan:
     occupancy: tuple[Occupancy, ...]
     cut: Cut = field(default=balanced_cut)
     count: MergeCount = field(default=exact_count)
+    leaving: tuple[int, ...] | None = None
 
     @property
     def total(self) -> int:
@@ -89,16 +93,19 @@ def plan_stage(
     if not 0 <= ratio <= 0.99:
         raise ValueError(f"ratio is {ratio}: expected a fraction merged away from 0 to 0.99")
     images = [_plan_image(image, windows, ratio, cut, count) for image in occupancy]
-    merges, largest, after = zip(*images, strict=True) if images else ((), (), ())
-    return StagePlan(windows, ratio, merges, max(largest, default=0), occupancy, after, cut, count)
+    merges, largest, after, left = zip(*images, strict=True) if images else ((), (), (), ())
+    most = max(largest, default=0)
+    leaving = None if None in left else tuple(chain.from_iterable(left))
+    return StagePlan(windows, ratio, merges, most, occupancy, after, cut, count, leaving)
 
 
 @lru_cache(maxsize=1024)
 def _plan_image(
     image: Occupancy, windows: int, ratio: float, cut: Cut, count: MergeCount
-) -> tuple[int, int, Occupancy]:
-    """Tokens merged away in an image, an upper bound on those of a window, and what is left.
+) -> tuple[int, int, Occupancy, tuple[int, ...] | None]:
+    """Tokens merged away, the largest window, what is left, and tokens merged away in each window.
 
+    The largest window is an upper bound; the last is None where it depends on the data.
     Remembered: full grids of one size share their occupancy, and so what follows from it.
     """
     per_window = image.in_windows(windows, cut)
@@ -107,9 +114,10 @@ def _plan_image(
         spread = windows**2  # at worst every window holds a token that cannot leave
         most = tokens - spread if ratio > 0.5 else (tokens - spread + 1) // 2
         total = max(0, min(int(count(torch.tensor(tokens), ratio)), most))
-        return total, image.largest_window(windows, cut), image.blurred(total)
+        return total, image.largest_window(windows, cut), image.blurred(total), None
     gone = count(per_window, ratio)
-    return int(gone.sum()), int(per_window.max()), image.merged(per_window, gone, cut)
+    leaving = tuple(gone.flatten().tolist())
+    return sum(leaving), int(per_window.max()), image.merged(per_window, gone, cut), leaving
 
 
 @dataclass(frozen=True, eq=False)

@@ -74,7 +74,7 @@ class Loss:
         """
         wide = x.detach().float()
         error = wide - done.hidden_states.detach().float()[done.survivor]
-        similarity = done.graph["vision", "merges_into", "vision"].similarity
+        similarity = done.merges.matching.similarity
         return cls(
             before=x.shape[0],
             after=len(done.kept),

@@ -253,6 +253,37 @@ def test_where_sizes_are_unknown_the_cheapest_edges_of_the_image_make_up_the_tot
     Matching(edges, cost).check(partition)
 
 
+@pytest.mark.parametrize(("windows", "ratio"), [(1, 0.5), (2, 0.5), (3, 0.25), (4, 0.5), (3, 0.0)])
+def test_what_the_host_knows_of_windows_changes_no_edge(windows: int, ratio: float) -> None:
+    """Sizes known before the stage spare the search of whole images, and find the same edges."""
+    layout = make_layout([[(7, 8), (5, 5)], [(3, 9)]], newlines=True)
+    partition = partition_of(layout, windows, ratio)
+    assert partition.plan.leaving is not None
+    assert sum(partition.plan.leaving) == partition.plan.total
+    unaware = replace(partition, plan=replace(partition.plan, leaving=None))
+    sources, destinations = bipartition(partition.slots())
+    destinations = destinations[:, :1].expand_as(sources)
+    divergence = torch.randint(0, 9, sources.shape).float()  # with ties
+    known, searched = (
+        take_edges(which, sources, destinations, divergence) for which in (partition, unaware)
+    )
+    assert torch.equal(known[0], searched[0])
+    assert torch.equal(known[1], searched[1])
+
+
+def test_a_divergence_of_nan_comes_last_but_before_padding() -> None:
+    layout = make_layout([[(3, 3)]])  # windows of 4, 2, 2 and 1 tokens
+    partition = partition_of(layout, 2, 0.5)
+    sources, destinations = bipartition(partition.slots())
+    divergence = torch.zeros(sources.shape)
+    divergence[sources == 0] = torch.nan
+    divergence[sources == 2] = torch.nan
+    edges, _ = take_edges(partition, sources, destinations, divergence)
+    assert edges[0].tolist() == [0, 2, 3, 6]  # all there are: half of each window is a source
+    less = partition_of(layout, 2, 0.25)
+    assert take_edges(less, sources, destinations, divergence)[0][0].tolist() == [3]
+
+
 # --- wrong matchers ---------------------------------------------------------------------------
 
 # One image of 4x8 in four windows of 2x4: from each, two of eight tokens leave.
