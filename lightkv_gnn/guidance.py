@@ -138,6 +138,9 @@ def text_shares(
     Returns:
         `[batch, text, vision]`, summed over heads; each head of a text token shares out one.
     """
+    wide = torch.promote_types(text.dtype, torch.float32)
+    if not (text.numel() and vision.numel()):
+        return text.new_zeros(len(text), text.shape[2], vision.shape[2], dtype=wide)
     heads = max(text.shape[1], vision.shape[1])
     samples = 1 if text.device.type == "cpu" else len(text)
     rows = at_once(samples * heads * vision.shape[2], text.device)
@@ -289,16 +292,13 @@ def _share_of_bits(
     bits: Tensor, vision_mask: Tensor | None = None, total: Tensor | None = None
 ) -> Tensor:
     """:func:`share_of_text` of logits in bits, which are overwritten; the rest is in bits too."""
-    least = _least(bits)
-    bits.nan_to_num_(nan=least, posinf=-least, neginf=least)
-    if vision_mask is not None:  # masked_fill with a mask that is broadcast is slow on a CPU
-        limit = torch.full_like(vision_mask, least, dtype=bits.dtype)
-        limit = limit.masked_fill(vision_mask, -least)
-        bits = torch.minimum(bits, limit[:, None, None, :])
-    # One power of two per logit, relative to the best head of its pair of tokens: so neither the
-    # sums over heads vanish nor those over vision tokens, to which best heads give the weights.
+    if bits.numel() == 0:
+        return bits.sum(dim=1)
+    bits = _finite(bits, None if vision_mask is None else vision_mask[:, None, None, :])
     if total is not None:
         return _logsumexp2(bits.sub_(total)) / LOG2_E
+    # One power of two per logit, relative to the best head of its pair of tokens: so neither the
+    # sums over heads vanish nor those over vision tokens, to which best heads give the weights.
     bits.sub_(bits.detach().amax(dim=3, keepdim=True))
     best = bits.detach().amax(dim=1, keepdim=True)
     part = bits.sub_(best).exp2_().transpose(1, 2)
@@ -308,18 +308,34 @@ def _share_of_bits(
 
 
 def total_share(by_text: Tensor, text_mask: Tensor | None = None) -> Tensor:
-    """Sums shares over the text: `[batch, text, vision]` to `[batch, vision]`, in logarithms."""
-    if text_mask is None:
-        return _logsumexp2(by_text * LOG2_E) / LOG2_E
-    beside = torch.full_like(text_mask, _least(by_text), dtype=by_text.dtype)
-    beside = beside.masked_fill(text_mask, 0)[:, :, None]
-    return _logsumexp2(torch.add(beside, by_text, alpha=LOG2_E)) / LOG2_E
+    """Sums shares over the text: `[batch, text, vision]` to `[batch, vision]`, in logarithms.
+
+    A NaN is no share; nor is what the mask, `[batch, text]`, leaves out.
+    """
+    if by_text.shape[1] == 0:
+        return torch.full_like(by_text.sum(dim=1), -torch.inf)
+    mask = None if text_mask is None else text_mask[:, :, None]
+    return _logsumexp2(_finite(by_text * LOG2_E, mask)) / LOG2_E
 
 
 def _logsumexp2(bits: Tensor) -> Tensor:
     """Sum over dimension 1 of numbers given as logarithms, all finite; they are overwritten."""
     best = bits.detach().amax(dim=1, keepdim=True)
     return bits.sub_(best).exp2_().sum(dim=1).log2() + best[:, 0]
+
+
+def _finite(bits: Tensor, mask: Tensor | None) -> Tensor:
+    """Infinities as very large numbers; NaN, and what the mask leaves out, as almost nothing.
+
+    The numbers are overwritten.  The mask is broadcast, which ``masked_fill`` takes twenty times as
+    long for on a CPU as a minimum does.
+    """
+    least = _least(bits)
+    bits.nan_to_num_(nan=least, posinf=-least, neginf=least)
+    if mask is None:
+        return bits
+    limit = torch.full_like(mask, least, dtype=bits.dtype)
+    return torch.minimum(bits, limit.masked_fill(mask, -least))
 
 
 def _least(x: Tensor) -> float:

@@ -19,6 +19,7 @@ from lightkv_gnn.guidance import (
     prompt_guidance,
     share_of_text,
     text_logits,
+    text_shares,
     total_share,
     unrotated,
 )
@@ -264,6 +265,40 @@ def test_what_is_asked_is_not_written_to() -> None:
     share_of_text(logits, total=total)
     assert torch.equal(logits, given[0])
     assert torch.equal(total, given[1])
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 0, 5), (2, 3, 4, 0), (0, 3, 4, 5), (1, 3, 0, 0)], ids=str)
+def test_shares_of_nothing(shape: tuple[int, ...]) -> None:
+    batch, heads, texts, visions = shape
+    by_text = share_of_text(torch.randn(shape))
+    assert by_text.shape == (batch, texts, visions)
+    given = share_of_text(torch.randn(shape), total=torch.randn(*shape[:3], 1))
+    assert given.shape == by_text.shape
+    text, vision = (torch.randn(batch, heads, size, 6) for size in (texts, visions))
+    assert text_shares(text.half(), vision.half(), 1.0).shape == by_text.shape
+    assert text_shares(text.half(), vision.half(), 1.0).dtype == torch.float32
+    total = total_share(by_text, torch.ones(batch, texts, dtype=torch.bool))
+    assert total.shape == (batch, visions)
+    assert bool((total == -torch.inf).all()) or texts > 0
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_stays_in_its_place(bad: float) -> None:
+    by_text = torch.randn(1, 3, 4).double()
+    expected = by_text.logsumexp(1)
+    by_text[0, 1, 2] = bad
+    found = total_share(by_text)
+    assert torch.equal(found.isnan(), torch.zeros_like(found, dtype=torch.bool))
+    others = [0, 1, 3]
+    torch.testing.assert_close(found[:, others], expected[:, others])
+    rest = by_text[:, [0, 2], 2].logsumexp(1)
+    if bad != torch.inf:
+        torch.testing.assert_close(found[:, 2], rest)
+    heard = torch.tensor([[True, False, True]])
+    masked = total_share(by_text, heard)
+    torch.testing.assert_close(masked, by_text[:, [0, 2]].logsumexp(1))
+    by_text[:] = bad
+    assert total_share(by_text).isfinite().all()
 
 
 def test_a_callable_of_the_wrong_shape() -> None:

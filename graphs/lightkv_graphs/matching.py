@@ -167,8 +167,8 @@ def source_cosines(x: Tensor, sources: Tensor, destinations: Tensor) -> Tensor:
     cosine = rows @ columns.transpose(1, 2) / row_length / column_length.transpose(1, 2)
     cosine = cosine.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
     # A minimum with the row instead of masked_fill, which is slow for masks that are broadcast.
-    some = torch.full_like(columns[:, :, 0], torch.inf)
-    return torch.minimum(cosine, some.masked_fill(destinations == tokens, -torch.inf)[:, None, :])
+    most = torch.full_like(destinations, torch.inf, dtype=cosine.dtype)
+    return torch.minimum(cosine, most.masked_fill(destinations == tokens, -torch.inf)[:, None, :])
 
 
 def random_matching(x: Tensor, partition: WindowPartition) -> Matching:
@@ -203,7 +203,7 @@ def take_edges(
     A window of n tokens takes ``count(n, ratio)`` of its candidates.  Where the plan could not
     know the windows' sizes, what its total for the image leaves over goes to the image's least
     divergent candidates, beyond half of a window only where the ratio is above one half, and never
-    to all of it.  A divergence of NaN comes last.
+    to all of it.  A divergence of NaN counts as infinity.
 
     Args:
         partition: The windows.
@@ -222,7 +222,7 @@ def take_edges(
         order, number = _order_in_images(partition, divergence), plan.merges
     else:
         order, number = divergence.argsort(dim=1, stable=True), plan.leaving
-    most = max(number, default=0)
+    most = min(max(number, default=0), order.shape[1])
     starts = torch.arange(0, order.numel(), order.shape[1], device=order.device)[:, None]
     place = (order[:, :most] + starts).reshape(-1)
     if min(number, default=0) < most:

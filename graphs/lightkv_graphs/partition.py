@@ -42,6 +42,17 @@ class StagePlan:
     count: MergeCount = field(default=exact_count)
     leaving: tuple[int, ...] | None = None
 
+    def __post_init__(self) -> None:
+        if self.leaving is None:
+            return
+        size = self.windows**2
+        own = (self.leaving[n : n + size] for n in range(0, len(self.leaving), size))
+        if tuple(map(sum, own)) != self.merges:
+            raise ValueError(
+                f"leaving is {self.leaving}: expected numbers of {size} windows for each image, "
+                f"which sum to merges, {self.merges}; None if they are not known"
+            )
+
     @property
     def total(self) -> int:
         """Tokens merged away in the whole batch."""
@@ -116,7 +127,7 @@ def _plan_image(
         total = max(0, min(int(count(torch.tensor(tokens), ratio)), most))
         return total, image.largest_window(windows, cut), image.blurred(total), None
     gone = count(per_window, ratio)
-    leaving = tuple(gone.flatten().tolist())
+    leaving = tuple(int(number) for number in gone.flatten())
     return sum(leaving), int(per_window.max()), image.merged(per_window, gone, cut), leaving
 
 

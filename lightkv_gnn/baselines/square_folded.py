@@ -80,4 +80,4 @@ def _planned(folded: TokenLayout, plan: StagePlan) -> StagePlan:
     after = tuple(
         image.blurred(merges) for image, merges in zip(folded.occupancy, plan.merges, strict=True)
     )
-    return replace(own, merges=plan.merges, occupancy=after)
+    return replace(own, merges=plan.merges, occupancy=after, leaving=None)

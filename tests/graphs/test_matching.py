@@ -21,6 +21,7 @@ from reference import (
 )
 from torch import Tensor
 
+from lightkv_gnn.compressor import TokenCompressor
 from lightkv_graphs import (
     Grid,
     Matcher,
@@ -271,17 +272,42 @@ def test_what_the_host_knows_of_windows_changes_no_edge(windows: int, ratio: flo
     assert torch.equal(known[1], searched[1])
 
 
-def test_a_divergence_of_nan_comes_last_but_before_padding() -> None:
+@pytest.mark.parametrize("known", [True, False])
+def test_a_divergence_of_nan_comes_last_but_before_padding(known: bool) -> None:
     layout = make_layout([[(3, 3)]])  # windows of 4, 2, 2 and 1 tokens
-    partition = partition_of(layout, 2, 0.5)
-    sources, destinations = bipartition(partition.slots())
-    divergence = torch.zeros(sources.shape)
-    divergence[sources == 0] = torch.nan
-    divergence[sources == 2] = torch.nan
-    edges, _ = take_edges(partition, sources, destinations, divergence)
-    assert edges[0].tolist() == [0, 2, 3, 6]  # all there are: half of each window is a source
-    less = partition_of(layout, 2, 0.25)
-    assert take_edges(less, sources, destinations, divergence)[0][0].tolist() == [3]
+
+    def taken(ratio: float) -> list[int]:
+        partition = partition_of(layout, 2, ratio)
+        if not known:
+            partition = replace(partition, plan=replace(partition.plan, leaving=None))
+        sources, destinations = bipartition(partition.slots())
+        divergence = torch.zeros(sources.shape)
+        divergence[(sources == 0) | (sources == 2)] = torch.nan
+        return take_edges(partition, sources, destinations, divergence)[0][0].tolist()
+
+    assert taken(0.5) == [0, 2, 3, 6]  # all there are: half of each window is a source
+    assert taken(0.25) == [3]
+
+
+def test_features_without_channels_are_all_alike() -> None:
+    layout = make_layout([[(4, 4)]])
+    matching = cosine_matching(torch.zeros(16, 0), partition_of(layout, 2, 0.5))
+    assert matching.similarity.tolist() == [0] * 8
+
+
+@pytest.mark.parametrize("grids", [[[(6, 6)]], [[(5, 7)], [(3, 3)]]])
+def test_more_edges_than_there_are_sources(grids: list[list[tuple[int, int]]]) -> None:
+    """A matcher that merges seven tenths of half the tokens is told so."""
+
+    def greedy(x: Tensor, partition: WindowPartition) -> Matching:
+        sources, destinations = bipartition(partition.slots())
+        edges, cost = take_edges(partition, sources, destinations, torch.rand(sources.shape))
+        return Matching(edges, torch.zeros_like(cost))
+
+    layout = make_layout(grids)
+    plan = plan_stage(layout.occupancy, 2, 0.7)
+    with pytest.raises(ValueError, match="the matcher"):
+        TokenCompressor(matcher=greedy)(torch.randn(len(layout), 4), layout, plan)
 
 
 # --- wrong matchers ---------------------------------------------------------------------------

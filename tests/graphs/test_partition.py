@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 from fractions import Fraction
 
 import pytest
@@ -178,6 +178,16 @@ def test_windows_out_of_range(windows: int) -> None:
 def test_ratio_out_of_range(ratio: float) -> None:
     with pytest.raises(ValueError, match=r"expected a fraction merged away from 0 to 0\.99"):
         plan_stage((), 1, ratio)
+
+
+def test_what_leaves_each_window_adds_up_to_what_leaves_the_image() -> None:
+    layout = make_layout([[(6, 6), (4, 4)]])
+    plan = plan_stage(layout.occupancy, 2, 0.5)
+    assert plan.leaving == (4, 4, 4, 4, 2, 2, 2, 2)
+    assert replace(plan, merges=(9, 8), leaving=None).total == 17
+    for merges in ((9, 8), (8, 16), (24,)):
+        with pytest.raises(ValueError, match="sum to merges"):
+            replace(plan, merges=merges)
 
 
 @pytest.mark.parametrize("other", [[[(4, 4)]], [[(8, 8), (8, 8)]], [[(4, 4), (4, 5)]]])
