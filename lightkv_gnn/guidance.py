@@ -138,8 +138,8 @@ def text_shares(
     Returns:
         `[batch, text, vision]`, summed over heads; each head of a text token shares out one.
     """
-    wide = torch.promote_types(text.dtype, torch.float32)
     if not (text.numel() and vision.numel()):
+        wide = torch.promote_types(text.dtype, torch.float32)
         return text.new_zeros(len(text), text.shape[2], vision.shape[2], dtype=wide)
     heads = max(text.shape[1], vision.shape[1])
     samples = 1 if text.device.type == "cpu" else len(text)
@@ -291,7 +291,7 @@ def share_of_text(
 def _share_of_bits(
     bits: Tensor, vision_mask: Tensor | None = None, total: Tensor | None = None
 ) -> Tensor:
-    """:func:`share_of_text` of logits in bits, which are overwritten; the rest is in bits too."""
+    """:func:`share_of_text` of logits and a total in bits; the logits are overwritten."""
     if bits.numel() == 0:
         return bits.sum(dim=1)
     bits = _finite(bits, None if vision_mask is None else vision_mask[:, None, None, :])

@@ -142,7 +142,7 @@ def test_a_sample_alone_is_as_in_its_batch(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", FROM_TEXT)
-@pytest.mark.parametrize("chunk", [1, 50, 130])
+@pytest.mark.parametrize("chunk", [1, 50, 90, 130])
 def test_chunks_change_nothing(kind: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     block = block_of()
     whole = prompt_guidance(block, kind)
