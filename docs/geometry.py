@@ -27,7 +27,7 @@ sys.path[:0] = [str(ROOT / folder) for folder in (".", "graphs", "tests")]
 from families.models import tiny  # noqa: E402
 
 import lightkv_gnn as lk  # noqa: E402
-from lightkv_gnn.pictures import vision_tokens  # noqa: E402
+from lightkv_gnn.session.pictures import vision_tokens  # noqa: E402
 from lightkv_graphs import draw_windows  # noqa: E402
 
 WINDOWS = 4

@@ -6,22 +6,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import lightkv_graphs as graphs
-    from lightkv_gnn import guidance, messages, official
     from lightkv_gnn.adapters import Adapter, Encoded, VisionTokens, adapter_for, register_adapter
-    from lightkv_gnn.compressor import Compressed, TokenCompressor
     from lightkv_gnn.config import LightKVConfig
+    from lightkv_gnn.costs.forecast import plan_prefill
+    from lightkv_gnn.costs.ledger import LayerCost, LayerRow, Ledger
+    from lightkv_gnn.costs.schedule import Stage
     from lightkv_gnn.errors import (
         ImageTokensError,
         ScheduleError,
         UnsupportedInputError,
         UnsupportedModelError,
     )
-    from lightkv_gnn.forecast import plan_prefill
-    from lightkv_gnn.ledger import LayerCost, LayerRow, Ledger
-    from lightkv_gnn.messages import MergeConv, destination_only, guided_mean, mass_mean, mean
-    from lightkv_gnn.pictures import seen_tiles
-    from lightkv_gnn.schedule import Stage
-    from lightkv_gnn.session import Handle, attach
+    from lightkv_gnn.session.attach import Handle, attach
+    from lightkv_gnn.session.pictures import seen_tiles
+    from lightkv_gnn.stage import guidance, messages, official
+    from lightkv_gnn.stage.compressor import Compressed, TokenCompressor
+    from lightkv_gnn.stage.messages import MergeConv, destination_only, guided_mean, mass_mean, mean
 
 try:
     __version__ = version("lightkv-gnn")
@@ -62,24 +62,24 @@ __all__ = [
 
 _MODULES = {
     "graphs": "lightkv_graphs",
-    **{name: f"lightkv_gnn.{name}" for name in ("guidance", "messages", "official")},
+    **{name: f"lightkv_gnn.stage.{name}" for name in ("guidance", "messages", "official")},
 }
 _HOMES = {
     "adapters": ("Adapter", "Encoded", "VisionTokens", "adapter_for", "register_adapter"),
-    "compressor": ("Compressed", "TokenCompressor"),
     "config": ("LightKVConfig",),
+    "costs.forecast": ("plan_prefill",),
+    "costs.ledger": ("LayerCost", "LayerRow", "Ledger"),
+    "costs.schedule": ("Stage",),
     "errors": (
         "ImageTokensError",
         "ScheduleError",
         "UnsupportedInputError",
         "UnsupportedModelError",
     ),
-    "forecast": ("plan_prefill",),
-    "ledger": ("LayerCost", "LayerRow", "Ledger"),
-    "messages": ("MergeConv", "destination_only", "guided_mean", "mass_mean", "mean"),
-    "pictures": ("seen_tiles",),
-    "schedule": ("Stage",),
-    "session": ("Handle", "attach"),
+    "session.attach": ("Handle", "attach"),
+    "session.pictures": ("seen_tiles",),
+    "stage.compressor": ("Compressed", "TokenCompressor"),
+    "stage.messages": ("MergeConv", "destination_only", "guided_mean", "mass_mean", "mean"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -2,6 +2,6 @@
 
 import sys
 
-from lightkv_gnn.cli import main
+from lightkv_gnn.commands.cli import main
 
 sys.exit(main())

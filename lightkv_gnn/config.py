@@ -11,11 +11,11 @@ from torch_geometric.nn import MessagePassing
 
 from lightkv_gnn.adapters import adapter_for
 from lightkv_gnn.choices import GUIDANCE, GuidanceName
-from lightkv_gnn.compressor import MATCHERS, check_callable, check_ratio
-from lightkv_gnn.guidance import GuidanceFunction
-from lightkv_gnn.messages import MESSAGES, Message, guided_mean
-from lightkv_gnn.scatter import ScatterName
-from lightkv_gnn.schedule import Stage, find_stages
+from lightkv_gnn.costs.schedule import Stage, find_stages
+from lightkv_gnn.stage.compressor import MATCHERS, check_callable, check_ratio
+from lightkv_gnn.stage.guidance import GuidanceFunction
+from lightkv_gnn.stage.messages import MESSAGES, Message, guided_mean
+from lightkv_gnn.stage.scatter import ScatterName
 from lightkv_graphs import Matcher, cosine_matching
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class LightKVConfig:
     Attributes:
         stages: In ascending order of their layers.
         guidance: "text_to_vision", "vision_to_text", "last_token", "none", or a callable; see
-            :func:`lightkv_gnn.guidance.prompt_guidance`.
+            :func:`lightkv_gnn.stage.guidance.prompt_guidance`.
         rotary: Whether guidance sees queries and keys with their rotary positions.
         message: guided_mean, mean, mass_mean, destination_only, a callable
             ``(x_i, x_j, weight)``, or a ``MessagePassing``.

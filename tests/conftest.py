@@ -12,7 +12,7 @@ import pytest
 import torch
 from reference import require_torch_scatter
 
-from lightkv_gnn.scatter import SCATTER
+from lightkv_gnn.stage.scatter import SCATTER
 
 torch.set_num_threads(1)  # tensors are small here: threads cost more than they give
 

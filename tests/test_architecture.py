@@ -169,7 +169,11 @@ def test_the_lists_above_name_the_modules_there_are() -> None:
     ("path", "source", "culprit"),
     [
         ("lightkv_graphs/build.py", "import lightkv_gnn", "lightkv_gnn"),
-        ("lightkv_graphs/__init__.py", "from lightkv_gnn.scatter import backend", "lightkv_gnn.sc"),
+        (
+            "lightkv_graphs/__init__.py",
+            "from lightkv_gnn.stage.scatter import backend",
+            "lightkv_gnn.sc",
+        ),
         ("lightkv_graphs/draw/merges.py", "def f():\n    import lightkv_gnn", "lightkv_gnn"),
         ("lightkv_graphs/layout.py", "from lightkv_graphs.trace import MergeTrace", ".trace"),
         ("lightkv_graphs/layout.py", "from lightkv_graphs import trace", ".trace"),
@@ -199,12 +203,16 @@ def test_the_lists_above_name_the_modules_there_are() -> None:
             "transformers",
         ),
         ("lightkv_gnn/schedule.py", "import transformers", "transformers"),
-        ("lightkv_gnn/scatter.py", "from lightkv_gnn.messages import mean", "lightkv_gnn.messages"),
+        (
+            "lightkv_gnn/scatter.py",
+            "from lightkv_gnn.stage.messages import mean",
+            "lightkv_gnn.stage.messages",
+        ),
         ("lightkv_gnn/compressor.py", "from lightkv_gnn import adapters", "lightkv_gnn.adapters"),
         (
             "lightkv_gnn/guidance.py",
-            "from lightkv_gnn.session import attach",
-            "lightkv_gnn.session",
+            "from lightkv_gnn.session.attach import attach",
+            "lightkv_gnn.session.attach",
         ),
     ],
 )
@@ -228,7 +236,7 @@ def test_a_planted_violation_is_found(path: str, source: str, culprit: str) -> N
         ("lightkv_gnn/cache.py", "from transformers.cache_utils import Cache"),
         ("lightkv_gnn/config.py", "if TYPE_CHECKING:\n    import transformers"),
         ("lightkv_gnn/compressor.py", "from lightkv_graphs import plan_stage"),
-        ("lightkv_gnn/compressor.py", "from lightkv_gnn.messages import mean"),
+        ("lightkv_gnn/compressor.py", "from lightkv_gnn.stage.messages import mean"),
     ],
 )
 def test_what_is_allowed_is_not_found(path: str, source: str) -> None:

@@ -12,9 +12,9 @@ from models import batch, prompt, tiny_llava
 
 import lightkv_gnn as lk
 from lightkv_gnn.choices import GUIDANCE
-from lightkv_gnn.compressor import MATCHERS
-from lightkv_gnn.messages import MESSAGES
-from lightkv_gnn.schedule import layer_average
+from lightkv_gnn.costs.schedule import layer_average
+from lightkv_gnn.stage.compressor import MATCHERS
+from lightkv_gnn.stage.messages import MESSAGES
 
 STAGES = [lk.Stage(1, 4, 0.5), lk.Stage(3, 2, 0.25), lk.Stage(4, 1, 0.0)]
 

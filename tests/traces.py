@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from reference import features, make_layout
 
-from lightkv_gnn.compressor import TokenCompressor
+from lightkv_gnn.stage.compressor import TokenCompressor
 from lightkv_graphs import Grid, MergeTrace, StageTrace, plan_stage
 
 SCHEDULE = ((3, 4), (7, 2), (9, 1))

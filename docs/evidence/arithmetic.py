@@ -33,7 +33,7 @@ from published_costs import (  # noqa: E402
     vision_kv,
 )
 
-from lightkv_gnn.schedule import halving, layer_average  # noqa: E402
+from lightkv_gnn.costs.schedule import halving, layer_average  # noqa: E402
 
 PAGE = HERE / "arithmetic.md"
 

@@ -19,7 +19,7 @@ from published import SIZES  # noqa: E402
 from transformers import PreTrainedModel  # noqa: E402
 
 import lightkv_gnn as lk  # noqa: E402
-from lightkv_gnn.ledger import DecoderSize  # noqa: E402
+from lightkv_gnn.costs.ledger import DecoderSize  # noqa: E402
 
 BY_NAME = {size.name: size for size in SIZES}
 LLAVAS = ("LLaVA-1.5 7B", "LLaVA-1.5 13B", "LLaVA-NeXT 7B (Vicuna)", "LLaVA-NeXT 13B")

@@ -13,7 +13,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from lightkv_gnn.cli import main as lightkv_gnn
+from lightkv_gnn.commands.cli import main as lightkv_gnn
 
 FOLDER = Path(os.path.relpath(Path(__file__).parent))
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightkv_gnn.adapters.encoded import Encoded, VisionTokens, tiles_of_samples
+from lightkv_gnn.costs.ledger import DecoderSize
 from lightkv_gnn.errors import ImageTokensError, UnsupportedModelError
-from lightkv_gnn.ledger import DecoderSize
 from lightkv_graphs import Grid, Tile, TokenLayout
 
 Process = Callable[[], Mapping[str, Any]]

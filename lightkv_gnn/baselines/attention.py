@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lightkv_gnn.guidance import GuidanceBlock, at_once, attention_logits
+from lightkv_gnn.stage.guidance import GuidanceBlock, at_once, attention_logits
 
 
 def attention_to_vision(block: GuidanceBlock, chosen: Tensor) -> Tensor:

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from lightkv_gnn.adapters import Adapter, adapter_for
 from lightkv_gnn.baselines.losses import MeasuredCompressor
 from lightkv_gnn.baselines.method import Applied, Bill, Budget, Hints, Method
-from lightkv_gnn.cache import CompressedLayer, compressed_layer
-from lightkv_gnn.compressor import TokenCompressor
+from lightkv_gnn.cache.layers import CompressedLayer, compressed_layer
 from lightkv_gnn.config import LightKVConfig
-from lightkv_gnn.encoders import named
 from lightkv_gnn.errors import UnsupportedInputError
-from lightkv_gnn.opening import Opening, opened
-from lightkv_gnn.session import attach
+from lightkv_gnn.session.attach import attach
+from lightkv_gnn.session.encoders import named
+from lightkv_gnn.session.opening import Opening, opened
+from lightkv_gnn.stage.compressor import TokenCompressor
 
 RECENT = 4
 """Last tokens of each prompt, whose entries always stay."""

@@ -14,10 +14,10 @@ from lightkv_gnn.adapters import adapter_for
 from lightkv_gnn.baselines.losses import MeasuredCompressor
 from lightkv_gnn.baselines.method import Applied, Bill, Budget, Hints, Method
 from lightkv_gnn.choices import check_retention
-from lightkv_gnn.compressor import TokenCompressor
 from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.errors import ScheduleError
-from lightkv_gnn.session import attach
+from lightkv_gnn.session.attach import attach
+from lightkv_gnn.stage.compressor import TokenCompressor
 from lightkv_graphs import Grid
 
 OPTION = "interpolate_pos_encoding"

@@ -8,9 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lightkv_gnn import capture
+from lightkv_gnn.attention import capture
 from lightkv_gnn.baselines.cache_method import CacheMethod, Shrinker
-from lightkv_gnn.guidance import at_once, attention_logits
+from lightkv_gnn.stage.guidance import at_once, attention_logits
 
 
 class ElasticShrinker(Shrinker):
@@ -64,7 +64,7 @@ def received(
         key: `[batch, key-value head, token, channel]`.
         real: Tokens that are not padding, `[batch, token]` bool.
         scaling: Factor of the logits.
-        softcap: Bound of the logits; see :class:`lightkv_gnn.guidance.GuidanceBlock`.
+        softcap: Bound of the logits; see :class:`lightkv_gnn.stage.guidance.GuidanceBlock`.
 
     Returns:
         `[batch, token]`.

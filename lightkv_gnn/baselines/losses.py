@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lightkv_gnn.compressor import Compressed, TokenCompressor
+from lightkv_gnn.stage.compressor import Compressed, TokenCompressor
 from lightkv_graphs import StagePlan, TokenLayout
 
 

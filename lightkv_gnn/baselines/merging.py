@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from lightkv_gnn.baselines.method import Budget, StageMethod
-from lightkv_gnn.guidance import GuidanceBlock, share_of_text, total_share
-from lightkv_gnn.messages import mass_mean, mean
-from lightkv_gnn.schedule import Stage
+from lightkv_gnn.costs.schedule import Stage
+from lightkv_gnn.stage.guidance import GuidanceBlock, share_of_text, total_share
+from lightkv_gnn.stage.messages import mass_mean, mean
 
 
 class NoCompression(StageMethod):

@@ -13,10 +13,10 @@ from torch import Tensor
 from lightkv_gnn.adapters import adapter_for
 from lightkv_gnn.baselines.losses import MeasuredCompressor
 from lightkv_gnn.baselines.schedules import progressive
-from lightkv_gnn.compressor import TokenCompressor
 from lightkv_gnn.config import LightKVConfig
-from lightkv_gnn.schedule import Stage
-from lightkv_gnn.session import Handle, attach
+from lightkv_gnn.costs.schedule import Stage
+from lightkv_gnn.session.attach import Handle, attach
+from lightkv_gnn.stage.compressor import TokenCompressor
 from lightkv_graphs import Grid
 
 

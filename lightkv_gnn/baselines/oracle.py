@@ -7,8 +7,8 @@ from torch import Tensor
 
 from lightkv_gnn.baselines.method import Hints, StageMethod
 from lightkv_gnn.baselines.pruning import Once
-from lightkv_gnn.compressor import Compressed, TokenCompressor
 from lightkv_gnn.config import LightKVConfig
+from lightkv_gnn.stage.compressor import Compressed, TokenCompressor
 from lightkv_graphs import Matching, StagePlan, TokenLayout, WindowPartition, drop_lowest
 
 _LITTLE = 1e-6

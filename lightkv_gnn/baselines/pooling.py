@@ -7,9 +7,9 @@ from torch import Tensor
 
 from lightkv_gnn.baselines.method import Budget
 from lightkv_gnn.baselines.pruning import Once
+from lightkv_gnn.costs.schedule import Stage
 from lightkv_gnn.errors import ScheduleError
-from lightkv_gnn.messages import mean
-from lightkv_gnn.schedule import Stage
+from lightkv_gnn.stage.messages import mean
 from lightkv_graphs import Matching, TokenLayout, WindowPartition, edge_cosine
 
 SIDE = 2

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from lightkv_gnn.baselines.method import Budget, StageMethod
 from lightkv_gnn.baselines.schedules import progressive, single
-from lightkv_gnn.guidance import GuidanceFunction
-from lightkv_gnn.schedule import Stage
+from lightkv_gnn.costs.schedule import Stage
+from lightkv_gnn.stage.guidance import GuidanceFunction
 from lightkv_graphs import Matching, WindowPartition, drop_lowest
 
 

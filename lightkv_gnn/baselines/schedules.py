@@ -7,9 +7,9 @@ from dataclasses import replace
 from functools import partial
 
 from lightkv_gnn.choices import check_retention
+from lightkv_gnn.costs.plan import plan_stages
+from lightkv_gnn.costs.schedule import Stage, layer_average, windows_of
 from lightkv_gnn.errors import ScheduleError
-from lightkv_gnn.plan import plan_stages
-from lightkv_gnn.schedule import Stage, layer_average, windows_of
 from lightkv_graphs import Grid, TokenLayout
 
 CLOSE = 0.025

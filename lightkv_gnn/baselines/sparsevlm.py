@@ -7,8 +7,8 @@ from torch import Tensor
 
 from lightkv_gnn.baselines.attention import text_attention
 from lightkv_gnn.baselines.pruning import Staged
-from lightkv_gnn.guidance import GuidanceBlock, attention_logits
-from lightkv_gnn.messages import mean
+from lightkv_gnn.stage.guidance import GuidanceBlock, attention_logits
+from lightkv_gnn.stage.messages import mean
 from lightkv_graphs import Matching, WindowPartition, edge_cosine, heirs
 
 RECYCLED = 0.3

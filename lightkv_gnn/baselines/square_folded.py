@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lightkv_gnn.compressor import Compressed, TokenCompressor
+from lightkv_gnn.stage.compressor import Compressed, TokenCompressor
 from lightkv_graphs import StagePlan, TokenLayout, leading_cut, plan_stage
 
 
@@ -20,8 +20,9 @@ class SquareFolded(TokenCompressor):
     square grid a first stage is the same as with true windows.  Every image gives up as many tokens
     as planned, and the survivors keep their true rows and columns.
 
-    Source: the authors' released module, as :mod:`lightkv_gnn.official` has it.  Unlike there, a
-    window may give up the larger half of an odd number of tokens, where the plan asks for it.
+    Source: the authors' released module, as :mod:`lightkv_gnn.stage.official` has it.  Unlike
+    there, a window may give up the larger half of an odd number of tokens, where the plan asks for
+    it.
     """
 
     def __call__(

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
-from lightkv_gnn import demo, running
 from lightkv_gnn.batch.pictures import Asked, Pictures
 from lightkv_gnn.choices import GuidanceName
+from lightkv_gnn.commands import comparison as demo
+from lightkv_gnn.commands import running
 from lightkv_gnn.config import LightKVConfig
-from lightkv_gnn.schedule import Stage
-from lightkv_gnn.session import attach
+from lightkv_gnn.costs.schedule import Stage
+from lightkv_gnn.session.attach import attach
 from lightkv_gnn.sources import reason_of
 
 REFUSALS = (ValueError, ArithmeticError, LookupError, torch.OutOfMemoryError)
@@ -128,7 +129,7 @@ class Worker:
         """A worker with a model of its own.
 
         Raises:
-            Exception: As ``lightkv_gnn.running.load`` and :func:`lightkv_gnn.attach`.
+            Exception: As ``lightkv_gnn.commands.running.load`` and :func:`lightkv_gnn.attach`.
         """
         model, processor = running.load(settings.model, settings.device, settings.dtype)
         guidance = settings.guidance

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lightkv_gnn.guidance import GuidanceBlock
+from lightkv_gnn.stage.guidance import GuidanceBlock
 from lightkv_graphs import Grid, StagePlan, TokenLayout, plan_stage
 
 TEXT = 64

@@ -13,7 +13,7 @@ from lightkv_gnn.bench.cases import StageCase
 from lightkv_gnn.bench.measure import without_waiting
 from lightkv_gnn.bench.prefill import Contest
 from lightkv_gnn.bench.subjects import SUBJECTS, NoGPUError
-from lightkv_gnn.session import attach
+from lightkv_gnn.session.attach import attach
 
 NEAR = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 """How far two ways to compute the same features may be apart, relative to their size."""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from lightkv_gnn.evaluation import machine
+from lightkv_gnn import machine
 
 TOGETHER = ["ours", "lean", "triton", "graphed", "floor"]
 LARGE = ["llava-1.5-7b", "llava-next-7b", "llava-next-13b", "qwen2.5-vl-7b"]

@@ -9,17 +9,17 @@ from typing import Any
 from lightkv_gnn.baselines import Budget, Hints, StageMethod, progressive
 from lightkv_gnn.baselines.merging import random_attention
 from lightkv_gnn.baselines.square_folded import SquareFolded
-from lightkv_gnn.compressor import TokenCompressor
 from lightkv_gnn.config import LightKVConfig
+from lightkv_gnn.costs.schedule import Stage
 from lightkv_gnn.errors import ScheduleError
-from lightkv_gnn.messages import (
+from lightkv_gnn.stage.compressor import TokenCompressor
+from lightkv_gnn.stage.messages import (
     WeightedMean,
     destination_only,
     guided_mean,
     mass_mean,
     mean,
 )
-from lightkv_gnn.schedule import Stage
 from lightkv_graphs import PromptMatching, cosine_matching
 
 ORIGIN = "a variant of guided merging"

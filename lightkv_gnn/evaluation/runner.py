@@ -11,11 +11,10 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from lightkv_gnn import __version__
+from lightkv_gnn import __version__, machine
 from lightkv_gnn.baselines import NONE, Budget, Method
 from lightkv_gnn.choices import check_retention
 from lightkv_gnn.errors import ScheduleError, UnsupportedInputError
-from lightkv_gnn.evaluation import machine
 from lightkv_gnn.evaluation.asking import Asked, ask_all
 from lightkv_gnn.evaluation.rows import Key, Row
 from lightkv_gnn.evaluation.shards import Shard, known_rows, merge

@@ -12,9 +12,9 @@ from lightkv_gnn.baselines import METHODS, NONE
 from lightkv_gnn.baselines.downsample import DOWNSAMPLE
 from lightkv_gnn.baselines.oracle import ORACLE, ORACLE_PRUNING
 from lightkv_gnn.choices import GUIDANCE
-from lightkv_gnn.compressor import MATCHERS
-from lightkv_gnn.messages import MESSAGES
-from lightkv_gnn.schedule import Stage
+from lightkv_gnn.costs.schedule import Stage
+from lightkv_gnn.stage.compressor import MATCHERS
+from lightkv_gnn.stage.messages import MESSAGES
 
 BASELINES = {
     name: method

@@ -11,7 +11,7 @@ from lightkv_gnn.adapters import adapter_for
 from lightkv_gnn.baselines import Applied, Budget
 from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.harness.arguments import BASELINES, Arguments
-from lightkv_gnn.session import Handle, attach
+from lightkv_gnn.session.attach import Handle, attach
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,14 @@ from loguru import logger
 from PIL import Image
 from tqdm import tqdm
 
-from lightkv_gnn import running
+from lightkv_gnn.commands import running
+from lightkv_gnn.costs.schedule import in_words
 from lightkv_gnn.errors import UnsupportedInputError
 from lightkv_gnn.harness.account import Account, metrics, together
 from lightkv_gnn.harness.arguments import Arguments
 from lightkv_gnn.harness.compression import Books, at_work
 from lightkv_gnn.harness.decoding import Decoding, FirstToken, Stop
 from lightkv_gnn.harness.prompts import Chat, as_inputs, pictures_of
-from lightkv_gnn.schedule import in_words
 
 
 class LightKV(lmms):

@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 from transformers.image_utils import load_image
 
-from lightkv_gnn import demo
+from lightkv_gnn.commands import comparison as demo
 from lightkv_gnn.errors import UnsupportedInputError
 
 Chat = Sequence[Mapping[str, Any]]

@@ -14,7 +14,7 @@ from followed import Followed
 from torch import Tensor
 
 import lightkv_gnn as lk
-from lightkv_gnn.messages import destination_only
+from lightkv_gnn.stage.messages import destination_only
 
 STAGES = (lk.Stage(1, 2, 0.5), lk.Stage(3, 1, 0.25))
 CONFIG = lk.LightKVConfig(STAGES, guidance="none", message=destination_only)

@@ -9,8 +9,8 @@ import pytest
 
 from lightkv_gnn import ScheduleError, Stage
 from lightkv_gnn.baselines import progressive, single
-from lightkv_gnn.plan import plan_stages
-from lightkv_gnn.schedule import layer_average
+from lightkv_gnn.costs.plan import plan_stages
+from lightkv_gnn.costs.schedule import layer_average
 from lightkv_graphs import Grid, TokenLayout
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 import lightkv_gnn as lk
 from lightkv_gnn.baselines import Loss, MeasuredCompressor
 from lightkv_gnn.baselines.pruning import keep_highest
-from lightkv_gnn.compressor import TokenCompressor
+from lightkv_gnn.stage.compressor import TokenCompressor
 from lightkv_graphs import cosine_matching, plan_stage
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from lightkv_gnn import ScheduleError, mean
 from lightkv_gnn.baselines import METHODS, Budget
 from lightkv_gnn.baselines.pooling import pool
-from lightkv_gnn.compressor import Compressed, TokenCompressor
+from lightkv_gnn.stage.compressor import Compressed, TokenCompressor
 from lightkv_graphs import Grid, TokenLayout, plan_stage
 
 

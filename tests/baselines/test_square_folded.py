@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lightkv_gnn.baselines.square_folded import SquareFolded
-from lightkv_gnn.compressor import TokenCompressor
-from lightkv_gnn.official import compress_sequence
+from lightkv_gnn.stage.compressor import TokenCompressor
+from lightkv_gnn.stage.official import compress_sequence
 from lightkv_graphs import TokenLayout, plan_stage
 
 

@@ -9,7 +9,6 @@ import torch
 from models import batch, prompt, tiny_llava
 from torch import Tensor
 
-from lightkv_gnn import guidance
 from lightkv_gnn.baselines.attention import (
     attention_to_vision,
     last_token_attention,
@@ -17,7 +16,8 @@ from lightkv_gnn.baselines.attention import (
 )
 from lightkv_gnn.baselines.elastic_cache import received
 from lightkv_gnn.baselines.sparsevlm import rated
-from lightkv_gnn.guidance import GuidanceBlock
+from lightkv_gnn.stage import guidance
+from lightkv_gnn.stage.guidance import GuidanceBlock
 
 TOKENS = 14
 VISION = [[2, 3, 4, 5, 6], [7, 8, 9]]

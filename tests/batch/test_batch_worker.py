@@ -21,9 +21,10 @@ pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 import pyarrow.parquet as pq  # noqa: E402
 
 import lightkv_gnn as lk  # noqa: E402
-from lightkv_gnn import demo, tiny  # noqa: E402
+from lightkv_gnn import tiny  # noqa: E402
 from lightkv_gnn.batch import Asked, Outcome, Worker, read_items  # noqa: E402
-from lightkv_gnn.cli import main  # noqa: E402
+from lightkv_gnn.commands import comparison as demo  # noqa: E402
+from lightkv_gnn.commands.cli import main  # noqa: E402
 from lightkv_gnn.sources import read_picture  # noqa: E402
 
 PROMPTS = ("list the objects .", "what shape is the cyan object ?", "how many objects are there ?")

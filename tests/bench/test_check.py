@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightkv_gnn.bench import check, command, every
+from lightkv_gnn.bench import check, every
 from lightkv_gnn.bench.cases import StageCase
 from lightkv_gnn.bench.check import check_all
 from lightkv_gnn.bench.prefill import Contest
 from lightkv_gnn.bench.shapes import Shape
 from lightkv_gnn.bench.subjects import SUBJECTS, Step, ours
-from lightkv_gnn.cli import main
+from lightkv_gnn.commands import bench as command
+from lightkv_gnn.commands.cli import main
 
 CASE = StageCase(64, 32, 2)
 CPU = torch.device("cpu")

@@ -17,7 +17,7 @@ from models import batch, near, prompt, tiny_llava
 from rank_worker import CASES
 
 import lightkv_gnn as lk
-from lightkv_gnn.ranks import Ranks
+from lightkv_gnn.stage.ranks import Ranks
 
 pytest.importorskip("accelerate", reason="transformers splits models with accelerate's help")
 pytestmark = pytest.mark.slow

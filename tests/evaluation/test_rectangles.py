@@ -13,7 +13,6 @@ import torch
 
 import lightkv_gnn as lk
 from lightkv_gnn.baselines.square_folded import SquareFolded
-from lightkv_gnn.compressor import TokenCompressor
 from lightkv_gnn.evaluation.listening import with_listening_layer
 from lightkv_gnn.evaluation.rectangles import Rectangles
 from lightkv_gnn.evaluation.rectangles.inputs import asked, inputs_of, patches
@@ -28,7 +27,8 @@ from lightkv_gnn.evaluation.rectangles.world import (
     render,
 )
 from lightkv_gnn.evaluation.suite import Subject
-from lightkv_gnn.messages import Message, guided_mean, mean
+from lightkv_gnn.stage.compressor import TokenCompressor
+from lightkv_gnn.stage.messages import Message, guided_mean, mean
 
 QUESTIONS = 256
 SUITE = Rectangles()

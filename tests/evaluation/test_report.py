@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from evaluation.factory import make_row, make_rows
-from lightkv_gnn.cli import main
-from lightkv_gnn.evaluation import figures, machine
+from lightkv_gnn import machine
+from lightkv_gnn.commands.cli import main
+from lightkv_gnn.evaluation import figures
 from lightkv_gnn.evaluation.pooling import best_at_budget, pool
 from lightkv_gnn.evaluation.report import HEAD, MARK, PAGE, write_report
 from lightkv_gnn.evaluation.rows import Row, StageLoss, write_rows

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightkv_gnn import LightKVConfig, __version__, attach, plan_prefill
 from lightkv_gnn.baselines import METHODS, Budget
+from lightkv_gnn.costs.schedule import layer_average
 from lightkv_gnn.evaluation import runner, store
 from lightkv_gnn.evaluation.asking import ask_all
 from lightkv_gnn.evaluation.rows import read_rows
@@ -19,7 +20,6 @@ from lightkv_gnn.evaluation.runner import Evaluation
 from lightkv_gnn.evaluation.statistics import paired_difference
 from lightkv_gnn.evaluation.store import LEFT_OUT, MACHINE, ROWS
 from lightkv_gnn.evaluation.suite import Batch, Subject, Suite
-from lightkv_gnn.schedule import layer_average
 
 SIDE, TEXT = 8, 5
 

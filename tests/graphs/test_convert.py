@@ -14,7 +14,7 @@ import torch
 import traces
 from reference import features, make_layout
 
-from lightkv_gnn.compressor import TokenCompressor
+from lightkv_gnn.stage.compressor import TokenCompressor
 from lightkv_graphs import MergeTrace, StageTrace, part_of, plan_stage
 from lightkv_graphs.build import KEEPS, MERGES
 

@@ -9,8 +9,8 @@ import torch
 from reference import GRIDS, features, make_layout, tokens_of, windows_of
 from torch import Tensor
 
-from lightkv_gnn.compressor import TokenCompressor
-from lightkv_gnn.messages import MESSAGES, WeightedMean
+from lightkv_gnn.stage.compressor import TokenCompressor
+from lightkv_gnn.stage.messages import MESSAGES, WeightedMean
 from lightkv_graphs import (
     Grid,
     Matching,

@@ -21,7 +21,7 @@ from reference import (
 )
 from torch import Tensor
 
-from lightkv_gnn.compressor import TokenCompressor
+from lightkv_gnn.stage.compressor import TokenCompressor
 from lightkv_graphs import (
     Grid,
     Matcher,

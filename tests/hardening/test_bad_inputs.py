@@ -17,12 +17,12 @@ from torch_geometric.nn import SAGEConv, SimpleConv
 import lightkv_gnn as lk
 from lightkv_gnn.baselines import METHODS, Budget, progressive, single
 from lightkv_gnn.bench.measure import side_by_side
-from lightkv_gnn.cli import main
-from lightkv_gnn.evaluation.machine import check_device, threads
+from lightkv_gnn.commands.cli import main
 from lightkv_gnn.evaluation.rows import Row, write_rows
 from lightkv_gnn.evaluation.runner import Evaluation
-from lightkv_gnn.guidance import GuidanceBlock, prompt_guidance
-from lightkv_gnn.scatter import backend
+from lightkv_gnn.machine import check_device, threads
+from lightkv_gnn.stage.guidance import GuidanceBlock, prompt_guidance
+from lightkv_gnn.stage.scatter import backend
 from lightkv_graphs import (
     Matching,
     PromptMatching,

@@ -14,8 +14,8 @@ from strategies import repeatable
 
 import lightkv_gnn as lk
 from lightkv_gnn.choices import GUIDANCE
-from lightkv_gnn.compressor import MATCHERS
-from lightkv_gnn.messages import MESSAGES
+from lightkv_gnn.stage.compressor import MATCHERS
+from lightkv_gnn.stage.messages import MESSAGES
 
 FIELDS = [*lk.LightKVConfig.__dataclass_fields__]
 WHERE = re.compile("|".join([*FIELDS, "Stage", "configuration"]))

@@ -11,7 +11,7 @@ from models import batch, prompt, tiny_llava
 from reference import require_torch_scatter
 
 import lightkv_gnn as lk
-from lightkv_gnn.compressor import MATCHERS
+from lightkv_gnn.stage.compressor import MATCHERS
 
 INPUTS = batch(prompt(4, "image", 6), prompt(2, "image", 3, "image", 4, seed=1))
 STAGES = [lk.Stage(1, 2, 0.5), lk.Stage(3, 1, 0.5)]

@@ -12,7 +12,7 @@ from PIL import Image
 
 import lightkv_gnn as lk
 from lightkv_gnn import tiny
-from lightkv_gnn.cli import main
+from lightkv_gnn.commands.cli import main
 
 PROMPT = tiny.format_prompt("what shape is the red object ?")
 SCENE = tiny.render(tiny.sample_scene(np.random.default_rng(0)))

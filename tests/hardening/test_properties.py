@@ -32,9 +32,9 @@ from strategies import (
 from torch import Tensor
 
 from lightkv_gnn.choices import GUIDANCE
-from lightkv_gnn.compressor import MATCHERS, Compressed, TokenCompressor
-from lightkv_gnn.guidance import GuidanceBlock, prompt_guidance
-from lightkv_gnn.messages import MESSAGES
+from lightkv_gnn.stage.compressor import MATCHERS, Compressed, TokenCompressor
+from lightkv_gnn.stage.guidance import GuidanceBlock, prompt_guidance
+from lightkv_gnn.stage.messages import MESSAGES
 from lightkv_graphs import StagePlan, TokenLayout, message_edges, plan_stage
 
 Tiles = list[list[tuple[int, ...]]]

@@ -14,7 +14,7 @@ from models import batch, footprint, greedy, left_untouched, prompt, tiny_llava
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import lightkv_gnn as lk
-from lightkv_gnn import capture
+from lightkv_gnn.attention import capture
 
 INPUTS = batch(prompt(4, "image", 6), prompt(2, "image", 3, "image", 4, seed=1))
 CONFIGS = [
@@ -85,14 +85,14 @@ def test_a_handle_tells_of_the_prefill_that_ended_last() -> None:
 def test_one_of_two_threads_attaches_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """However their steps interleave; here both would be past the first check at once."""
     model = tiny_llava()
-    both, check = threading.Barrier(2), lk.session.check_backend
+    both, check = threading.Barrier(2), lk.session.attach.check_backend
 
     def meet(*args: Any) -> None:
         with suppress(threading.BrokenBarrierError):
             both.wait(0.5)
         check(*args)
 
-    monkeypatch.setattr(lk.session, "check_backend", meet)
+    monkeypatch.setattr(lk.session.attach, "check_backend", meet)
     with left_untouched(model, INPUTS):
         found = together(*[lambda: lk.attach(model, CONFIGS[0])] * 2)
         (handle,) = [one for one in found if isinstance(one, lk.Handle)]

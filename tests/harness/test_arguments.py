@@ -111,7 +111,7 @@ def test_paths_that_lead_nowhere_are_told(path):
 
 
 def test_a_schedule_is_written_like_the_stages_of_the_command_line():
-    from lightkv_gnn.cli_options import _stage
+    from lightkv_gnn.commands.options import _stage
 
     texts = ["0:4:0.5", "3:1", "7:2:0.25"]
     assert read_schedule("+".join(texts)) == tuple(map(_stage, texts))

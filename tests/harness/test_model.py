@@ -11,7 +11,7 @@ from families.processors import save_checkpoint
 from PIL import Image
 
 import lightkv_gnn as lk
-from lightkv_gnn import demo
+from lightkv_gnn.commands import comparison as demo
 
 if not find_spec("lmms_eval"):
     pytest.skip("lmms-eval is not installed", allow_module_level=True)

@@ -10,8 +10,8 @@ from families.processors import processor, skipped_without_needs
 from PIL import Image
 
 import lightkv_gnn as lk
-from lightkv_gnn import demo
 from lightkv_gnn import tiny as bundled
+from lightkv_gnn.commands import comparison as demo
 from lightkv_gnn.harness.prompts import as_inputs, as_text, pictures_of
 
 # PaliGemma's processor has NumPy read a tensor in a way that PyTorch does not yet support.

@@ -11,16 +11,16 @@ import test_generation
 import test_masks_in_use
 import test_turns
 import torch
-from attention import runnable
 from marks import policies
 from models import batch, left_untouched, near, prompt, tiny_llava
+from own_attention import runnable
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 import lightkv_gnn as lk
-from lightkv_gnn.guidance import GuidanceBlock, prompt_guidance
+from lightkv_gnn.stage.guidance import GuidanceBlock, prompt_guidance
 
 STAGES = [lk.Stage(0, 2, 0.25), lk.Stage(2, 2, 0.5), lk.Stage(4, 1, 0.5)]
 

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import lightkv_gnn as lk
-from lightkv_gnn import guidance as guidance_module
+from lightkv_gnn.stage import guidance as guidance_module
 
 # --- memory ---------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from models import batch, cache_lengths, check_ledger, loop_logits, near, prompt
 from torch import Tensor
 
 import lightkv_gnn as lk
-from lightkv_gnn.guidance import GuidanceBlock
+from lightkv_gnn.stage.guidance import GuidanceBlock
 
 STEPS = 16
 

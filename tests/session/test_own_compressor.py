@@ -10,7 +10,7 @@ from models import batch, check_ledger, greedy, near, prompt, tiny_llava
 from torch import Tensor
 
 import lightkv_gnn as lk
-from lightkv_gnn.compressor import MATCHERS, TokenCompressor
+from lightkv_gnn.stage.compressor import MATCHERS, TokenCompressor
 from lightkv_graphs import (
     Matching,
     PromptMatching,

@@ -29,7 +29,7 @@ from models import (
 from transformers import DynamicCache, QuantizedCache, StaticCache, cache_utils
 
 import lightkv_gnn as lk
-from lightkv_gnn.cache import CompressedLayer, CompressedSlidingLayer
+from lightkv_gnn.cache.layers import CompressedLayer, CompressedSlidingLayer
 
 SCHEDULE = ((1, 2, 0.5), (3, 1, 0.5))
 STAGES = [lk.Stage(*stage) for stage in SCHEDULE]

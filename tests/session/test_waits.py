@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import lightkv_gnn as lk
-from lightkv_gnn.prefill import Prefill
+from lightkv_gnn.session.prefill import Prefill
 from lightkv_graphs import TokenLayout
 
 META = torch.device("meta")

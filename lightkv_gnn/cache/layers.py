@@ -1,0 +1,277 @@
+"""Cache layers that hold fewer entries than the tokens they stand for, kind by kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import cache_utils
+from transformers.cache_utils import (
+    Cache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    HQQQuantizedLayer,
+    QuantoQuantizedLayer,
+    StaticLayer,
+    StaticSlidingWindowLayer,
+)
+
+from lightkv_gnn.cache.compressed import CompressedMixin
+from lightkv_gnn.errors import UnsupportedInputError
+
+
+class _GrowingMixin(CompressedMixin):
+    """A layer whose keys and values are tensors that grow."""
+
+    def crop(self, amount: int) -> None:
+        """Drops trailing tokens: ``-n`` drops n, a positive number is the logical length to keep.
+
+        Zero drops nothing, as ``generate`` with candidate tokens expects where all were right.
+
+        Raises:
+            ValueError: Merged tokens lie among those to drop.
+        """
+        if self.logical is None:
+            super().crop(amount)  # type: ignore[misc]
+            return
+        drop = -amount if amount <= 0 else max(0, self.get_seq_length() - amount)
+        explicit = self.logical.shape[1]
+        free = self.entries() - explicit
+        if drop > free + self.tail:
+            raise ValueError(
+                f"cannot drop the last {drop} tokens from the cache: only the last "
+                f"{free + self.tail} were kept one by one, vision tokens before them are merged"
+            )
+        super().crop(-drop)  # type: ignore[misc]
+        into = max(0, drop - free)
+        self.logical, self.tail = self.logical[:, : explicit - into], self.tail - into
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeats every sample."""
+        super().batch_repeat_interleave(repeats)  # type: ignore[misc]
+        self._select(lambda x: x.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Picks samples."""
+        super().batch_select_indices(indices)  # type: ignore[misc]
+        self._select(lambda x: x[indices.to(x.device)])
+
+
+class CompressedLayer(_GrowingMixin, DynamicLayer):
+    """A growing layer."""
+
+    def rewrite(self, keys: Tensor, values: Tensor, logical: Tensor) -> None:
+        """Puts other entries in the place of all that it holds; its logical length stays.
+
+        Args:
+            keys: `[batch, head, entry, channel]`.
+            values: The same.
+            logical: Logical index of each entry, ascending, `[batch, entry]`; -1 for padding,
+                which comes first.
+        """
+        length = self.get_seq_length()
+        self.keys, self.values = keys, values
+        self.logical, self.shift = logical, length - logical.shape[1]
+        self.ragged = bool((logical < 0).any())
+        last = torch.arange(self.shift, length, device=logical.device)
+        in_line = (logical == last).all(0).flip(0).long().cumprod(0)
+        self.tail = int(in_line.sum())
+
+
+class CompressedSlidingLayer(_GrowingMixin, DynamicSlidingWindowLayer):
+    """A growing layer that forgets.
+
+    The window is one of logical tokens.  The layer holds a window's number of physical entries,
+    which reach further back wherever tokens were merged; the mask leaves out what is too far.
+    """
+
+    def _logical_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        seen = self.get_seq_length()
+        offset = max(seen - self.sliding_window + 1, 0)
+        return seen + query_length - offset, offset
+
+    def _span(self, queries: int) -> tuple[int, int]:
+        seen = self.entries()
+        held = 0 if self.keys is None else self.keys.shape[-2]
+        return seen - min(held, self.sliding_window - 1), seen + queries
+
+
+class CompressedStaticLayer(CompressedMixin, StaticLayer):
+    """A layer of fixed size.
+
+    An empty one is allocated anew when it is compressed, with ``max_cache_len`` slots less the
+    tokens merged away: that memory is saved.  One that held tokens before keeps all its slots.
+    Slots not written yet stand for tokens to come, which the masks of transformers hide.
+
+    Attributes:
+        spared: Slots that are not allocated.
+    """
+
+    spared: int = 0
+
+    def get_seq_length(self) -> Any:
+        """Logical length; a tensor on the layer's device once there is anything."""
+        return self.cumulative_length + self.shift if self.is_initialized else 0
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Logical length of keys and offset, for the masks that transformers makes."""
+        return self.get_max_length(), 0
+
+    def get_max_length(self) -> int:
+        """Logical tokens it has room for."""
+        return self.max_cache_len + self.spared
+
+    def _span(self, queries: int) -> tuple[int, int]:
+        new = self._pending
+        if new is not None and new.past == 0:
+            return 0, self.get_max_length() - new.removed
+        return 0, self.max_cache_len
+
+    def _commit(self, new: Any) -> None:
+        super()._commit(new)
+        if new.past == 0:
+            self._allocate_without(new.removed)
+
+    def _allocate_without(self, spared: int) -> None:
+        """Lets the next update allocate all slots but ``spared``."""
+        self.max_cache_len, self.spared = self.get_max_length() - spared, spared
+        self.keys = self.values = None
+        self.is_initialized = False
+
+    def reset(self) -> None:
+        """Empties the layer; it is an ordinary one again, allocated with all its slots."""
+        super().reset()
+        if self.spared:
+            self._allocate_without(0)
+
+
+class CompressedStaticSlidingLayer(CompressedMixin, StaticSlidingWindowLayer):
+    """A layer of fixed size that forgets; it keeps its slots, which saves operations only.
+
+    See :class:`CompressedSlidingLayer` for what the window means.
+    """
+
+    def _logical_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        seen = self.get_seq_length()
+        offset = max(seen - self.max_cache_len + 1, 0)
+        return max(seen + query_length - offset, self.max_cache_len), offset
+
+    def _span(self, queries: int) -> tuple[int, int]:
+        seen, slots = self.entries(), self.max_cache_len
+        if seen + queries <= slots:
+            return 0, slots
+        return max(seen - slots + 1, 0) if seen >= slots else 0, seen + queries
+
+
+class _QuantizedMixin(CompressedMixin):
+    """A layer that holds most of its entries in a form of its own, packed for all samples."""
+
+    def crop(self, amount: int) -> None:
+        """Refused for a compressed cache; transformers would crop the wrong part."""
+        self._refuse("drop tokens")
+        super().crop(amount)  # type: ignore[misc]
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Refused for a compressed cache; transformers would repeat only a part."""
+        self._refuse("repeat samples")
+        super().batch_repeat_interleave(repeats)  # type: ignore[misc]
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Refused for a compressed cache; transformers would pick from only a part."""
+        self._refuse("pick samples")
+        super().batch_select_indices(indices)  # type: ignore[misc]
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Picks samples, for beams; refused where transformers would pick from only a part."""
+        if not hasattr(cache_utils, "BaseQuantizedLayer"):
+            self._refuse("reorder beams in this version of transformers")
+        super().reorder_cache(beam_idx)
+
+    def _refuse(self, what: str) -> None:
+        if self.compressed or self.guard:
+            raise UnsupportedInputError(
+                f"a quantized cache cannot {what}: expected a dynamic cache, such as "
+                "DynamicCache(), for prompt lookup, assisted decoding and copies of samples"
+            )
+
+
+class CompressedQuantoLayer(_QuantizedMixin, QuantoQuantizedLayer):
+    """A growing layer of few bits, by optimum-quanto."""
+
+
+class CompressedHQQLayer(_QuantizedMixin, HQQQuantizedLayer):
+    """A growing layer of few bits, by hqq."""
+
+
+_COMPRESSED: dict[type, type[CompressedMixin]] = {
+    DynamicLayer: CompressedLayer,
+    DynamicSlidingWindowLayer: CompressedSlidingLayer,
+    StaticLayer: CompressedStaticLayer,
+    StaticSlidingWindowLayer: CompressedStaticSlidingLayer,
+    QuantoQuantizedLayer: CompressedQuantoLayer,
+    HQQQuantizedLayer: CompressedHQQLayer,
+}
+
+if hasattr(cache_utils, "Fp8QuantizedLayer"):  # transformers 5.17 does not have it
+
+    class CompressedFp8Layer(_QuantizedMixin, cache_utils.Fp8QuantizedLayer):
+        """A growing layer of 8-bit floating-point numbers."""
+
+    _COMPRESSED[cache_utils.Fp8QuantizedLayer] = CompressedFp8Layer
+
+
+def compressed_layer(cache: Cache, index: int) -> CompressedMixin:
+    """The cache's layer as one that can be compressed, put in its place if it is not yet.
+
+    The cache's first layer is told to refuse calls that nobody looks after.
+
+    Raises:
+        UnsupportedInputError: The layer is of a kind that cannot hold fewer entries.
+    """
+    check_cache(cache, index)
+    while len(cache.layers) <= index:
+        cache.layers.append((cache.layer_class_to_replicate or DynamicLayer)())
+    _compressible(cache, 0).guard = True
+    return _compressible(cache, index)
+
+
+def _compressible(cache: Cache, index: int) -> CompressedMixin:
+    layer = cache.layers[index]
+    if isinstance(layer, CompressedMixin):
+        return layer
+    compressed = cache.layers[index] = _COMPRESSED[type(layer)].of(layer)
+    return compressed
+
+
+def withdraw(cache: Cache | None) -> None:
+    """Takes back what a failed call announced to the cache's layers."""
+    for layer in [] if cache is None else cache.layers:
+        if isinstance(layer, CompressedMixin):
+            layer.withdraw()
+
+
+def check_cache(cache: Cache, index: int) -> None:
+    """Raises UnsupportedInputError if the cache's layer cannot hold fewer entries."""
+    name = type(cache).__name__
+    if getattr(cache, "offloading", False):
+        raise UnsupportedInputError(
+            f"{name} moves its layers to the CPU and back, which is not supported: expected a "
+            "cache without offloading, such as DynamicCache() or cache_implementation='static'"
+        )
+    if index < len(cache.layers):
+        kind = type(cache.layers[index])
+    else:
+        kind = cache.layer_class_to_replicate or DynamicLayer
+    if not issubclass(kind, CompressedMixin) and kind not in _COMPRESSED:
+        raise UnsupportedInputError(
+            f"{name} has layers of type {kind.__name__}: compression works with dynamic caches, "
+            "static and quantized ones; leave out cache_implementation, or pass DynamicCache()"
+        )
+
+
+def mask_widths(cache: Cache | None, length: int) -> set[int]:
+    """Keys in the masks that transformers makes for a call of ``length`` tokens."""
+    if cache is None:
+        return set()
+    return {cache.get_mask_sizes(length, number)[0] for number in range(len(cache.layers))}

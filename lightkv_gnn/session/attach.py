@@ -1,0 +1,256 @@
+"""Switching compression on and off: hooks on a stock model, nothing else."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Sequence
+from contextlib import ExitStack
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+
+from PIL.Image import Image
+from torch import nn
+from torch_geometric.data import HeteroData
+from transformers import PreTrainedModel
+
+from lightkv_gnn.adapters import Adapter, adapter_for
+from lightkv_gnn.attention import capture
+from lightkv_gnn.config import LightKVConfig
+from lightkv_gnn.costs.ledger import Ledger
+from lightkv_gnn.session.call import Call
+from lightkv_gnn.session.checks import check_adapter, check_backend, check_schedule
+from lightkv_gnn.session.compiling import uncompiled
+from lightkv_gnn.session.hooks import Hooks
+from lightkv_gnn.session.placement import layer_devices, ranks_of
+from lightkv_gnn.stage.compressor import TokenCompressor
+from lightkv_graphs import LayerBar, MergeTrace, View, part_of, write_page
+from lightkv_graphs.explore import frame
+
+_attached: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_attaching = threading.Lock()
+
+
+def attach(
+    model: PreTrainedModel, config: LightKVConfig, *, compressor: TokenCompressor | None = None
+) -> Handle:
+    """Makes a model compress its vision tokens during prefill.
+
+    Use it as a context manager around prefill *and* decoding, or call ``remove()``::
+
+        with attach(model, config) as handle:
+            tokens = model.generate(**inputs)
+        print(handle.ledger)
+
+    The model's files, classes and weights stay as they are; leaving the context, by an exception
+    too, takes every hook away.  After a call that failed the context goes on; a cache of one's own
+    that such a call had begun to fill must be emptied, ``cache.reset()``, or replaced.
+
+    Several threads may run an attached model at the same time, and the handle tells of the prefill
+    that ended last.  Do not attach or detach while another thread runs the model.  The model may be
+    spread over devices or processes; attach once it is where it shall be.
+
+    Args:
+        model: A transformers model whose family has an adapter.
+        config: What to do.
+        compressor: Runs the stages in place of ``TokenCompressor(config.message, config.matcher,
+            config.scatter)``: one of a class of your own, to change or to watch what it does.
+
+    Raises:
+        TypeError: ``config``, ``model`` or ``compressor`` is something else.
+        UnsupportedModelError: No adapter for this family, or not for this variant of it.
+        ScheduleError: Layers or windows that the model does not have.
+        UnsupportedInputError: An attention backend or a kind of rotary positions that is not
+            supported, or heads that tensor parallelism cannot share out evenly.
+        RuntimeError: The model is attached already.
+        ValueError: ``scatter="triton"`` and a model that is not on a GPU.
+        ImportError: The configuration asks for torch-scatter or Triton, which is not installed.
+    """
+    if not isinstance(config, LightKVConfig):
+        raise TypeError(f"config is {config!r}: expected a LightKVConfig")
+    if compressor is None:
+        compressor = TokenCompressor(config.message, config.matcher, config.scatter)
+    elif not isinstance(compressor, TokenCompressor):
+        raise TypeError(f"compressor is {compressor!r}: expected a TokenCompressor")
+    model = uncompiled(model)
+    if isinstance(getattr(model, "module", None), PreTrainedModel):
+        raise TypeError(
+            f"model is a {type(model).__name__} around a model: expected the transformers model "
+            "inside it, model.module; the wrapper may be called as before"
+        )
+    adapter = adapter_for(model)
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(
+            f"model is a {type(model).__name__} around a model, whose calls pass by the hooks: "
+            "expected the transformers model inside it, such as get_base_model() of a PEFT model"
+        )
+    with _attaching:
+        if adapter.base in _attached:
+            raise RuntimeError("this model is attached already: leave that context, or remove() it")
+        check_adapter(adapter)
+        check_schedule(adapter, config)
+        check_backend(adapter, config)
+        for device in layer_devices(adapter):
+            compressor.scatter.check_device(device)
+        compressor.ranks = ranks_of(adapter)
+        return Handle(adapter, config, compressor)
+
+
+class Handle:
+    """Compression of one model, switched on; made by :func:`attach`.
+
+    What it tells is about the last prefill with pictures in it.
+    """
+
+    def __init__(
+        self, adapter: Adapter, config: LightKVConfig, compressor: TokenCompressor
+    ) -> None:
+        self.config = config
+        self._adapter = adapter
+        self._compressor = compressor
+        self._last_call: Call | None = None
+        self._installed: ExitStack | None = self._install()
+
+    def _install(self) -> ExitStack:
+        """Puts everything in place, or on an error nothing; the result takes it away again."""
+        config, adapter = self.config, self._adapter
+        after = [stage.layer for stage in config.stages if stage.ratio > 0]
+        heard = [adapter.attention(layer) for layer in after if config.guidance != "none"]
+        with ExitStack() as undo:
+            hooks = Hooks(adapter, config, self._compressor, self._remember)
+            hooks.install(undo)
+            if heard:
+                backend = adapter.decoder.config._attn_implementation
+                capture.install(backend)
+                # At the latest when an attached model is garbage: the registry outlives it.
+                undo.callback(weakref.finalize(self, capture.uninstall, backend))
+            for attention in heard:
+                capture.listen(attention, hooks.listener)
+                undo.callback(capture.stop_listening, attention)
+            _attached.add(adapter.base)
+            undo.callback(_attached.discard, adapter.base)
+            return undo.pop_all()
+
+    def _remember(self, call: Call) -> None:
+        self._last_call = call
+
+    def remove(self) -> None:
+        """Takes every hook away; the model is as it was before.  More calls do nothing."""
+        if self._installed is not None:
+            self._installed.close()
+        self._installed = None
+
+    def __enter__(self) -> Handle:
+        if self._installed is None:
+            raise RuntimeError("this handle was removed: call attach(model, config) again")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.remove()
+
+    @property
+    def trace(self) -> MergeTrace:
+        """Lineage of the vision tokens."""
+        return self._last().prefill.trace
+
+    @property
+    def ledger(self) -> Ledger:
+        """The bill."""
+        return self._last().ledger
+
+    @property
+    def ledgers(self) -> tuple[Ledger, ...]:
+        """The bill of each sample of the batch, planned as if it had run alone: no padding."""
+        return self._last().ledgers
+
+    def graph(
+        self, stage: int, *, image: int | None = None, window: int | None = None
+    ) -> HeteroData:
+        """The graph that a stage passed its messages over, with the prompt's guidance.
+
+        Args:
+            stage: Number of the stage, from 0, among those that merged anything.
+            image: Only this image's part.
+            window: Only this window's part.
+
+        Raises:
+            IndexError: No such stage.
+        """
+        records = self._last().prefill.records
+        if not -len(records) <= stage < len(records):
+            raise IndexError(f"stage {stage}: the last prefill had {len(records)} stages")
+        graph = records[stage].with_text()
+        if image is None and window is None:
+            return graph
+        return part_of(graph, image=image, window=window)
+
+    def view(
+        self,
+        *,
+        image: Image | Sequence[Image] = (),
+        prompt: str | Sequence[str] | None = None,
+        answer: str = "",
+        name: str = "",
+    ) -> View:
+        """The prefill as the explorer shows it, for pages of several: ``graphs.write_page``.
+
+        Args:
+            image: What the model saw, as from ``seen_tiles``: a picture for each image of the
+                trace, or the only one.
+            prompt: The text that guided; if not given, what the trace has.
+            answer: What the model said.
+            name: Heads the view where a page has several.
+
+        Raises:
+            ValueError: There are not as many pictures as images.
+        """
+        bars = [
+            LayerBar(
+                row.planned.vision_tokens,
+                row.full.vision_tokens,
+                row.planned.kv_bytes,
+                row.full.kv_bytes,
+            )
+            for row in self.ledger.rows
+        ]
+        return View(self.trace, image, prompt, answer, bars, name)
+
+    def explore(
+        self,
+        path: str | PathLike[str],
+        *,
+        image: Image | Sequence[Image] = (),
+        prompt: str | Sequence[str] | None = None,
+        answer: str = "",
+    ) -> Path:
+        """Writes a page that shows how the tokens merged: one HTML file that loads nothing.
+
+        Args:
+            path: Where to; an existing file is replaced.
+            image: As for :meth:`view`.
+            prompt: As for :meth:`view`.
+            answer: What the model said.
+
+        Returns:
+            The path.
+
+        Raises:
+            ValueError: There are not as many pictures as images.
+            OSError: The file cannot be written.
+        """
+        return write_page(path, self.view(image=image, prompt=prompt, answer=answer))
+
+    def _repr_html_(self) -> str | None:
+        """Itself in a notebook: the explorer, once something ran."""
+        return None if self._last_call is None else frame(self.view())
+
+    def _last(self) -> Call:
+        if self._last_call is None:
+            raise RuntimeError("nothing to tell: no prefill with pictures has run in this context")
+        return self._last_call

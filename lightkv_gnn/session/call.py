@@ -1,0 +1,196 @@
+"""One call of an attached model that is a prefill with pictures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from lightkv_gnn.adapters import Adapter
+from lightkv_gnn.attention.backends import MaskForm
+from lightkv_gnn.attention.masks import Mask, compressed_mask
+from lightkv_gnn.attention.positions import closed_up, numbered, positions_of, rotary_rows
+from lightkv_gnn.cache.compressed import CompressedMixin, Expected
+from lightkv_gnn.cache.layers import compressed_layer, withdraw
+from lightkv_gnn.cache.sizes import first_new_key, room, stored_bytes
+from lightkv_gnn.costs.ledger import DecoderSize, LayerRow, Ledger
+from lightkv_gnn.costs.plan import plan_costs
+from lightkv_gnn.session.checks import check_flash_call, check_flash_windows
+from lightkv_gnn.session.prefill import Prefill
+
+
+class Call:
+    """Runs a prefill's stages between the layers, and keeps the books.
+
+    Args:
+        adapter: Of the model's family.
+        prefill: The plan and state.
+        form: Of the masks that the model's attention takes.
+    """
+
+    def __init__(self, adapter: Adapter, prefill: Prefill, form: MaskForm) -> None:
+        self.prefill = prefill
+        self._adapter, self._form = adapter, form
+        self._stage_before = {
+            planned.stage.layer + 1: stage for stage, planned in enumerate(prefill.planned)
+        }
+        self._memo: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+        self._shapes: list[tuple[int, int]] = []
+        self._bytes_before: list[int] = []
+        self._room: list[int | None] = []
+        self._cache: Any = None
+        self._value_size = 0
+        self._size: DecoderSize | None = None
+        self._rows: tuple[LayerRow, ...] = ()
+
+    def reach(
+        self, number: int, hidden_states: Tensor, cache: Any, kwargs: dict[str, Any]
+    ) -> Tensor:
+        """Called before layer ``number``: runs the stage between it and the one before."""
+        prefill = self.prefill
+        if number == 0:
+            if self._form == "padding":
+                check_flash_call(kwargs)
+                layers = self._adapter.layers
+                later = range(min(self._stage_before, default=layers), layers)
+                check_flash_windows(self._adapter, later, prefill.past + prefill.length)
+            prefill.start(hidden_states.device)
+            self._cache, self._value_size = cache, hidden_states.element_size()
+        prefill.follow(hidden_states.device)
+        if number in self._stage_before:
+            hidden_states = prefill.compress(self._stage_before[number], hidden_states)
+        self._shapes.append((hidden_states.shape[0], hidden_states.shape[1]))
+        self._bytes_before.append(stored_bytes(cache, number, prefill.past))
+        self._room.append(room(cache, number, prefill.past))
+        prefill.first_key = first_new_key(cache, number, prefill.past, hidden_states.shape[1])
+        prefill.tables = kwargs.get("position_embeddings")
+        return hidden_states
+
+    def fitted(
+        self, number: int, hidden_states: Tensor, cache: Any, kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The layer's arguments, fitted to the tokens that are left."""
+        kwargs, prefill = dict(kwargs), self.prefill
+        columns, ragged = prefill.source, prefill.ragged
+        assert columns is not None
+        if cache is not None:
+            columns, ragged = self._columns(compressed_layer(cache, number), columns)
+        kwargs["attention_mask"] = self._mask(kwargs.get("attention_mask"), columns, ragged)
+        earlier = None if cache is None else cache.layers[number].merged
+        tables = self._tables(number, kwargs, hidden_states, earlier)
+        kwargs["position_embeddings"] = prefill.tables = tables
+        # Flash attention takes gaps in the ids for borders between packed sequences.
+        kwargs["position_ids"] = None
+        return kwargs
+
+    def _columns(self, layer: CompressedMixin, source: Tensor) -> tuple[Tensor, bool]:
+        """Announces a layer's entries; returns where its keys are in the mask it was given.
+
+        Made once for all layers of a kind that share them.
+        """
+        prefill = self.prefill
+        past, length, tail, ragged = prefill.past, prefill.length, prefill.tail, prefill.ragged
+        merged = prefill.merged
+        if merged is not None and prefill.padded is not None and layer.merged is None:
+            merged = merged + prefill.padded
+        layer.expect(Expected(source, past, length, tail, ragged, merged))
+        key = ("columns", id(source), type(layer), layer.get_max_length())
+        if past or key not in self._memo:  # every layer has a past of its own
+            made = layer.columns(source.shape[1], prefill.batch, source.device)
+            self._memo[key] = source, *made
+        _, columns, hidden = self._memo[key]
+        return columns, hidden
+
+    def _mask(self, mask: Mask, columns: Tensor, ragged: bool) -> Mask:
+        """The mask of a compressed layer; made once for all layers that share it."""
+        past, key = self.prefill.past, ("mask", id(mask), id(columns))
+        if key not in self._memo:
+            made = compressed_mask(
+                mask, self.prefill.source, columns, ragged=ragged, past=past, form=self._form
+            )
+            if past:  # every layer has a past of its own
+                return made
+            self._memo[key] = mask, columns, made
+        return self._memo[key][-1]
+
+    def _tables(
+        self, number: int, kwargs: dict[str, Any], hidden_states: Tensor, earlier: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Rotary tables of a compressed layer; made once for all layers that share them."""
+        given, source = kwargs["position_embeddings"], self.prefill.source
+        assert source is not None
+        key = ("tables", id(given), id(source))
+        if key not in self._memo or earlier is not None:
+            merged = self.prefill.merged_before
+            if merged is None:
+                made = rotary_rows(given, source)
+            else:
+                made = self._new_tables(number, kwargs, hidden_states, merged, earlier)
+            self._memo[key] = given, source, made
+        tables: tuple[Tensor, Tensor] = self._memo[key][-1]
+        return tables
+
+    def _new_tables(
+        self,
+        number: int,
+        kwargs: dict[str, Any],
+        hidden_states: Tensor,
+        before: Tensor,
+        earlier: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Tables of positions that close up, or that count entries."""
+        prefill, rotary = self.prefill, self._adapter.rotary(number)
+        source, merged = prefill.source, prefill.merged
+        assert source is not None
+        assert merged is not None
+        if prefill.padded is None:
+            positions = positions_of(kwargs["position_ids"], source)
+            before = before if earlier is None else before + earlier
+            return closed_up(rotary, hidden_states, positions, before)
+        earlier = prefill.padded if earlier is None else earlier.to(source.device)
+        given = rotary_rows(kwargs["position_embeddings"], source)
+        places, before = source + prefill.past, before + earlier[:, :1]
+        return numbered(rotary, hidden_states, places, before, (merged + earlier)[:, 1:], given)
+
+    def end(self) -> None:
+        """Reads off the cache what the layers hold, and lets go of everything but the books."""
+        prefill = self.prefill
+        size = self._size = self._adapter.decoder_size(self._value_size)
+        vision, width = sum(prefill.full_vision_counts), prefill.length
+        costs = plan_costs(size, prefill.planned, prefill.full_lengths, vision, width, self._room)
+        seen, rows = prefill.past + prefill.length, []
+        for number, (planned, full) in enumerate(costs):
+            held = None
+            if self._cache is not None:
+                held = stored_bytes(self._cache, number, seen) - self._bytes_before[number]
+                held *= prefill.compressor.ranks.size
+            batch, width = self._shapes[number]
+            given = size.cost([width] * batch, 0, width)
+            rows.append(LayerRow(number, planned, full, given.tokens, given.flops, held))
+        self._rows = tuple(rows)
+        self._cache = None
+        self._memo.clear()
+        prefill.forget()
+
+    def abandon(self) -> None:
+        """Takes back what was announced to the cache, by a call that did not end."""
+        withdraw(self._cache)
+
+    @property
+    def ledger(self) -> Ledger:
+        """The bill; waits for the device's clock."""
+        fused = self.prefill.compressor.fused if self.prefill.records else None
+        return Ledger(self._rows, self.prefill.stopwatch.seconds(), fused)
+
+    @property
+    def ledgers(self) -> tuple[Ledger, ...]:
+        """The bill of each sample, as if it were a batch of its own: planned, without padding."""
+        prefill, bills = self.prefill, []
+        assert self._size is not None
+        sizes = zip(prefill.full_lengths, prefill.full_vision_counts, strict=True)
+        for sample, (length, vision) in enumerate(sizes):
+            planned = [step.of_sample(sample) for step in prefill.planned]
+            costs = plan_costs(self._size, planned, [length], vision, length, self._room)
+            rows = [LayerRow(layer, *both, None, None, None) for layer, both in enumerate(costs)]
+            bills.append(Ledger(tuple(rows), 0.0))
+        return tuple(bills)

@@ -1,0 +1,150 @@
+"""What must hold of a model and a configuration before a model is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightkv_gnn.adapters import Adapter
+from lightkv_gnn.attention.backends import SUPPORTED, mask_form
+from lightkv_gnn.attention.masks import check_padding_mask
+from lightkv_gnn.config import LightKVConfig
+from lightkv_gnn.errors import ScheduleError, UnsupportedInputError, UnsupportedModelError
+
+
+def check_adapter(adapter: Adapter) -> None:
+    """Raises UnsupportedModelError for an adapter that would never find a picture."""
+    name, encoders = type(adapter).__name__, adapter.encoders
+    for encoder in encoders.values():
+        if not callable(getattr(adapter.base, encoder, None)):
+            raise UnsupportedModelError(
+                f"{name} names the encoder {encoder!r}, which {type(adapter.base).__name__} does "
+                "not have: override encoders"
+            )
+    if not set(adapter.placeholders) & set(encoders) & set(adapter.pixels):
+        raise UnsupportedModelError(
+            f"{name} knows no kind of pictures with an encoder, a placeholder and pixels: there "
+            f"are encoders {dict(encoders)}, placeholders {dict(adapter.placeholders)} and pixels "
+            f"{dict(adapter.pixels)}; override those that are called differently in this model"
+        )
+
+
+def check_schedule(adapter: Adapter, config: LightKVConfig) -> None:
+    """Raises ScheduleError for layers and windows that the model does not have."""
+    legal, grid = adapter.legal_layers, adapter.grid
+    for stage in config.stages:
+        if stage.layer not in legal:
+            raise ScheduleError(
+                f"{stage} runs after layer {stage.layer}, but in this model, with decoder layers "
+                f"0..{adapter.layers - 1}, a stage may run after {_listed(legal)}"
+            )
+        if grid is not None and stage.windows > min(grid):
+            raise ScheduleError(
+                f"{stage} cuts a grid of {grid[0]}x{grid[1]} tokens into {stage.windows} windows "
+                f"per side, which leaves windows empty: use at most {min(grid)}"
+            )
+
+
+def check_backend(adapter: Adapter, config: LightKVConfig) -> None:
+    """Raises UnsupportedInputError for attention or positions not supported."""
+    decoder = adapter.decoder.config
+    if mask_form(decoder._attn_implementation) is None:
+        raise UnsupportedInputError(
+            f"attention implementation {decoder._attn_implementation!r} is not supported: load the "
+            f"model with attn_implementation one of {SUPPORTED}, or with a function of your own "
+            "whose masks one of theirs makes: AttentionMaskInterface.register(name, sdpa_mask)"
+        )
+    if config.positions == "preserve":
+        return
+    growing = {"dynamic", "longrope"} & _rope_types(getattr(decoder, "rope_parameters", None) or {})
+    if growing:
+        raise UnsupportedInputError(
+            f'positions="reindex" does not work with {growing.pop()!r} rotary positions, whose '
+            'tables depend on the longest one: use positions="preserve"'
+        )
+
+
+def _rope_types(parameters: dict[str, Any]) -> set[str]:
+    """Kinds of rotary positions, of all kinds of layers where they differ."""
+    nested = [value for value in parameters.values() if isinstance(value, dict)]
+    return {each.get("rope_type", "default") for each in nested or [parameters]}
+
+
+def _listed(layers: Sequence[int]) -> str:
+    if isinstance(layers, range):
+        return f"layers {layers[0]} to {layers[-1]}" if layers else "none"
+    return f"layers {', '.join(map(str, layers))}"
+
+
+def check_same_backend(adapter: Adapter, attached: str) -> None:
+    """Raises RuntimeError if the attention implementation is no longer ``attached``."""
+    now = adapter.decoder.config._attn_implementation
+    if now != attached:
+        raise RuntimeError(
+            f"the attention implementation was switched from {attached!r} to {now!r} while "
+            "lightkv_gnn is attached: switch it outside the context, and attach again"
+        )
+
+
+def check_checkpointing(adapter: Adapter) -> None:
+    """Raises UnsupportedInputError where activation checkpointing would run hooks once more.
+
+    Older transformers checkpoint a layer with its hooks, and the backward pass would then run it on
+    tokens that were merged since.
+    """
+    layer = adapter.decoder.layers[0]
+    around = type(layer).__call__ is not nn.Module.__call__
+    if around and layer.training and getattr(layer, "gradient_checkpointing", False):
+        raise UnsupportedInputError(
+            "activation checkpointing in this version of transformers runs the hooks of a layer "
+            "again in the backward pass: use a newer one, such as 5.23, or switch it off"
+        )
+
+
+def check_flash_call(kwargs: dict[str, Any]) -> None:
+    """Looks at the arguments of the first layer, where flash attention is to run.
+
+    Flash attention cuts a batch of one sample into packed sequences where it finds their borders
+    in the positions; compression has but whole samples.
+
+    Raises:
+        UnsupportedInputError: A mask that flash attention cannot obey, positions with borders, or
+            a static cache, whose empty slots it has no mask for.
+    """
+    mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
+    check_padding_mask(mask)
+    if (
+        mask is None
+        and positions is not None
+        and positions.shape[0] == 1
+        and bool((torch.diff(positions, dim=-1) != 1).any())
+    ):
+        raise UnsupportedInputError(
+            "position_ids with gaps are borders between packed sequences to flash attention: "
+            "pass one sequence per row, padded, with an attention_mask"
+        )
+    if getattr(kwargs.get("past_key_values"), "is_compileable", False):
+        raise UnsupportedInputError(
+            "static caches are not supported with flash attention: use a dynamic cache, or load "
+            'the model with attn_implementation="sdpa"'
+        )
+
+
+def check_flash_windows(adapter: Adapter, layers: Iterable[int], length: int) -> None:
+    """Looks at compressed layers, where flash attention is to run over ``length`` tokens.
+
+    Raises:
+        UnsupportedInputError: A layer's window is shorter.  Flash attention would count the
+            entries that are left, and so look back further than the model was trained to.
+    """
+    for layer in layers:
+        window = adapter.sliding_window(layer)
+        if window is not None and length > window:
+            raise UnsupportedInputError(
+                f"the context of {length} tokens grew past the sliding window of {window}, which "
+                "flash attention would count in merged tokens: use a shorter context, or "
+                'attn_implementation="sdpa"'
+            )

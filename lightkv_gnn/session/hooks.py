@@ -1,0 +1,280 @@
+"""What happens before and after the modules of an attached model."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from lightkv_gnn.adapters import Adapter, Encoded
+from lightkv_gnn.attention.backends import form_of
+from lightkv_gnn.attention.masks import compressed_mask
+from lightkv_gnn.attention.positions import closed_up, numbered, padding_before
+from lightkv_gnn.cache.compressed import CompressedMixin
+from lightkv_gnn.cache.layers import withdraw
+from lightkv_gnn.config import LightKVConfig
+from lightkv_gnn.session.call import Call
+from lightkv_gnn.session.checks import check_checkpointing, check_flash_windows, check_same_backend
+from lightkv_gnn.session.compiling import OutsideGraphs
+from lightkv_gnn.session.encoders import Watched, named, record_of
+from lightkv_gnn.session.opening import Opening, opened, padding_of
+from lightkv_gnn.session.prefill import Prefill
+from lightkv_gnn.stage.compressor import TokenCompressor
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class Removable(Protocol):
+    """Something that was put on a model."""
+
+    def remove(self) -> None:
+        """Takes it away."""
+
+
+class Hooks:
+    """The hooks of one attached model.
+
+    A prefill with pictures is a :class:`Call`, which belongs to its thread from the model's start
+    to its end.  Any other call needs nothing but the cache layers.
+
+    Args:
+        adapter: Of the model's family.
+        config: What to do.
+        compressor: Does it.
+        finished: Is handed every call that ended well.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        config: LightKVConfig,
+        compressor: TokenCompressor,
+        finished: Callable[[Call], None],
+    ) -> None:
+        self._adapter = adapter
+        self._config = config
+        self._compressor = compressor
+        self._finished = finished
+        self._running = threading.local()
+        self._outside = OutsideGraphs()
+        self._signature = inspect.signature(adapter.base.forward)
+        self._implementation = adapter.decoder.config._attn_implementation
+        self._form = form_of(self._implementation)
+        self._numbered = config.positions == "reindex" and not adapter.positions_close_up
+
+    def install(self, undo: ExitStack) -> None:
+        """Registers them, and with ``undo`` how to take them away."""
+        base, decoder = self._adapter.base, self._adapter.decoder
+        wrap = partial(self._outside.wrap, busy=self._busy)
+        opening = self._outside.wrap(self._open, busy=_many_tokens)
+        layering = wrap(self._before_layer)
+
+        undo.callback(self._forget)
+
+        def keep(installed: Removable) -> None:
+            undo.callback(installed.remove)
+
+        if self._adapter.model is not base:
+            reading = self._outside.wrap(self._read, busy=_has_outputs)
+            keep(self._adapter.model.register_forward_pre_hook(reading, with_kwargs=True))
+        keep(base.register_forward_pre_hook(opening, with_kwargs=True))
+        keep(base.register_forward_hook(wrap(self._close), with_kwargs=True, always_call=True))
+        keep(decoder.register_forward_pre_hook(wrap(self._plan)))
+        keep(decoder.register_forward_hook(wrap(self._restore)))
+        for number, layer in enumerate(decoder.layers):
+            hook = partial(layering, number)
+            keep(layer.register_forward_pre_hook(hook, with_kwargs=True))
+        keep(Watched(self._adapter, self._seen))
+
+    def _busy(self, *args: Any, **kwargs: Any) -> bool:
+        """Whether a prefill with pictures is running."""
+        return self._opening is not None or self._call is not None
+
+    @property
+    def listener(self) -> Callable[..., None]:
+        """Hears the attention of the layers that stages run after."""
+        return self._outside.wrap(self._listen, self._busy)
+
+    def _listen(self, query: Tensor, key: Tensor, scaling: float, softcap: float | None) -> None:
+        if self._call is not None:
+            self._call.prefill.listen(query, key, scaling, softcap)
+
+    @property
+    def _opening(self) -> Opening | None:
+        return getattr(self._running, "opening", None)
+
+    @property
+    def _call(self) -> Call | None:
+        return getattr(self._running, "call", None)
+
+    def _read(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before a model with a head: notes what pictures are, before accelerate copies them."""
+        if outputs := kwargs.get("mm_encoder_outputs"):
+            self._running.records = {kind: record_of(outputs[kind]) for kind in outputs}
+
+    def _open(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before the model: finds out whether the call is a prefill with pictures."""
+        self._forget()
+        given = self._given(args, kwargs)
+        records = vars(self._running).pop("records", {})
+        self._running.opening = opened(self._adapter, given, records)
+        self._running.padding = padding_of(given) if self._numbered else None
+
+    def _forget(self) -> None:
+        """Lets go of a call that never came to its end.
+
+        After an ``Exception`` :meth:`_close` has seen to that, but torch runs no hook after a
+        ``KeyboardInterrupt``.
+        """
+        call, self._running.call = self._call, None
+        if call is not None:
+            call.abandon()
+
+    def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """A call's arguments, by name."""
+        return named(self._signature, args, kwargs)
+
+    def _seen(self, encoded: Encoded) -> None:
+        """After an encoder: the call that is being opened is about these pictures."""
+        if self._opening is not None:
+            self._opening.saw(encoded)
+
+    def _plan(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Before the decoder, when every picture is encoded: plans the prefill."""
+        self._forget()
+        opening, self._running.opening = self._opening, None
+        if opening is None:
+            return
+        tokens = opening.tokens()
+        layout = self._adapter.layout(tokens)
+        if len(layout):
+            check_checkpointing(self._adapter)
+            vision, real, past = tokens.mask, tokens.real, opening.past
+            padded = padding_before(opening.mask, real, past) if self._numbered else None
+            prefill = Prefill(self._config, self._compressor, layout, vision, real, past, padded)
+            self._running.call = Call(self._adapter, prefill, self._form)
+
+    def _before_layer(
+        self, number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Arguments | None:
+        """Before a decoder layer: runs a stage, and hands the layer what fits fewer tokens."""
+        hidden_states: Tensor = args[0] if args else kwargs["hidden_states"]
+        cache = kwargs.get("past_key_values")
+        if number == 0 and self._call is None and cache is not None:
+            self._check_step(cache, hidden_states.shape[1])
+        if (call := self._call) is not None:
+            check_same_backend(self._adapter, self._implementation)
+            hidden_states = call.reach(number, hidden_states, cache, kwargs)
+            if call.prefill.source is not None:
+                kwargs = call.fitted(number, hidden_states, cache, kwargs)
+                if args:
+                    return (hidden_states, *args[1:]), kwargs
+                return args, {**kwargs, "hidden_states": hidden_states}
+        if cache is None or number >= len(cache.layers):
+            return None
+        layer = cache.layers[number]
+        if not isinstance(layer, CompressedMixin):
+            return None
+        if not layer.compressed:
+            layer.admit()
+            return None
+        padding: Tensor | None = getattr(self._running, "padding", None)
+        if padding is not None:
+            padding = padding.to(hidden_states.device)
+        layer.admit(None if padding is None else pad(padding.sum(1, keepdim=True), (0, 1)))
+        return args, self._continued(number, layer, hidden_states, kwargs, padding)
+
+    def _check_step(self, cache: Any, queries: int) -> None:
+        """Before the first layer of a call that merges nothing: was anything merged before?"""
+        layers = enumerate(cache.layers)
+        merged = [n for n, x in layers if isinstance(x, CompressedMixin) and x.compressed]
+        if not merged:
+            return
+        check_same_backend(self._adapter, self._implementation)
+        if self._form == "padding":
+            check_flash_windows(self._adapter, merged, cache.get_seq_length() + queries)
+
+    def _continued(
+        self,
+        number: int,
+        layer: CompressedMixin,
+        hidden_states: Tensor,
+        kwargs: dict[str, Any],
+        padding: Tensor | None,
+    ) -> dict[str, Any]:
+        """Arguments of a layer in which nothing is merged now, but something was before."""
+        kwargs = dict(kwargs)
+        batch, queries = hidden_states.shape[:2]
+        mask = kwargs.get("attention_mask")
+        if mask is not None or layer.ragged:
+            columns, hidden = layer.columns(queries, batch, hidden_states.device)
+            kwargs["attention_mask"] = compressed_mask(
+                mask, None, columns, ragged=hidden, form=self._form
+            )
+        if layer.merged is not None:
+            kwargs["position_embeddings"] = self._closed_up(
+                number, layer, hidden_states, kwargs, padding
+            )
+        return kwargs
+
+    def _closed_up(
+        self,
+        number: int,
+        layer: CompressedMixin,
+        hidden_states: Tensor,
+        kwargs: dict[str, Any],
+        padding: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Rotary tables of a layer in which nothing is merged now, but something was before."""
+        assert layer.merged is not None
+        rotary, merged = self._adapter.rotary(number), layer.merged.to(hidden_states.device)
+        if not self._numbered:
+            return closed_up(rotary, hidden_states, kwargs["position_ids"], merged)
+        batch, queries = hidden_states.shape[:2]
+        seen = layer.get_seq_length()  # of a static layer a tensor, beside its keys
+        seen = seen.to(merged.device) if isinstance(seen, Tensor) else seen
+        places = torch.arange(queries, device=merged.device) + seen
+        missing = merged[:, :1] if padding is None else merged[:, :1] + padding.cumsum(1)
+        given = kwargs["position_embeddings"]
+        places = places.expand(batch, -1)
+        return numbered(rotary, hidden_states, places, missing, merged[:, 1:], given)
+
+    def _restore(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """After the decoder: gives the hidden states the prompt's full length again."""
+        call = self._call
+        if call is None or call.prefill.source is None:
+            return None
+        if isinstance(output, tuple):
+            return (call.prefill.restored(output[0]), *output[1:])
+        output.last_hidden_state = call.prefill.restored(output.last_hidden_state)
+        return output
+
+    def _close(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        """After the model, after an exception too (then without an output)."""
+        call, self._running.call = self._call, None
+        self._running.opening = None
+        if output is None:
+            withdraw(self._given(args, kwargs).get("past_key_values"))
+        elif call is not None:
+            call.end()
+            self._finished(call)
+
+
+def _has_outputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call of the model brings pictures that are encoded already."""
+    return bool(kwargs.get("mm_encoder_outputs"))
+
+
+def _many_tokens(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call of the model is more than a step."""
+    given = [*args, kwargs.get("input_ids"), kwargs.get("inputs_embeds")]
+    return any(isinstance(x, Tensor) and x.ndim > 1 and x.shape[1] > 1 for x in given)

@@ -1,0 +1,238 @@
+"""What a call tells before it runs: whether it is a prefill with pictures, and a legal one."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightkv_gnn.adapters import Adapter, Encoded, VisionTokens
+from lightkv_gnn.attention.masks import real_tokens
+from lightkv_gnn.cache.layers import check_cache, mask_widths
+from lightkv_gnn.errors import UnsupportedInputError
+from lightkv_gnn.session.encoders import record_of
+from lightkv_gnn.session.placement import input_device
+
+
+@dataclass(eq=False)
+class Opening:
+    """A prefill with pictures, before they are encoded.
+
+    Attributes:
+        masks: Of each kind that the call has pictures of, its placeholders, `[batch, token]` bool,
+            on the CPU.
+        real: Tokens that are not padding, `[batch, token]` bool, on the CPU.
+        past: Logical tokens in the cache before the call.
+        mask: The call's attention mask, as it was given.
+        encoded: The pictures encoded so far, by kind.
+    """
+
+    masks: Mapping[str, Tensor]
+    real: Tensor
+    past: int
+    mask: Any
+    encoded: dict[str, Encoded]
+
+    def saw(self, encoded: Encoded) -> None:
+        """The call is about these pictures, which the model has just encoded."""
+        self.encoded[encoded.kind] = encoded
+
+    def tokens(self) -> VisionTokens:
+        """What the adapter needs for a layout.
+
+        Raises:
+            UnsupportedInputError: The pictures passed by the model's encoders.
+        """
+        missing = sorted(set(self.masks) - set(self.encoded))
+        if missing:
+            raise UnsupportedInputError(
+                f"the {missing[0]}s of this call did not pass through the encoder that the adapter "
+                "names, so the shape of their token grids is unknown: override its encoders, to "
+                "name the method of this model that encodes them"
+            )
+        return VisionTokens(self.masks, self.real, self.encoded)
+
+
+def opened(
+    adapter: Adapter,
+    given: Mapping[str, Any],
+    records: Mapping[str, Encoded | None] = MappingProxyType({}),
+) -> Opening | None:
+    """The call as a prefill with pictures, or None if it is something else.
+
+    Args:
+        adapter: Of the model.
+        given: The call's arguments, by name.
+        records: Of pictures that were encoded before the call, by kind, where what the model was
+            given does not carry them any more.
+
+    Raises:
+        UnsupportedInputError: Something in it is not supported.
+    """
+    ids = given.get("input_ids")
+    tokens = given.get("inputs_embeds") if ids is None else ids
+    if tokens is None or tokens.shape[1] == 1:  # a step
+        return None
+    outputs = {k: v for k, v in (given.get("mm_encoder_outputs") or {}).items() if v is not None}
+    pixels = adapter.pixels
+    kinds = [k for k in adapter.placeholders if k in outputs or given.get(pixels[k]) is not None]
+    masks = _placeholder_masks(adapter, ids, tokens, kinds)
+    if not masks:
+        return None
+    cache, past = given.get("past_key_values"), 0
+    if cache is not None:
+        for number in range(adapter.layers):
+            check_cache(cache, number)
+        past = int(cache.get_seq_length())
+    batch, length = next(iter(masks.values())).shape
+    widths = mask_widths(cache, length)
+    mask = given.get("attention_mask")
+    real = real_tokens(mask, batch, length, past, widths)
+    _check_one_prompt_per_row(given, real)
+    encoded = {
+        kind: _record(adapter, kind, outputs[kind], records.get(kind))
+        for kind in masks
+        if kind in outputs
+    }
+    return Opening(masks, real, past, mask, encoded)
+
+
+def padding_of(given: Mapping[str, Any]) -> Tensor | None:
+    """Padding of a call of several tokens, `[batch, token]` bool; None if it has none."""
+    ids = given.get("input_ids")
+    tokens = given.get("inputs_embeds") if ids is None else ids
+    cache, mask = given.get("past_key_values"), given.get("attention_mask")
+    if tokens is None or tokens.shape[1] == 1 or cache is None or mask is None:
+        return None
+    batch, length = tokens.shape[:2]
+    past = int(cache.get_seq_length())
+    padding = ~real_tokens(mask, batch, length, past, mask_widths(cache, length))
+    return padding if bool(padding.any()) else None
+
+
+def _record(adapter: Adapter, kind: str, output: Any, noted: Encoded | None) -> Encoded:
+    record = record_of(output) or noted
+    if record is None:
+        raise UnsupportedInputError(
+            "the prompt is read in chunks (prefill_chunk_size), or mm_encoder_outputs holds "
+            f"{kind}s that this model did not encode inside the context. Chunks would be "
+            "compressed before all of the prompt is seen: leave prefill_chunk_size out, and pass "
+            "pixel_values"
+        )
+    # Encoders may return empty entries, and generate repeats a sample's pictures for its beams.
+    found = adapter.lengths(kind, output)
+    then, now = ([n for n in lengths if n] for lengths in (record.lengths, found))
+    repeats = len(now) // max(len(then), 1)
+    same = now == then if repeats == 1 else sorted(now) == sorted(then * repeats)
+    if sum(now) == sum(then * repeats) and not same:
+        raise UnsupportedInputError(
+            f"mm_encoder_outputs holds {kind}s of {now} tokens, but they were encoded as {then}: "
+            "which of them is which is known only in the order of encoding; leave that as it is"
+        )
+    return record
+
+
+def _placeholder_masks(
+    adapter: Adapter, ids: Tensor | None, tokens: Tensor, kinds: list[str]
+) -> dict[str, Tensor]:
+    """Placeholders of each kind that has any; only of kinds with pictures.
+
+    Without pictures, a placeholder among the token ids is a token like any other.
+
+    Args:
+        adapter: Of the model.
+        ids: `[batch, token]`, or None where there are embeddings only.
+        tokens: The ids, or the embeddings, `[batch, token, channel]`.
+        kinds: Of the call's pictures.
+    """
+    if not kinds:
+        if ids is None:
+            warnings.warn(
+                "lightkv_gnn: inputs_embeds without pixel_values do not tell where the vision "
+                "tokens are, so this prefill is not compressed; pass input_ids",
+                stacklevel=2,
+            )
+        return {}
+    masks = {}
+    for kind in kinds:
+        placeholder = adapter.placeholders[kind]
+        if ids is None:
+            embedding = adapter.model.get_input_embeddings()
+            own = embedding(torch.tensor(placeholder, device=tokens.device))
+            masks[kind] = tokens.eq(own).all(-1).cpu()
+        else:
+            masks[kind] = tokens.eq(placeholder).cpu()
+    return {kind: mask for kind, mask in masks.items() if bool(mask.any())}
+
+
+def _check_one_prompt_per_row(given: Mapping[str, Any], real: Tensor) -> None:
+    """Raises UnsupportedInputError for packed prompts."""
+    if given.get("cu_seq_lens_q") is not None:
+        raise UnsupportedInputError(
+            "several prompts are packed into one row (cu_seq_lens_q), as by continuous batching "
+            "with a paged cache or a padding-free collator: compression needs one prompt per row; "
+            "pass a padded batch"
+        )
+    position_ids = given.get("position_ids")
+    if position_ids is None:
+        return
+    position_ids = position_ids.cpu()
+    coordinates = position_ids.ndim == 3 and position_ids.shape[0] == 3
+    if position_ids.ndim == 3:  # of M-RoPE: the text's own positions, or else time
+        position_ids = position_ids[0]
+    position_ids = position_ids.expand(real.shape[0], -1)
+    before, now = position_ids[:, :-1], position_ids[:, 1:]
+    falls = (now < before) & real[:, 1:] & real[:, :-1]
+    if coordinates:  # time falls after a long video too, but not to where the row began
+        first = position_ids.masked_fill(~real, int(position_ids.max())).amin(1, keepdim=True)
+        falls &= now <= first
+    if bool(falls.any()):
+        raise UnsupportedInputError(
+            "position_ids start anew within a row: several prompts are packed into it, but "
+            "compression needs one prompt per row; pass a padded batch"
+        )
+
+
+def vision_tokens(adapter: Adapter, inputs: Mapping[str, Any]) -> VisionTokens:
+    """The placeholders of a call, and its pictures as the model's encoders take them.
+
+    Args:
+        adapter: Of the model.
+        inputs: What the processor returned.
+
+    Raises:
+        UnsupportedInputError: ``inputs`` has no pictures.
+        TypeError: ``inputs`` is no mapping.
+    """
+    if not isinstance(inputs, Mapping):
+        raise TypeError(
+            f"inputs is a {type(inputs).__name__}: expected a mapping, as the processor returns it"
+        )
+    opening = opened(adapter, inputs)
+    if opening is None:
+        raise UnsupportedInputError(
+            f"there are no pictures in {sorted(inputs)}: pass everything that the processor returns"
+        )
+    for kind in opening.masks:
+        encode = getattr(adapter.base, adapter.encoders[kind])
+        # Not every transformers names its encoders' image_sizes, or their pixels like the model's.
+        known = {*inspect.signature(encode).parameters, "image_sizes"} - {*adapter.pixels.values()}
+        placed = {name: _placed(value, adapter) for name, value in inputs.items()}
+        arguments = {name: value for name, value in placed.items() if name in known}
+        with torch.no_grad():
+            output = encode(placed[adapter.pixels[kind]], **arguments)
+        opening.saw(Encoded(kind, arguments, adapter.lengths(kind, output)))
+    return opening.tokens()
+
+
+def _placed(value: Any, adapter: Adapter) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    model = adapter.model
+    return value.to(input_device(model), model.dtype if value.is_floating_point() else None)

@@ -1,0 +1,240 @@
+"""The command line, on the bundled model and on checkpoints of every family."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from families.inputs import PICTURES, batch
+from families.models import FAMILIES
+from families.models import tiny as build
+from families.processors import NEED_TORCHVISION, PARTS, save_checkpoint
+from PIL import Image
+
+from lightkv_gnn import Adapter, LightKVConfig, adapter_for, attach, tiny
+from lightkv_gnn.adapters.llava import LlavaAdapter
+from lightkv_gnn.commands import comparison as demo
+from lightkv_gnn.commands.cli import main
+
+
+@pytest.fixture
+def photo(tmp_path):
+    file = tmp_path / "photo.jpg"
+    tiny.render(tiny.sample_scene(np.random.default_rng(3))).resize((300, 200)).save(file)
+    return file
+
+
+def run_json(capsys, *arguments):
+    status = main([*map(str, arguments), "--json"])
+    printed = capsys.readouterr()
+    assert status == 0, printed.err
+    return json.loads(printed.out)
+
+
+def test_demo_reports_accuracy_ledger_and_files(capsys, tmp_path):
+    out = tmp_path / "pictures"
+    result = run_json(capsys, "demo", "--questions", 10, "--out", out)
+    assert set(result["accuracy"]) == {"none", "guided", "mean", "random"}
+    for row in result["accuracy"].values():
+        assert set(row) == set(result["schedules"]) == {"default", "early", "steep"}
+        for score in row.values():
+            assert 0 <= score["low"] <= score["value"] <= score["high"] <= 1
+            assert (score["value"] * 10) == pytest.approx(round(score["value"] * 10))
+    assert result["schedules"]["early"][0]["layer"] == 0
+    ledger = result["ledger"]
+    assert ledger["retention"] == pytest.approx(0.55, abs=0.02)
+    assert ledger["kv_bytes_observed"] == ledger["kv_bytes"] < ledger["kv_bytes_full"]
+    assert ledger["flops"] < ledger["flops_full"]
+    assert len(result["answers"]) == len(tiny.GROUPS)
+    assert {file.name for file in out.iterdir()} == {"picture.png", "merges.png"}
+    assert result["files"] == [str(out / "picture.png"), str(out / "merges.png")]
+
+
+def test_demo_prints_the_same_for_people(capsys, tmp_path):
+    assert main(["demo", "--questions", "4", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    for words in ("uncompressed", "compressed", "vision tokens held", "merges.png", "scatter"):
+        assert words in printed
+    rows = [line.split()[0] for line in printed.splitlines() if "[" in line and "%" in line]
+    assert rows[-4:] == ["none", "guided", "mean", "random"]
+
+
+def test_demo_on_a_model_picture_and_question_of_ones_own(capsys, tmp_path, photo):
+    model, processor = tiny.load()
+    folder = tmp_path / "my-model"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    arguments = ["--image", photo, "--prompt", "what shape is the red object?", "--out", tmp_path]
+    own = run_json(capsys, "demo", "--model", folder, *arguments)
+    bundled = run_json(capsys, "demo", *arguments)
+    assert own["accuracy"] == {}
+    assert own["answers"] == bundled["answers"]
+    assert own["answers"][0]["prompt"] == "what shape is the red object?"
+    assert own["ledger"]["kv_bytes"] == bundled["ledger"]["kv_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "nowhere/", "--image", "{photo}", "--prompt", "?"], "nowhere/ is no folder"),
+        (["--model", "nowhere/"], "--model needs --image FILE and --prompt TEXT"),
+        (["--image", "nowhere.jpg", "--prompt", "?"], "nowhere.jpg"),
+        (["--image", "{text}", "--prompt", "?"], "is not a picture"),
+        (["--out", "{text}"], "is a file: give a folder"),
+        (["--retention", "1.5"], "retention is 1.5"),
+        (["--retention", "0.01"], "no schedule of halving stages"),
+    ],
+)
+def test_bad_input_ends_with_one_line(capsys, tmp_path, photo, arguments, message):
+    text = tmp_path / "notes.txt"
+    text.write_text("no picture")
+    filled = [argument.format(photo=photo, text=text) for argument in arguments]
+    assert main(["demo", "--out", str(tmp_path / "out"), *filled]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("questions", ["0", "-3", "many"])
+def test_number_of_questions_is_checked(capsys, questions):
+    assert main(["demo", "--questions", questions]) == 2
+    assert "--questions" in capsys.readouterr().err
+
+
+def test_methods_hold_equally_many_tokens():
+    model, processor = tiny.load()
+    for config in demo.schedules(model, 0.55).values():
+        held = set()
+        for chosen in demo.methods(config).values():
+            if chosen is None:
+                continue
+            picture = tiny.render(tiny.sample_scene(np.random.default_rng(0)))
+            answered = demo.ask_all(model, processor, picture, {"list the objects .": None}, chosen)
+            held.add(answered.ledger.retention)
+        assert len(held) == 1
+
+
+def test_picture_is_what_the_model_sees(photo):
+    model, processor = tiny.load()
+    with Image.open(photo) as picture:
+        answered = demo.ask_all(
+            model, processor, picture, {"?": None}, LightKVConfig.for_model(model)
+        )
+        scaled = picture.resize((128, 128))
+    (seen,) = answered.tiles
+    assert seen.size == (128, 128)
+    difference = np.asarray(scaled).astype(int) - np.asarray(seen)
+    assert np.abs(difference).mean() < 3
+
+
+@pytest.fixture
+def landscape(tmp_path):
+    file = tmp_path / "landscape.png"
+    noise = np.random.default_rng(0).integers(256, size=(6, 10, 3), dtype="u1")
+    Image.fromarray(noise).resize((100, 60)).save(file)
+    return file
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("template", [True, False])
+@pytest.mark.parametrize("family", PARTS)
+def test_demo_on_a_checkpoint_of_any_family(capsys, tmp_path, landscape, family, template):
+    if family in NEED_TORCHVISION:
+        pytest.importorskip("torchvision", reason="the family's processor needs it")
+    folder, out = tmp_path / family, tmp_path / "out"
+    saved = save_checkpoint(family, folder, **SHORT_PROMPTS.get(family, {}))
+    if not template:
+        (folder / "chat_template.jinja").unlink()
+    arguments = ["--image", landscape, "--prompt", "what is it?", "--out", out]
+    result = run_json(capsys, "demo", "--model", folder, *arguments)
+    assert result["model"] == type(saved).__name__
+    assert len(result["answers"]) == 1
+    assert result["ledger"]["kv_bytes_observed"] < result["ledger"]["kv_bytes_full"]
+    tiles = [file.name for file in out.iterdir() if file.name.startswith("picture")]
+    assert len(tiles) == TILES.get(family, 1)
+    assert [Path(file).name for file in result["files"]] == [*sorted(tiles), "merges.png"]
+
+
+SHORT_PROMPTS = {"gemma3": {"text": {"sliding_window": 512}}}
+"""Compressed prompts are shorter than windows."""
+
+TILES = {
+    "llava_next": 2,
+    "llava_next_video": 2,
+    "llava_onevision": 2,
+    "internvl": 3,
+    "idefics3": 7,
+    "smolvlm": 7,
+}
+"""Of a picture of 100 x 60 pixels."""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_schedules_are_legal(family):
+    model = build(family, **SHORT_PROMPTS.get(family, {}))
+    legal = set(adapter_for(model).legal_layers)
+    schedules = demo.schedules(model, 0.55)
+    inputs = batch(family, model, [2, PICTURES[family][0], 3])
+    for name, config in schedules.items():
+        layers = [stage.layer for stage in config.stages]
+        assert layers
+        assert set(layers) <= legal
+        with attach(model, config) as handle:
+            model(**inputs)
+        assert handle.ledger.retention < 1, name
+    assert schedules["early"].stages[0].layer == schedules["steep"].stages[0].layer == min(legal)
+    held = demo.retentions(model, 0.55)
+    assert held["early"] >= held["default"] - 0.01 or schedules["early"].stages[0].ratio < 0.5
+
+
+def test_without_seen_only_the_drawing_is_left_out(capsys, tmp_path, monkeypatch, photo):
+    monkeypatch.setattr(LlavaAdapter, "seen", Adapter.seen)
+    arguments = ["--image", str(photo), "--prompt", "what shape is the red object ?"]
+    assert main(["demo", *arguments, "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "compressed" in printed
+    assert "nothing is drawn: the model's adapter" in printed
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_prompt_that_begins_as_text_does_not_begin_twice():
+    model, processor = tiny.load()
+    picture = tiny.render(tiny.sample_scene(np.random.default_rng(0)))
+    once = demo.as_inputs(model, processor, picture, "list the objects .")["input_ids"]
+    processor.chat_template = "<s>" + processor.chat_template
+    again = demo.as_inputs(model, processor, picture, "list the objects .")["input_ids"]
+    begin = processor.tokenizer.bos_token_id
+    assert (again == begin).sum() == 1
+    assert once[once != begin].tolist() == again[again != begin].tolist()
+
+
+def test_prompts_follow_the_chat_template():
+    processor = tiny.build_processor()
+    question = "what shape is the red object ?"
+    assert demo.as_chat(processor, question) == tiny.format_prompt(question)
+    processor.chat_template = None
+    assert demo.as_chat(processor, question) == f"USER: <image>\n{question} ASSISTANT:"
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "prompt"),
+    [
+        ("LlavaProcessor", {"image_token": "<image>"}, "USER: <image>\nwhat? ASSISTANT:"),
+        ("PixtralProcessor", {"image_token": "[IMG]"}, "USER: [IMG]\nwhat? ASSISTANT:"),
+        (
+            "Qwen2VLProcessor",
+            {"image_token": "<|image_pad|>"},
+            "USER: <|vision_start|><|image_pad|><|vision_end|>\nwhat? ASSISTANT:",
+        ),
+        (
+            "Gemma3Processor",
+            {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>"},
+            "USER: <start_of_image>\nwhat? ASSISTANT:",
+        ),
+        ("PaliGemmaProcessor", {"image_token": "<image>"}, "<image>what?"),
+    ],
+)
+def test_without_a_template_the_prompt_names_the_image_token(name, tokens, prompt):
+    processor = type(name, (), tokens)()
+    assert demo.as_chat(processor, "what?") == prompt

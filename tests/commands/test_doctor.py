@@ -1,0 +1,119 @@
+"""``lightkv-gnn doctor``, on this machine and on ones where something is missing."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from importlib.metadata import PackageNotFoundError, version
+
+import pytest
+import torch
+import transformers
+from families.processors import NEED_TORCHVISION, PARTS
+
+from lightkv_gnn import Ledger, adapters, tiny
+from lightkv_gnn.adapters import families
+from lightkv_gnn.commands import diagnosis as doctor
+from lightkv_gnn.commands.cli import main
+
+
+def without(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    """As if a package were not installed."""
+
+    def look(name: str) -> str:
+        if name == missing:
+            raise PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(doctor, "version", look)
+
+
+def breaks(monkeypatch: pytest.MonkeyPatch, module: str, error: Exception) -> None:
+    """As if a package could not be imported."""
+
+    def load(name: str) -> object:
+        if name == module:
+            raise error
+        return importlib.import_module(name)
+
+    monkeypatch.setattr(doctor, "import_module", load)
+
+
+def test_a_sound_machine(capsys):
+    assert main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["works"] is True
+    versions = {package["name"]: package["version"] for package in found["required"]}
+    assert versions["torch"] == torch.__version__
+    assert versions["transformers"] == transformers.__version__
+    assert found["devices"][0].startswith("cpu")
+    assert [family["name"] for family in found["families"]] == list(families())
+    assert all(family["known"] for family in found["families"])
+    assert "54.7% of the vision tokens held" in found["proof"]["detail"]
+
+
+def test_what_is_missing_comes_with_a_command(capsys, monkeypatch):
+    without(monkeypatch, "torchvision")
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr()
+    lines = {line[:16].strip(): line[17:] for line in printed.out.splitlines()}
+    assert lines["torchvision"].startswith("not installed (for processors of some families")
+    assert lines["torchvision"].endswith(doctor.torchvision_command(torch.__version__))
+    assert lines["qwen2_vl"] == "its processor needs torchvision, as above"
+    assert lines["llava"] == "ready"
+    assert lines["a compression"].startswith("works: ")
+    assert printed.err == "importing everything, then compressing once ...\n"
+
+
+def test_what_is_broken_is_told_from_what_is_missing(capsys, monkeypatch):
+    breaks(monkeypatch, "matplotlib", RuntimeError("operator does not exist\nmore"))
+    assert main(["doctor"]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "BROKEN" in line)
+    assert line.startswith("matplotlib")
+    assert line.endswith("operator does not exist; try pip install 'lightkv-gnn[draw]'")
+
+
+def test_without_a_basic_package_nothing_works(capsys, monkeypatch):
+    breaks(monkeypatch, "transformers", ImportError("no module"))
+    assert main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "is BROKEN: no module; try pip install transformers" in out
+    assert "FAILED: not tried without transformers" in out
+
+
+def test_a_compression_that_fails_is_told(capsys, monkeypatch):
+    def load() -> None:
+        raise OSError("no weights")
+
+    monkeypatch.setattr(tiny, "load", load)
+    assert main(["doctor"]) == 1
+    assert "FAILED: OSError: no weights" in capsys.readouterr().out
+
+
+def test_a_compression_that_saves_nothing_is_told(capsys, monkeypatch):
+    real = Ledger.totals
+    monkeypatch.setattr(Ledger, "totals", lambda self: {**real(self), "kv_bytes_observed": 7})
+    assert main(["doctor"]) == 1
+    assert "of KV; planned" in capsys.readouterr().out
+
+
+def test_families_unknown_to_transformers_are_told(capsys, monkeypatch):
+    monkeypatch.setattr(adapters, "families", lambda: ("llava", "later"))
+    assert main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{'later':16} not in this transformers: pip install --upgrade transformers" in lines
+    assert f"{'llava':16} ready" in lines
+
+
+def test_needs_are_those_of_the_processors():
+    assert set(doctor.PROCESSOR_NEEDS) == set(NEED_TORCHVISION) - {"llava_pixtral"}
+    assert set(doctor.PROCESSOR_NEEDS) < set(PARTS)
+
+
+@pytest.mark.parametrize(
+    ("build", "index"),
+    [("2.13.0+cpu", "/cpu"), ("2.13.0+cu130", "/cu130"), ("2.13.0", ""), (None, "")],
+)
+def test_torchvision_comes_from_where_torch_did(build, index):
+    expected = f" --index-url https://download.pytorch.org/whl{index}" if index else ""
+    assert doctor.torchvision_command(build) == f"pip install torchvision{expected}"

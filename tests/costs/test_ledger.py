@@ -1,0 +1,154 @@
+"""The bill: formulas recomputed, sums, and what is printed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from models import LAYERS, batch, check_ledger, prompt, tiny_llava
+from torch.utils.flop_counter import FlopCounterMode
+
+import lightkv_gnn as lk
+from lightkv_gnn.costs.ledger import DecoderSize
+
+PROMPTS = [prompt(4, "image", 6), prompt(2, "image", 3, "image", 4, seed=1), prompt(9, seed=2)]
+STAGES = [lk.Stage(1, 2, 0.5), lk.Stage(3, 1, 0.5)]
+
+# Worked out by hand: tokens and vision tokens of each sample in layers 0-1, 2-3, 4-5.
+TEXT = (10, 9, 9)
+VISION = ((16, 32, 0), (8, 16, 0), (4, 8, 0))
+LENGTHS = [[t + v for t, v in zip(TEXT, vision, strict=True)] for vision in VISION]
+
+
+def bill(**options: Any) -> tuple[lk.Ledger, torch.nn.Module, Any]:
+    model = tiny_llava(**options)
+    with torch.no_grad(), lk.attach(model, lk.LightKVConfig(STAGES)) as handle:
+        cache = model(**batch(*PROMPTS)).past_key_values
+    check_ledger(handle.ledger, cache)
+    return handle.ledger, model, cache
+
+
+@pytest.fixture(scope="module")
+def billed() -> tuple[lk.Ledger, torch.nn.Module, Any]:
+    return bill()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"text": "qwen2"}, {"text_options": {"head_dim": 24}}], ids=str
+)
+def test_every_number_of_every_row(options: dict[str, Any]) -> None:
+    ledger, model, _ = bill(**options)
+    layers = model.model.language_model.layers
+    head = options.get("text_options", {}).get("head_dim", 16)
+    assert len(ledger.rows) == LAYERS
+    for number, row in enumerate(ledger.rows):
+        lengths, vision = LENGTHS[number // 2], VISION[number // 2]
+        weights = sum(p.numel() for p in layers[number].parameters())
+        assert row.layer == number
+        assert row.full == ledger.rows[0].planned
+        assert row.planned.tokens == sum(lengths)
+        assert row.planned.vision_tokens == sum(vision)
+        assert row.planned.kv_bytes == 2 * 3 * 2 * head * max(lengths) * 4
+        assert row.planned.flops == sum(2 * weights * n + 4 * n * n * 4 * head for n in lengths)
+        assert row.observed_tokens == 3 * max(lengths)
+        assert row.observed_kv_bytes == row.planned.kv_bytes
+
+
+def test_flops_are_those_of_the_matrices() -> None:
+    """Against torch's own count; norms, rotary positions and softmax are left out by both."""
+    model, inputs = tiny_llava(attention="eager"), batch(PROMPTS[0])
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), lk.attach(model, lk.LightKVConfig([])) as handle, counter:
+        model(**inputs)
+    counts = counter.get_flop_counts()
+    layers = [v for k, v in counts.items() if k.endswith("language_model.layers.0")]
+    (counted,) = (sum(by_operator.values()) for by_operator in layers)
+    layer = model.model.language_model.layers[0]
+    norms = layer.input_layernorm.weight.numel() + layer.post_attention_layernorm.weight.numel()
+    assert handle.ledger.rows[0].planned.flops == counted + 2 * norms * 26
+
+
+def test_totals(billed: tuple[lk.Ledger, torch.nn.Module, Any]) -> None:
+    ledger, _, cache = billed
+    totals = ledger.totals()
+    held = sum(sum(vision) for vision in VISION) * 2 / (LAYERS * sum(VISION[0]))
+    assert ledger.retention == totals["retention"] == pytest.approx(held)
+    assert totals["layers"] == LAYERS
+    in_cache = sum(x.numel() * 4 for layer in cache.layers for x in (layer.keys, layer.values))
+    assert totals["kv_bytes"] == totals["kv_bytes_observed"] == in_cache
+    assert totals["kv_bytes_full"] == LAYERS * ledger.rows[0].planned.kv_bytes
+    assert totals["kv_ratio"] == pytest.approx(totals["kv_bytes"] / totals["kv_bytes_full"])
+    assert totals["flops"] == sum(row.planned.flops for row in ledger.rows)
+    assert totals["flops_full"] == LAYERS * ledger.rows[0].planned.flops
+    assert totals["flops_ratio"] == pytest.approx(totals["flops"] / totals["flops_full"])
+    assert 0 < totals["kv_ratio"] < totals["flops_ratio"] + 0.2 < 1.2
+    assert totals["compressor_seconds"] == ledger.compressor_seconds > 0
+
+
+def test_without_a_cache_nothing_is_observed() -> None:
+    model = tiny_llava()
+    with torch.no_grad(), lk.attach(model, lk.LightKVConfig(STAGES)) as handle:
+        model(**batch(*PROMPTS), use_cache=False)
+    check_ledger(handle.ledger, None)
+    assert handle.ledger.totals()["kv_bytes_observed"] is None
+    assert all(line.split()[5] == "-" for line in str(handle.ledger).splitlines()[1:-1])
+
+
+def test_plain_values(billed: tuple[lk.Ledger, torch.nn.Module, Any]) -> None:
+    ledger = billed[0]
+    values = ledger.to_dict()
+    assert json.loads(json.dumps(values)) == values
+    assert values["totals"] == ledger.totals()
+    assert [row["layer"] for row in values["rows"]] == list(range(LAYERS))
+    assert values["rows"][4]["planned"]["tokens"] == sum(LENGTHS[2])
+
+
+def test_printed_as_one_row_per_layer(billed: tuple[lk.Ledger, torch.nn.Module, Any]) -> None:
+    ledger = billed[0]
+    head, *rows, last = str(ledger).splitlines()
+    assert head.split()[:3] == ["layer", "vision", "tokens"]
+    assert [int(row.split()[0]) for row in rows] == list(range(LAYERS))
+    columns = list(zip(*(map(int, row.split()[1:4]) for row in rows), strict=True))
+    assert list(columns[0]) == [row.planned.vision_tokens for row in ledger.rows]
+    assert list(columns[1]) == [row.planned.tokens for row in ledger.rows]
+    assert list(columns[2]) == [row.observed_tokens for row in ledger.rows]
+    assert len({len(line) for line in (head, *rows)}) == 1
+    assert f"{ledger.retention:.1%}" in last
+    assert f"{ledger.totals()['kv_ratio']:.1%}" in last
+
+
+@pytest.mark.parametrize("lengths", [(5,), (5, 9), (1, 1, 1)])
+def test_cost_of_a_layer(lengths: tuple[int, ...]) -> None:
+    size = DecoderSize(parameters=100, attention_channels=12, kv_channels=6, bytes_per_value=2)
+    cost = size.cost(lengths, 3, max(lengths))
+    assert cost.tokens == sum(lengths)
+    assert cost.vision_tokens == 3
+    assert cost.kv_bytes == 2 * len(lengths) * 6 * max(lengths) * 2
+    assert cost.flops == sum(200 * n + 48 * n**2 for n in lengths)
+
+
+def test_later_turns_are_billed_for_themselves() -> None:
+    model, inputs = tiny_llava(), batch(PROMPTS[0])
+    with torch.no_grad(), lk.attach(model, lk.LightKVConfig(STAGES)) as handle:
+        cache = model(**inputs).past_key_values
+        first = handle.ledger.to_dict()["rows"]
+        model(input_ids=torch.tensor([[4, 5, 6]]), past_key_values=cache)
+        assert handle.ledger.to_dict()["rows"] == first  # of the last prefill with pictures
+        call = {"input_ids": inputs["input_ids"], "pixel_values": inputs["pixel_values"]}
+        model(**call, past_key_values=cache)
+        second = handle.ledger.rows
+    assert [row.planned.kv_bytes for row in second] == [row["planned"]["kv_bytes"] for row in first]
+    assert all(row.observed_kv_bytes == row.planned.kv_bytes for row in second)
+
+
+def test_drawn_as_bars(billed: tuple[lk.Ledger, torch.nn.Module, Any]) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    ledger = billed[0]
+    tokens, cache = ledger.draw().axes
+    for ax, field, unit in ((tokens, "vision_tokens", 1), (cache, "kv_bytes", 1024)):
+        full, held = ax.containers
+        for bars, which in ((full, "full"), (held, "planned")):
+            expected = [getattr(getattr(row, which), field) / unit for row in ledger.rows]
+            assert [bar.get_height() for bar in bars] == expected

@@ -1,0 +1,177 @@
+"""The table of published models: its arithmetic, its pictures, and its plans on tiny twins."""
+
+from __future__ import annotations
+
+import importlib
+import runpy
+import sys
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families.inputs import PICTURES, Picture, Prompt, batch, truths
+from families.models import FAMILIES, IMAGE, VIDEO, tiny
+from torch import Tensor
+
+import lightkv_gnn as lk
+from lightkv_gnn.adapters import base
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+
+
+@pytest.fixture(scope="module")
+def example() -> Iterator[dict[str, Any]]:
+    """What docs/families.py defines."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(DOCS)
+        yield runpy.run_path(str(DOCS / "families.py"))
+
+
+@pytest.fixture(scope="module")
+def table(example) -> dict[str, list[str]]:
+    """Its rows, by model."""
+    return {row.name: list(example["cells"](row)) for row in example["SIZES"]}
+
+
+def test_it_prints_a_row_for_every_size(example, table, capsys, monkeypatch):
+    monkeypatch.setitem(example["main"].__globals__, "cells", lambda size: table[size.name])
+    monkeypatch.setattr(sys, "argv", ["families.py", "--markdown"])
+    example["main"]()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert set("".join(cells[1])) == {"-"}
+    assert [cells[0], *cells[2:]] == [list(example["HEAD"]), *table.values()]
+
+
+def test_every_family_with_an_adapter_has_a_row(example):
+    kinds = {size.config["model_type"] for size in example["SIZES"]}
+    ours = {kind for kind, adapter in base._ADAPTERS.items() if "lightkv" in adapter.__module__}
+    assert kinds == ours
+
+
+def test_a_row_is_what_one_computes_by_hand(table):
+    """LLaVA-1.5 7B: 32 layers, 32 key-value heads of 128 channels, 64 tokens of text."""
+    held = [640] * 12 + [352] * 6 + [208] * 6 + [136] * 8
+    weights = 4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096
+
+    def costs(tokens: list[int]) -> tuple[float, float]:
+        values = sum(2 * 32 * 128 * n for n in tokens)
+        return 2 * values / 2**20, sum(2 * weights * n + 4 * 4096 * n**2 for n in tokens) / 1e12
+
+    (full_kv, full_flops), (kv, flops) = costs([640] * 32), costs(held)
+    assert table["LLaVA-1.5 7B"][1:] == [
+        "32",
+        "576 (24×24)",
+        "11/4, 17/2, 23/1",
+        f"{(sum(held) - 32 * 64) / (32 * 576):.1%}",
+        f"{full_kv:.0f} → {kv:.0f} ({kv / full_kv:.0%})",
+        f"{full_flops:.1f} → {flops:.1f} ({flops / full_flops:.0%})",
+    ]
+
+
+PROCESSORS = {
+    "Qwen2-VL 7B": ("qwen2_vl", "Qwen2VL", {}, 4),
+    "Qwen2.5-VL 7B": ("qwen2_vl", "Qwen2VL", {}, 4),
+    "Qwen3-VL 8B": (
+        "qwen2_vl",
+        "Qwen2VL",
+        {"patch_size": 16, "size": {"shortest_edge": 2**16, "longest_edge": 2**24}},
+        4,
+    ),
+    "InternVL3 8B": ("got_ocr2", "GotOcr2", {"crop_to_patches": True}, 1 / 256),
+    "Idefics3 8B": (
+        "idefics3",
+        "Idefics3",
+        {"size": {"longest_edge": 1456}, "max_image_size": {"longest_edge": 364}},
+        1 / 169,
+    ),
+    "SmolVLM2 2.2B": (
+        "smolvlm",
+        "SmolVLM",
+        {"size": {"longest_edge": 1536}, "max_image_size": {"longest_edge": 384}},
+        1 / 81,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_its_pictures_are_cut_as_processors_cut_them(example, name):
+    module, prefix, options, parts_per_token = PROCESSORS[name]
+    path = f"transformers.models.{module}.image_processing_pil_{module}"
+    processor = getattr(importlib.import_module(path), f"{prefix}ImageProcessorPil")(**options)
+    parts = processor.get_number_of_image_patches(*example["PICTURE"], options)
+    parts = parts[0] if isinstance(parts, tuple) else parts
+    [size] = [size for size in example["SIZES"] if size.name == name]
+    assert parts == size.tokens * parts_per_token
+
+
+CASES = [
+    (family, kind)
+    for family in FAMILIES
+    for kind in ("image", "video")
+    if any(picture.kind == kind for picture in PICTURES[family])
+]
+
+
+def prompts(family: str, kind: str) -> list[Prompt]:
+    """Two prompts of different lengths."""
+    pictures: list[Picture] = [each for each in PICTURES[family] if each.kind == kind]
+    if kind == "video" and family.startswith("llava"):  # these take videos of one length only
+        pictures = pictures[-1:]
+    return [(4, pictures[0], 6), (2, pictures[-1], 11)]
+
+
+def vision_tokens(
+    family: str, model: Any, kind: str, inputs: dict[str, Tensor], *prompts: Prompt
+) -> lk.VisionTokens:
+    """What the library finds in a call, from the geometry that the prompts must have."""
+    pictures = chain.from_iterable(truths(family, model, prompt) for prompt in prompts)
+    lengths = tuple(sum(tile.tokens for tile in tiles) for tiles in pictures)
+    mask = inputs["input_ids"] == (IMAGE if kind == "image" else VIDEO)
+    encoded = lk.Encoded(kind, inputs, lengths)
+    return lk.VisionTokens({kind: mask}, inputs["attention_mask"].bool(), {kind: encoded})
+
+
+@pytest.mark.parametrize(("family", "kind"), CASES)
+@torch.no_grad()
+def test_on_a_tiny_twin_the_plan_is_what_is_observed(family, kind):
+    model = tiny(family)
+    batch_of = prompts(family, kind)
+    inputs = batch(family, model, *batch_of)
+    config = lk.LightKVConfig.for_model(model, retention=0.55)
+    with lk.attach(model, config) as handle:
+        model(**inputs, use_cache=True)
+    tokens = vision_tokens(family, model, kind, inputs, *batch_of)
+    plan = lk.plan_prefill(model, config, tokens)
+    assert plan.rows == lk.plan_prefill(model, config, inputs).rows
+    seen = handle.ledger.rows
+    assert [(row.planned, row.full) for row in plan.rows] == [
+        (row.planned, row.full) for row in seen
+    ]
+    assert [row.planned.kv_bytes for row in plan.rows] == [row.observed_kv_bytes for row in seen]
+    assert plan.rows[-1].planned.kv_bytes < plan.rows[-1].full.kv_bytes
+
+
+def test_an_adapter_of_ones_own_runs(capsys, monkeypatch):
+    monkeypatch.setattr(base, "_ADAPTERS", dict(base._ADAPTERS))
+    runpy.run_path(str(ROOT / "examples" / "custom_adapter.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert "grids [8x12]" in printed
+    assert "MergeTrace(vision tokens 96 -> 48 -> 24 -> 12" in printed
+    assert "vision tokens held 54.7%" in printed
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/families.md"])
+def test_documents_hold_what_it_prints(table, document):
+    lines = (ROOT / document).read_text().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    shown = [row for row in rows if row[0] in table]
+    assert shown
+    for name, *cells in shown:
+        assert set(cells) <= set(table[name]), name
+    if document != "README.md":
+        assert [row[0] for row in shown] == list(table)
