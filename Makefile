@@ -12,11 +12,11 @@ STAMPS = $(VENV)/.stamps
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check format docs wheel scatter clean
+.PHONY: help setup demo test test-all check format docs wheel scatter clean
 
 help: ## list the targets
 	@echo 'Usage: make TARGET [ARGS="..."] [PYTHON=python3.11] [VENV=.venv]'
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-9s%s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-9s%s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMPS)/runtime ## make the environment: the library and its dependencies
 	@echo 'Ready: $(VENV)/bin/lightkv-gnn'
@@ -26,6 +26,9 @@ demo: $(STAMPS)/runtime ## run the demo on the bundled tiny model (ARGS: options
 
 test: $(STAMPS)/dev $(STAMPS)/scatter ## run the tests (ARGS: options of pytest, JOBS: processes)
 	$(PY) -m pytest --numprocesses=$(JOBS) --dist=loadfile $(ARGS)
+
+test-all: $(STAMPS)/dev $(STAMPS)/scatter ## the same with every combination of parameters, for releases
+	$(PY) -m pytest --all --numprocesses=$(JOBS) --dist=loadfile $(ARGS)
 
 check: $(STAMPS)/dev ## formatting, lint and types, changing nothing
 	$(PY) -m ruff format --check .

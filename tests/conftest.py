@@ -14,6 +14,8 @@ from reference import require_torch_scatter
 
 from lightkv_gnn.stage.scatter import SCATTER
 
+pytest_plugins = ["pairs", "pytester"]
+
 torch.set_num_threads(1)  # tensors are small here: threads cost more than they give
 
 

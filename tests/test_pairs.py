@@ -1,0 +1,51 @@
+"""The rule that chooses combinations of parameters."""
+
+from __future__ import annotations
+
+from itertools import combinations, product
+
+import pytest
+from pairs import covering
+
+CHOICES = {"a": 2, "b": 3, "c": 4, "d": 3}
+
+
+def rows(choices: dict[str, int]) -> list[dict[str, int]]:
+    values = product(*(range(count) for count in choices.values()))
+    return [dict(zip(choices, row, strict=True)) for row in values]
+
+
+def test_every_pair_of_choices_is_there_and_few_combinations() -> None:
+    every = rows(CHOICES)
+    chosen = [every[number] for number in covering(every)]
+    for one, other in combinations(CHOICES, 2):
+        pairs = {(row[one], row[other]) for row in chosen}
+        assert pairs == set(product(range(CHOICES[one]), range(CHOICES[other])))
+    assert len(chosen) < len(every) / 4
+
+
+@pytest.mark.parametrize("choices", [{}, {"a": 5}, {"a": 3, "b": 4}])
+def test_one_or_two_parameters_run_in_every_combination(choices: dict[str, int]) -> None:
+    every = rows(choices)
+    assert covering(every) == set(range(len(every)))
+
+
+def test_combinations_that_are_not_there_are_not_asked_for() -> None:
+    every = [row for row in rows(CHOICES) if row["a"] != row["b"]]
+    chosen = [every[number] for number in covering(every)]
+    assert {(row["a"], row["b"]) for row in chosen} == {(row["a"], row["b"]) for row in every}
+
+
+def test_the_option_brings_every_combination(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        test_it="""
+        import pytest
+        @pytest.mark.parametrize("x", range(3))
+        @pytest.mark.parametrize("y", range(3))
+        @pytest.mark.parametrize(("z", "expected"), [(n, n) for n in range(3)])
+        def test_it(x, y, z, expected): pass
+        """
+    )
+    few = pytester.inline_run("-p", "pairs").countoutcomes()[0]
+    assert 9 <= few < 15
+    assert pytester.inline_run("-p", "pairs", "--all").countoutcomes()[0] == 27
