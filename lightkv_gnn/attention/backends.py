@@ -8,13 +8,18 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from transformers.masking_utils import (
-    AttentionMaskInterface,
-    eager_mask,
-    flash_attention_mask,
-    flex_attention_mask,
-    sdpa_mask,
-)
+from lightkv_gnn import seams
+
+try:
+    from transformers.masking_utils import (
+        AttentionMaskInterface,
+        eager_mask,
+        flash_attention_mask,
+        flex_attention_mask,
+        sdpa_mask,
+    )
+except ImportError as error:
+    raise seams.missing(error) from error
 
 MaskForm = Literal["dense", "padding", "block"]
 """`[batch, head, query, key]`; `[batch, key]`, causal by itself; a flex attention BlockMask."""

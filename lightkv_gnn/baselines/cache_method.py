@@ -18,8 +18,8 @@ from lightkv_gnn.baselines.method import Applied, Bill, Budget, Hints, Method
 from lightkv_gnn.cache.layers import CompressedLayer, compressed_layer
 from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.errors import UnsupportedInputError
+from lightkv_gnn.seams import ModelCall, cache_in
 from lightkv_gnn.session.attach import attach
-from lightkv_gnn.session.encoders import named
 from lightkv_gnn.session.opening import Opening, opened
 from lightkv_gnn.stage.compressor import TokenCompressor
 
@@ -79,8 +79,7 @@ class Shrinker(ABC):
         return float(self._left / self._vision) if bool(self._vision) else 1.0
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = named(self._signature, args, kwargs)
-        self.opening = opened(self.adapter, given)
+        self.opening = opened(self.adapter, ModelCall.of(self._signature, args, kwargs))
         if self.opening is not None and self.opening.past:
             raise UnsupportedInputError(
                 "a picture comes after other tokens in the cache: methods that shorten the cache "
@@ -91,9 +90,9 @@ class Shrinker(ABC):
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
         opening, self.opening = self.opening, None
-        cache = getattr(output, "past_key_values", None)
         if opening is None:
             return
+        cache = cache_in(output)
         if cache is None:
             raise UnsupportedInputError("there is no cache to shorten: leave use_cache on")
         for number in range(self.adapter.layers):

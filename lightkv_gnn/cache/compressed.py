@@ -76,6 +76,11 @@ class CompressedMixin:
         """Whether it stands for more tokens than it holds, or will after the next update."""
         return self.logical is not None or self._pending is not None
 
+    @property
+    def announced(self) -> bool:
+        """Whether entries were announced that no update has brought yet."""
+        return self._pending is not None
+
     def entries(self) -> int:
         """Physical entries written so far, forgotten ones included."""
         return super().get_seq_length()  # type: ignore[misc]

@@ -7,18 +7,23 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import cache_utils
-from transformers.cache_utils import (
-    Cache,
-    DynamicLayer,
-    DynamicSlidingWindowLayer,
-    HQQQuantizedLayer,
-    QuantoQuantizedLayer,
-    StaticLayer,
-    StaticSlidingWindowLayer,
-)
 
+from lightkv_gnn import seams
 from lightkv_gnn.cache.compressed import CompressedMixin
 from lightkv_gnn.errors import UnsupportedInputError
+
+try:
+    from transformers.cache_utils import (
+        Cache,
+        DynamicLayer,
+        DynamicSlidingWindowLayer,
+        HQQQuantizedLayer,
+        QuantoQuantizedLayer,
+        StaticLayer,
+        StaticSlidingWindowLayer,
+    )
+except ImportError as error:
+    raise seams.missing(error) from error
 
 
 class _GrowingMixin(CompressedMixin):

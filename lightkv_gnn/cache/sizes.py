@@ -7,6 +7,8 @@ from typing import Any
 from torch import Tensor
 from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
 
+from lightkv_gnn.cache.compressed import CompressedMixin
+
 
 def _layer(cache: Any, number: int) -> Any:
     if cache is None or number >= len(cache.layers):
@@ -17,6 +19,17 @@ def _layer(cache: Any, number: int) -> Any:
 def _entries(layer: Any, seen: int) -> int:
     """Entries ever written by a layer that has seen that many tokens."""
     return seen - getattr(layer, "shift", 0)
+
+
+def entries_written(cache: Any, number: int) -> int | None:
+    """Entries ever written by a layer; None where the device alone knows, as of a static one."""
+    layer = _layer(cache, number)
+    if layer is None:
+        return 0
+    if isinstance(layer, StaticLayer):
+        return None
+    entries: int = layer.entries() if isinstance(layer, CompressedMixin) else layer.get_seq_length()
+    return entries
 
 
 def first_new_key(cache: Any, number: int, seen: int, entries: int) -> int | None:

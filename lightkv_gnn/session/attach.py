@@ -20,7 +20,7 @@ from lightkv_gnn.attention import capture
 from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.costs.ledger import Ledger
 from lightkv_gnn.session.call import Call
-from lightkv_gnn.session.checks import check_adapter, check_backend, check_schedule
+from lightkv_gnn.session.checks import check_adapter, check_backend, check_schedule, check_seams
 from lightkv_gnn.session.compiling import uncompiled
 from lightkv_gnn.session.hooks import Hooks
 from lightkv_gnn.session.placement import layer_devices, ranks_of
@@ -90,6 +90,7 @@ def attach(
             raise RuntimeError("this model is attached already: leave that context, or remove() it")
         check_adapter(adapter)
         check_schedule(adapter, config)
+        check_seams(adapter, config)
         check_backend(adapter, config)
         for device in layer_devices(adapter):
             compressor.scatter.check_device(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -12,10 +13,11 @@ from lightkv_gnn.attention.masks import Mask, compressed_mask
 from lightkv_gnn.attention.positions import closed_up, numbered, positions_of, rotary_rows
 from lightkv_gnn.cache.compressed import CompressedMixin, Expected
 from lightkv_gnn.cache.layers import compressed_layer, withdraw
-from lightkv_gnn.cache.sizes import first_new_key, room, stored_bytes
+from lightkv_gnn.cache.sizes import entries_written, first_new_key, room, stored_bytes
 from lightkv_gnn.costs.ledger import DecoderSize, LayerRow, Ledger
 from lightkv_gnn.costs.plan import plan_costs
-from lightkv_gnn.session.checks import check_flash_call, check_flash_windows
+from lightkv_gnn.seams import LayerNames
+from lightkv_gnn.session.checks import check_flash_call, check_flash_windows, check_held
 from lightkv_gnn.session.prefill import Prefill
 
 
@@ -26,17 +28,21 @@ class Call:
         adapter: Of the model's family.
         prefill: The plan and state.
         form: Of the masks that the model's attention takes.
+        names: What each layer calls its arguments.
     """
 
-    def __init__(self, adapter: Adapter, prefill: Prefill, form: MaskForm) -> None:
+    def __init__(
+        self, adapter: Adapter, prefill: Prefill, form: MaskForm, names: Sequence[LayerNames]
+    ) -> None:
         self.prefill = prefill
-        self._adapter, self._form = adapter, form
+        self._adapter, self._form, self._names = adapter, form, names
         self._stage_before = {
             planned.stage.layer + 1: stage for stage, planned in enumerate(prefill.planned)
         }
         self._memo: dict[tuple[Any, ...], tuple[Any, ...]] = {}
         self._shapes: list[tuple[int, int]] = []
         self._bytes_before: list[int] = []
+        self._entries_before: list[int | None] = []
         self._room: list[int | None] = []
         self._cache: Any = None
         self._value_size = 0
@@ -47,10 +53,10 @@ class Call:
         self, number: int, hidden_states: Tensor, cache: Any, kwargs: dict[str, Any]
     ) -> Tensor:
         """Called before layer ``number``: runs the stage between it and the one before."""
-        prefill = self.prefill
+        prefill, names = self.prefill, self._names[number]
         if number == 0:
             if self._form == "padding":
-                check_flash_call(kwargs)
+                check_flash_call(kwargs.get(names.mask), kwargs.get(names.positions), cache)
                 layers = self._adapter.layers
                 later = range(min(self._stage_before, default=layers), layers)
                 check_flash_windows(self._adapter, later, prefill.past + prefill.length)
@@ -61,26 +67,27 @@ class Call:
             hidden_states = prefill.compress(self._stage_before[number], hidden_states)
         self._shapes.append((hidden_states.shape[0], hidden_states.shape[1]))
         self._bytes_before.append(stored_bytes(cache, number, prefill.past))
+        self._entries_before.append(entries_written(cache, number))
         self._room.append(room(cache, number, prefill.past))
         prefill.first_key = first_new_key(cache, number, prefill.past, hidden_states.shape[1])
-        prefill.tables = kwargs.get("position_embeddings")
+        prefill.tables = kwargs.get(names.tables)
         return hidden_states
 
     def fitted(
         self, number: int, hidden_states: Tensor, cache: Any, kwargs: dict[str, Any]
     ) -> dict[str, Any]:
         """The layer's arguments, fitted to the tokens that are left."""
-        kwargs, prefill = dict(kwargs), self.prefill
+        kwargs, prefill, names = dict(kwargs), self.prefill, self._names[number]
         columns, ragged = prefill.source, prefill.ragged
         assert columns is not None
         if cache is not None:
             columns, ragged = self._columns(compressed_layer(cache, number), columns)
-        kwargs["attention_mask"] = self._mask(kwargs.get("attention_mask"), columns, ragged)
+        kwargs[names.mask] = self._mask(kwargs.get(names.mask), columns, ragged)
         earlier = None if cache is None else cache.layers[number].merged
         tables = self._tables(number, kwargs, hidden_states, earlier)
-        kwargs["position_embeddings"] = prefill.tables = tables
+        kwargs[names.tables] = prefill.tables = tables
         # Flash attention takes gaps in the ids for borders between packed sequences.
-        kwargs["position_ids"] = None
+        kwargs[names.positions] = None
         return kwargs
 
     def _columns(self, layer: CompressedMixin, source: Tensor) -> tuple[Tensor, bool]:
@@ -117,7 +124,7 @@ class Call:
         self, number: int, kwargs: dict[str, Any], hidden_states: Tensor, earlier: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Rotary tables of a compressed layer; made once for all layers that share them."""
-        given, source = kwargs["position_embeddings"], self.prefill.source
+        given, source = kwargs[self._names[number].tables], self.prefill.source
         assert source is not None
         key = ("tables", id(given), id(source))
         if key not in self._memo or earlier is not None:
@@ -140,21 +147,30 @@ class Call:
     ) -> tuple[Tensor, Tensor]:
         """Tables of positions that close up, or that count entries."""
         prefill, rotary = self.prefill, self._adapter.rotary(number)
+        names = self._names[number]
         source, merged = prefill.source, prefill.merged
         assert source is not None
         assert merged is not None
         if prefill.padded is None:
-            positions = positions_of(kwargs["position_ids"], source)
+            positions = positions_of(kwargs[names.positions], source)
             before = before if earlier is None else before + earlier
             return closed_up(rotary, hidden_states, positions, before)
         earlier = prefill.padded if earlier is None else earlier.to(source.device)
-        given = rotary_rows(kwargs["position_embeddings"], source)
+        given = rotary_rows(kwargs[names.tables], source)
         places, before = source + prefill.past, before + earlier[:, :1]
         return numbered(rotary, hidden_states, places, before, (merged + earlier)[:, 1:], given)
 
-    def end(self) -> None:
-        """Reads off the cache what the layers hold, and lets go of everything but the books."""
+    def end(self, cache: Any) -> None:
+        """Reads off the cache what the layers hold, and lets go of everything but the books.
+
+        Args:
+            cache: What the model returned, or None.
+
+        Raises:
+            RuntimeError: A layer does not hold what the plan said.
+        """
         prefill = self.prefill
+        check_held(self._cache, cache, self._entries_before, self._shapes, self._stage_before)
         size = self._size = self._adapter.decoder_size(self._value_size)
         vision, width = sum(prefill.full_vision_counts), prefill.length
         costs = plan_costs(size, prefill.planned, prefill.full_lengths, vision, width, self._room)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightkv_gnn.adapters import Adapter
 from lightkv_gnn.attention.backends import SUPPORTED, mask_form
 from lightkv_gnn.attention.masks import check_padding_mask
+from lightkv_gnn.cache.compressed import CompressedMixin
+from lightkv_gnn.cache.sizes import entries_written
 from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.errors import ScheduleError, UnsupportedInputError, UnsupportedModelError
+from lightkv_gnn.seams import check_attention, check_transformers, names_of, tested
 
 
 def check_adapter(adapter: Adapter) -> None:
@@ -30,6 +33,20 @@ def check_adapter(adapter: Adapter) -> None:
             f"are encoders {dict(encoders)}, placeholders {dict(adapter.placeholders)} and pixels "
             f"{dict(adapter.pixels)}; override those that are called differently in this model"
         )
+
+
+def check_seams(adapter: Adapter, config: LightKVConfig) -> None:
+    """Looks for everything in transformers that hooks rely on, before any is registered.
+
+    Raises:
+        UnsupportedModelError: Something is missing, or called by a name that is not known.
+    """
+    check_transformers()
+    names_of(adapter.decoder.layers)
+    if config.guidance != "none":
+        for stage in config.stages:
+            if stage.ratio > 0:
+                check_attention(adapter.attention(stage.layer))
 
 
 def check_schedule(adapter: Adapter, config: LightKVConfig) -> None:
@@ -104,8 +121,8 @@ def check_checkpointing(adapter: Adapter) -> None:
         )
 
 
-def check_flash_call(kwargs: dict[str, Any]) -> None:
-    """Looks at the arguments of the first layer, where flash attention is to run.
+def check_flash_call(mask: Any, positions: Tensor | None, cache: Any) -> None:
+    """Looks at what the first layer is given, where flash attention is to run.
 
     Flash attention cuts a batch of one sample into packed sequences where it finds their borders
     in the positions; compression has but whole samples.
@@ -114,7 +131,6 @@ def check_flash_call(kwargs: dict[str, Any]) -> None:
         UnsupportedInputError: A mask that flash attention cannot obey, positions with borders, or
             a static cache, whose empty slots it has no mask for.
     """
-    mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
     check_padding_mask(mask)
     if (
         mask is None
@@ -126,7 +142,7 @@ def check_flash_call(kwargs: dict[str, Any]) -> None:
             "position_ids with gaps are borders between packed sequences to flash attention: "
             "pass one sequence per row, padded, with an attention_mask"
         )
-    if getattr(kwargs.get("past_key_values"), "is_compileable", False):
+    if getattr(cache, "is_compileable", False):
         raise UnsupportedInputError(
             "static caches are not supported with flash attention: use a dynamic cache, or load "
             'the model with attn_implementation="sdpa"'
@@ -147,4 +163,48 @@ def check_flash_windows(adapter: Adapter, layers: Iterable[int], length: int) ->
                 f"the context of {length} tokens grew past the sliding window of {window}, which "
                 "flash attention would count in merged tokens: use a shorter context, or "
                 'attn_implementation="sdpa"'
+            )
+
+
+def check_held(
+    given: Any,
+    returned: Any,
+    before: Sequence[int | None],
+    shapes: Sequence[tuple[int, int]],
+    stages: Mapping[int, int],
+) -> None:
+    """Looks at the cache that a prefill leaves: has every layer taken what it was given?
+
+    Only sizes that the host knows are asked for.
+
+    Args:
+        given: The cache that the layers were given, or None.
+        returned: The one that the model returned, or None.
+        before: Entries that each layer had, where the host knows.
+        shapes: (samples, tokens) that each layer was given.
+        stages: Stage that runs before a layer, by the layer's number.
+
+    Raises:
+        RuntimeError: One has not, or keeps its entries elsewhere.
+    """
+    first = min(stages, default=len(shapes))
+    if given is None:
+        if returned is not None and first < len(shapes):
+            raise RuntimeError(
+                "the model filled a cache that its decoder layers were not given by a name that "
+                f"is known, so nothing in it is compressed; {tested()}"
+            )
+        return
+    for number, (entries, (_, tokens)) in enumerate(zip(before, shapes, strict=True)):
+        layer = given.layers[number]
+        if number >= first and (not isinstance(layer, CompressedMixin) or layer.announced):
+            raise RuntimeError(
+                f"decoder layer {number} did not write the entries that were announced for it: "
+                f"expected {tokens} in a compressed cache layer, found {layer}; {tested()}"
+            )
+        held = entries_written(given, number)
+        if entries is not None and held is not None and held - entries != tokens:
+            raise RuntimeError(
+                f"decoder layer {number} wrote {held - entries} entries, but was given {tokens} "
+                f"tokens: the cache is not what was planned; {tested()}"
             )

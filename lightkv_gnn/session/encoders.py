@@ -10,23 +10,15 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
+from lightkv_gnn import seams
 from lightkv_gnn.adapters import Adapter, Encoded
 
 _RECORD = "lightkv_encoded"
-_PREPARE = "prepare_inputs_for_generation"
-
-
-def named(
-    signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> dict[str, Any]:
-    """A call's arguments by name, those in ``**kwargs`` too."""
-    given = signature.bind_partial(*args, **kwargs).arguments
-    return {**given, **given.get("kwargs", {})}
 
 
 class Watched:
@@ -45,8 +37,8 @@ class Watched:
         self._replaced: list[tuple[nn.Module, str, _StandIn, Any]] = []
         for kind, name in adapter.encoders.items():
             self._replace(adapter.base, name, functools.partial(self.encode, kind))
-        if hasattr(adapter.model, _PREPARE):
-            self._replace(adapter.model, _PREPARE, self.prepare)
+        if hasattr(adapter.model, seams.PREPARE):
+            self._replace(adapter.model, seams.PREPARE, self.prepare)
 
     def _replace(self, owner: nn.Module, name: str, call: Callable[..., Any]) -> None:
         stand_in = _StandIn(getattr(owner, name), call)
@@ -64,7 +56,7 @@ class Watched:
             output = encoder(*args, **kwargs)
         finally:
             self._busy.encoding = False
-        arguments = named(inspect.signature(encoder), args, kwargs)
+        arguments = seams.named(inspect.signature(encoder), args, kwargs)
         record = Encoded(kind, _without_pixels(arguments), self._adapter.lengths(kind, output))
         if hasattr(output, "pooler_output"):
             setattr(output, _RECORD, record)
@@ -76,8 +68,8 @@ class Watched:
     ) -> Any:
         """Prepares, and gives encoded pictures that were copied the record of their original."""
         prepared = original(*args, **kwargs)
-        before = kwargs.get("mm_encoder_outputs") or {}
-        for kind, output in (prepared.get("mm_encoder_outputs") or {}).items():
+        before = seams.ModelCall(kwargs).encoded
+        for kind, output in seams.ModelCall(prepared).encoded.items():
             record = record_of(before.get(kind))
             if record is not None:
                 setattr(output, _RECORD, record)

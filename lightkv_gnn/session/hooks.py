@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, Protocol
@@ -20,10 +20,11 @@ from lightkv_gnn.attention.positions import closed_up, numbered, padding_before
 from lightkv_gnn.cache.compressed import CompressedMixin
 from lightkv_gnn.cache.layers import withdraw
 from lightkv_gnn.config import LightKVConfig
+from lightkv_gnn.seams import ModelCall, cache_in, names_of
 from lightkv_gnn.session.call import Call
 from lightkv_gnn.session.checks import check_checkpointing, check_flash_windows, check_same_backend
 from lightkv_gnn.session.compiling import OutsideGraphs
-from lightkv_gnn.session.encoders import Watched, named, record_of
+from lightkv_gnn.session.encoders import Watched, record_of
 from lightkv_gnn.session.opening import Opening, opened, padding_of
 from lightkv_gnn.session.prefill import Prefill
 from lightkv_gnn.stage.compressor import TokenCompressor
@@ -65,6 +66,7 @@ class Hooks:
         self._running = threading.local()
         self._outside = OutsideGraphs()
         self._signature = inspect.signature(adapter.base.forward)
+        self._names = names_of(adapter.decoder.layers)
         self._implementation = adapter.decoder.config._attn_implementation
         self._form = form_of(self._implementation)
         self._numbered = config.positions == "reindex" and not adapter.positions_close_up
@@ -116,16 +118,16 @@ class Hooks:
 
     def _read(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before a model with a head: notes what pictures are, before accelerate copies them."""
-        if outputs := kwargs.get("mm_encoder_outputs"):
+        if outputs := ModelCall(kwargs).encoded:
             self._running.records = {kind: record_of(outputs[kind]) for kind in outputs}
 
     def _open(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the model: finds out whether the call is a prefill with pictures."""
         self._forget()
-        given = self._given(args, kwargs)
+        asked = ModelCall.of(self._signature, args, kwargs)
         records = vars(self._running).pop("records", {})
-        self._running.opening = opened(self._adapter, given, records)
-        self._running.padding = padding_of(given) if self._numbered else None
+        self._running.opening = opened(self._adapter, asked, records)
+        self._running.padding = padding_of(asked) if self._numbered else None
 
     def _forget(self) -> None:
         """Lets go of a call that never came to its end.
@@ -136,10 +138,6 @@ class Hooks:
         call, self._running.call = self._call, None
         if call is not None:
             call.abandon()
-
-    def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """A call's arguments, by name."""
-        return named(self._signature, args, kwargs)
 
     def _seen(self, encoded: Encoded) -> None:
         """After an encoder: the call that is being opened is about these pictures."""
@@ -159,14 +157,15 @@ class Hooks:
             vision, real, past = tokens.mask, tokens.real, opening.past
             padded = padding_before(opening.mask, real, past) if self._numbered else None
             prefill = Prefill(self._config, self._compressor, layout, vision, real, past, padded)
-            self._running.call = Call(self._adapter, prefill, self._form)
+            self._running.call = Call(self._adapter, prefill, self._form, self._names)
 
     def _before_layer(
         self, number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Arguments | None:
         """Before a decoder layer: runs a stage, and hands the layer what fits fewer tokens."""
-        hidden_states: Tensor = args[0] if args else kwargs["hidden_states"]
-        cache = kwargs.get("past_key_values")
+        names = self._names[number]
+        hidden_states: Tensor = args[0] if args else kwargs[names.hidden_states]
+        cache = kwargs.get(names.cache)
         if number == 0 and self._call is None and cache is not None:
             self._check_step(cache, hidden_states.shape[1])
         if (call := self._call) is not None:
@@ -176,7 +175,7 @@ class Hooks:
                 kwargs = call.fitted(number, hidden_states, cache, kwargs)
                 if args:
                     return (hidden_states, *args[1:]), kwargs
-                return args, {**kwargs, "hidden_states": hidden_states}
+                return args, {**kwargs, names.hidden_states: hidden_states}
         if cache is None or number >= len(cache.layers):
             return None
         layer = cache.layers[number]
@@ -210,18 +209,16 @@ class Hooks:
         padding: Tensor | None,
     ) -> dict[str, Any]:
         """Arguments of a layer in which nothing is merged now, but something was before."""
-        kwargs = dict(kwargs)
+        kwargs, names = dict(kwargs), self._names[number]
         batch, queries = hidden_states.shape[:2]
-        mask = kwargs.get("attention_mask")
+        mask = kwargs.get(names.mask)
         if mask is not None or layer.ragged:
             columns, hidden = layer.columns(queries, batch, hidden_states.device)
-            kwargs["attention_mask"] = compressed_mask(
+            kwargs[names.mask] = compressed_mask(
                 mask, None, columns, ragged=hidden, form=self._form
             )
         if layer.merged is not None:
-            kwargs["position_embeddings"] = self._closed_up(
-                number, layer, hidden_states, kwargs, padding
-            )
+            kwargs[names.tables] = self._closed_up(number, layer, hidden_states, kwargs, padding)
         return kwargs
 
     def _closed_up(
@@ -235,14 +232,15 @@ class Hooks:
         """Rotary tables of a layer in which nothing is merged now, but something was before."""
         assert layer.merged is not None
         rotary, merged = self._adapter.rotary(number), layer.merged.to(hidden_states.device)
+        names = self._names[number]
         if not self._numbered:
-            return closed_up(rotary, hidden_states, kwargs["position_ids"], merged)
+            return closed_up(rotary, hidden_states, kwargs[names.positions], merged)
         batch, queries = hidden_states.shape[:2]
         seen = layer.get_seq_length()  # of a static layer a tensor, beside its keys
         seen = seen.to(merged.device) if isinstance(seen, Tensor) else seen
         places = torch.arange(queries, device=merged.device) + seen
         missing = merged[:, :1] if padding is None else merged[:, :1] + padding.cumsum(1)
-        given = kwargs["position_embeddings"]
+        given = kwargs[names.tables]
         places = places.expand(batch, -1)
         return numbered(rotary, hidden_states, places, missing, merged[:, 1:], given)
 
@@ -263,18 +261,18 @@ class Hooks:
         call, self._running.call = self._call, None
         self._running.opening = None
         if output is None:
-            withdraw(self._given(args, kwargs).get("past_key_values"))
+            withdraw(ModelCall.of(self._signature, args, kwargs).cache)
         elif call is not None:
-            call.end()
+            call.end(cache_in(output) if isinstance(output, Mapping) else None)
             self._finished(call)
 
 
 def _has_outputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a call of the model brings pictures that are encoded already."""
-    return bool(kwargs.get("mm_encoder_outputs"))
+    return bool(ModelCall(kwargs).encoded)
 
 
 def _many_tokens(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a call of the model is more than a step."""
-    given = [*args, kwargs.get("input_ids"), kwargs.get("inputs_embeds")]
+    given = [*args, ModelCall(kwargs).tokens]
     return any(isinstance(x, Tensor) and x.ndim > 1 and x.shape[1] > 1 for x in given)

@@ -16,6 +16,7 @@ from lightkv_gnn.adapters import Adapter, Encoded, VisionTokens
 from lightkv_gnn.attention.masks import real_tokens
 from lightkv_gnn.cache.layers import check_cache, mask_widths
 from lightkv_gnn.errors import UnsupportedInputError
+from lightkv_gnn.seams import ModelCall
 from lightkv_gnn.session.encoders import record_of
 from lightkv_gnn.session.placement import input_device
 
@@ -61,53 +62,52 @@ class Opening:
 
 def opened(
     adapter: Adapter,
-    given: Mapping[str, Any],
+    asked: ModelCall,
     records: Mapping[str, Encoded | None] = MappingProxyType({}),
 ) -> Opening | None:
     """The call as a prefill with pictures, or None if it is something else.
 
     Args:
         adapter: Of the model.
-        given: The call's arguments, by name.
+        asked: The call.
         records: Of pictures that were encoded before the call, by kind, where what the model was
             given does not carry them any more.
 
     Raises:
         UnsupportedInputError: Something in it is not supported.
     """
-    ids = given.get("input_ids")
-    tokens = given.get("inputs_embeds") if ids is None else ids
+    tokens = asked.tokens
     if tokens is None or tokens.shape[1] == 1:  # a step
         return None
-    outputs = {k: v for k, v in (given.get("mm_encoder_outputs") or {}).items() if v is not None}
-    pixels = adapter.pixels
-    kinds = [k for k in adapter.placeholders if k in outputs or given.get(pixels[k]) is not None]
-    masks = _placeholder_masks(adapter, ids, tokens, kinds)
+    outputs, pixels = asked.encoded, adapter.pixels
+    kinds = [
+        kind
+        for kind in adapter.placeholders
+        if kind in outputs or asked.given.get(pixels[kind]) is not None
+    ]
+    masks = _placeholder_masks(adapter, asked.ids, tokens, kinds)
     if not masks:
         return None
-    cache, past = given.get("past_key_values"), 0
+    cache, past = asked.cache, 0
     if cache is not None:
         for number in range(adapter.layers):
             check_cache(cache, number)
         past = int(cache.get_seq_length())
     batch, length = next(iter(masks.values())).shape
     widths = mask_widths(cache, length)
-    mask = given.get("attention_mask")
-    real = real_tokens(mask, batch, length, past, widths)
-    _check_one_prompt_per_row(given, real)
+    real = real_tokens(asked.mask, batch, length, past, widths)
+    _check_one_prompt_per_row(asked, real)
     encoded = {
         kind: _record(adapter, kind, outputs[kind], records.get(kind))
         for kind in masks
         if kind in outputs
     }
-    return Opening(masks, real, past, mask, encoded)
+    return Opening(masks, real, past, asked.mask, encoded)
 
 
-def padding_of(given: Mapping[str, Any]) -> Tensor | None:
+def padding_of(asked: ModelCall) -> Tensor | None:
     """Padding of a call of several tokens, `[batch, token]` bool; None if it has none."""
-    ids = given.get("input_ids")
-    tokens = given.get("inputs_embeds") if ids is None else ids
-    cache, mask = given.get("past_key_values"), given.get("attention_mask")
+    tokens, cache, mask = asked.tokens, asked.cache, asked.mask
     if tokens is None or tokens.shape[1] == 1 or cache is None or mask is None:
         return None
     batch, length = tokens.shape[:2]
@@ -171,18 +171,17 @@ def _placeholder_masks(
     return {kind: mask for kind, mask in masks.items() if bool(mask.any())}
 
 
-def _check_one_prompt_per_row(given: Mapping[str, Any], real: Tensor) -> None:
+def _check_one_prompt_per_row(asked: ModelCall, real: Tensor) -> None:
     """Raises UnsupportedInputError for packed prompts."""
-    if given.get("cu_seq_lens_q") is not None:
+    if asked.packed:
         raise UnsupportedInputError(
             "several prompts are packed into one row (cu_seq_lens_q), as by continuous batching "
             "with a paged cache or a padding-free collator: compression needs one prompt per row; "
             "pass a padded batch"
         )
-    position_ids = given.get("position_ids")
-    if position_ids is None:
+    if asked.positions is None:
         return
-    position_ids = position_ids.cpu()
+    position_ids = asked.positions.cpu()
     coordinates = position_ids.ndim == 3 and position_ids.shape[0] == 3
     if position_ids.ndim == 3:  # of M-RoPE: the text's own positions, or else time
         position_ids = position_ids[0]
@@ -214,7 +213,7 @@ def vision_tokens(adapter: Adapter, inputs: Mapping[str, Any]) -> VisionTokens:
         raise TypeError(
             f"inputs is a {type(inputs).__name__}: expected a mapping, as the processor returns it"
         )
-    opening = opened(adapter, inputs)
+    opening = opened(adapter, ModelCall(inputs))
     if opening is None:
         raise UnsupportedInputError(
             f"there are no pictures in {sorted(inputs)}: pass everything that the processor returns"

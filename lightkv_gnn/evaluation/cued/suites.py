@@ -15,6 +15,7 @@ from lightkv_gnn.evaluation.cued.drawing import COLOURS
 from lightkv_gnn.evaluation.cued.training import CellRecipe, inputs_of
 from lightkv_gnn.evaluation.cued.worlds import Counting, Digits, Lesson, Objects, World
 from lightkv_gnn.evaluation.suite import Batch, Subject
+from lightkv_gnn.seams import CACHE
 
 FEW = 3
 """Objects in a picture that is mostly background."""
@@ -136,11 +137,11 @@ class SecondQuestion(_ObjectSuite):
         output = subject.model(**inputs, use_cache=True)
         answer = output.logits[:, -1].argmax(-1)
         if group == "second":
-            mask = inputs["attention_mask"]
+            mask, cache = inputs["attention_mask"], next(name for name in CACHE if name in output)
             output = subject.model(
                 input_ids=torch.stack([answer, batch.follow_up], dim=1),
                 attention_mask=torch.cat([mask, mask.new_ones(len(mask), 2)], dim=1),
-                past_key_values=output.past_key_values,
+                **{cache: output[cache]},
             )
             answer = output.logits[:, -1].argmax(-1)
         return words.shares(words.spell(answer[:, None]), batch.answers)

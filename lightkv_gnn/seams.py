@@ -1,0 +1,220 @@
+"""What transformers calls things: the one file that knows.
+
+Names are read from the signatures of the model that is attached, once.  What is not there is an
+error then, before anything is changed, and never a call that silently does something else.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import transformers
+from torch import Tensor, nn
+from transformers import cache_utils, masking_utils, modeling_utils
+
+from lightkv_gnn.errors import UnsupportedModelError
+
+OLDEST, NEWEST = "5.17", "5.24"
+"""The first and the last minor version of transformers that the tests have run on."""
+
+PREPARE = "prepare_inputs_for_generation"
+"""The method of a model that prepares its inputs for ``generate``."""
+
+ENCODED = "mm_encoder_outputs"
+"""The argument of a model that brings pictures which are encoded already, by kind."""
+
+CACHE = ("cache", "past_key_values")
+"""The cache among the arguments and outputs of models and layers: since 5.24, and before."""
+
+_INTERFACE = "ALL_ATTENTION_FUNCTIONS"
+_OF_A_CACHE_LAYER = ("update", "get_seq_length", "get_mask_sizes", "get_max_length", "reset")
+
+
+class LayerNames(NamedTuple):
+    """What a decoder layer calls its arguments.
+
+    Attributes:
+        hidden_states: `[batch, token, channel]`.
+        mask: The attention mask.
+        positions: Position ids.
+        tables: Cosines and sines of rotary positions.
+        cache: The whole model's.
+    """
+
+    hidden_states: str = "hidden_states"
+    mask: str = "attention_mask"
+    positions: str = "position_ids"
+    tables: str = "position_embeddings"
+    cache: str = CACHE[0]
+
+
+@dataclass(frozen=True, eq=False)
+class ModelCall:
+    """The arguments of a call of a model, by name.
+
+    Attributes:
+        given: All of them, those that only one family has too.
+    """
+
+    given: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls, signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> ModelCall:
+        """A call of a function with that signature."""
+        return cls(named(signature, args, kwargs))
+
+    @property
+    def ids(self) -> Tensor | None:
+        """Token ids, `[batch, token]`."""
+        return self.given.get("input_ids")
+
+    @property
+    def tokens(self) -> Tensor | None:
+        """Token ids, or else embeddings, `[batch, token, channel]`."""
+        return self.given.get("inputs_embeds") if self.ids is None else self.ids
+
+    @property
+    def mask(self) -> Any:
+        """The attention mask, in whatever form."""
+        return self.given.get("attention_mask")
+
+    @property
+    def positions(self) -> Tensor | None:
+        """Position ids."""
+        return self.given.get("position_ids")
+
+    @property
+    def cache(self) -> Any:
+        """The cache, by its name of now or by the older one."""
+        return cache_in(self.given)
+
+    @property
+    def encoded(self) -> dict[str, Any]:
+        """Outputs of the model's encoders, by kind."""
+        outputs = self.given.get(ENCODED) or {}
+        return {kind: output for kind, output in outputs.items() if output is not None}
+
+    @property
+    def packed(self) -> bool:
+        """Whether several prompts are packed into one row."""
+        return self.given.get("cu_seq_lens_q") is not None
+
+
+def named(
+    signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A call's arguments by name, those in ``**kwargs`` too."""
+    given = signature.bind_partial(*args, **kwargs).arguments
+    return {**given, **given.get("kwargs", {})}
+
+
+def cache_in(given: Mapping[str, Any]) -> Any:
+    """The cache among arguments or outputs; None if there is none."""
+    return next((given[name] for name in CACHE if given.get(name) is not None), None)
+
+
+def layer_names(layer: nn.Module) -> LayerNames:
+    """What a decoder layer calls its arguments.
+
+    Raises:
+        UnsupportedModelError: It does not take what compression has to hand it.
+    """
+    signature = inspect.signature(layer.forward)
+    parameters = signature.parameters
+    cache = next((name for name in CACHE if name in parameters), None)
+    names = LayerNames() if cache is None else LayerNames(cache=cache)
+    # A layer hands on whatever else its attention reads.
+    free = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    needed = [name for name in names[:-1] if not (free and name == names.positions)]
+    missing = [name for name in needed if name not in parameters]
+    if cache is None:
+        missing.append(" or ".join(CACHE))
+    if missing:
+        raise UnsupportedModelError(
+            f"{type(layer).__name__}.forward{signature} does not take {', '.join(missing)}, which "
+            f"compression has to hand a decoder layer; {tested()}"
+        )
+    return names
+
+
+def check_attention(module: nn.Module) -> None:
+    """Raises UnsupportedModelError for attention that asks no registry for its function."""
+    functions = (
+        inspect.unwrap(function)
+        for parent in type(module).__mro__
+        for function in vars(parent).values()
+        if inspect.isfunction(function)
+    )
+    if not any(_INTERFACE in function.__code__.co_names for function in functions):
+        raise UnsupportedModelError(
+            f"{type(module).__name__} does not go through transformers' attention interface "
+            f'({_INTERFACE}), so the prompt\'s guidance cannot be recorded: use guidance="none"'
+        )
+
+
+def check_transformers() -> None:
+    """Looks at what the library relies on outside of models; warns of a version never tested.
+
+    Raises:
+        UnsupportedModelError: Something is missing.
+    """
+    uses = {
+        cache_utils.DynamicLayer: _OF_A_CACHE_LAYER,
+        cache_utils.StaticLayer: _OF_A_CACHE_LAYER,
+        cache_utils.Cache: ("get_seq_length", "get_mask_sizes"),
+        type(modeling_utils.ALL_ATTENTION_FUNCTIONS): ("_global_mapping", "get"),
+        masking_utils.AttentionMaskInterface: ("_global_mapping",),
+    }
+    missing = [
+        f"{kind.__name__}.{name}"
+        for kind, names in uses.items()
+        for name in names
+        if not hasattr(kind, name)
+    ]
+    if missing:
+        raise UnsupportedModelError(
+            f"transformers {transformers.__version__} has no {', '.join(missing)}; {tested()}"
+        )
+    if is_newer():
+        warnings.warn(
+            f"lightkv_gnn: transformers {transformers.__version__} is newer than the versions "
+            f"that were tested, {OLDEST} to {NEWEST}; what a prefill does is checked as it goes",
+            stacklevel=3,
+        )
+
+
+def missing(error: ImportError) -> ImportError:
+    """What to raise where a name cannot be imported from transformers."""
+    return ImportError(f"{error}; lightkv_gnn is {tested()}")
+
+
+def is_newer(version: str | None = None) -> bool:
+    """Whether a version of transformers, or the one installed, is newer than those tested."""
+    return _minor(version or transformers.__version__) > _minor(NEWEST)
+
+
+def tested() -> str:
+    """The versions that were tested, for errors."""
+    return f"tested with transformers {OLDEST} to {NEWEST}, installed is {transformers.__version__}"
+
+
+def _minor(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
+def names_of(layers: Iterable[nn.Module]) -> tuple[LayerNames, ...]:
+    """The names of every layer of a decoder; see :func:`layer_names`."""
+    known: dict[Any, LayerNames] = {}
+    found = []
+    for layer in layers:
+        kind = inspect.unwrap(type(layer).forward)
+        if kind not in known or "forward" in vars(layer):
+            known[kind] = layer_names(layer)
+        found.append(known[kind])
+    return tuple(found)
