@@ -8,7 +8,6 @@ if TYPE_CHECKING:
     import lightkv_graphs as graphs
     from lightkv_gnn.adapters import Adapter, Encoded, VisionTokens, adapter_for, register_adapter
     from lightkv_gnn.config import LightKVConfig
-    from lightkv_gnn.costs.forecast import plan_prefill
     from lightkv_gnn.costs.ledger import LayerCost, LayerRow, Ledger
     from lightkv_gnn.costs.schedule import Stage
     from lightkv_gnn.errors import (
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
         UnsupportedInputError,
         UnsupportedModelError,
     )
+    from lightkv_gnn.planning.prefill import plan_prefill
     from lightkv_gnn.session.attach import Handle, attach
     from lightkv_gnn.session.pictures import seen_tiles
     from lightkv_gnn.stage import guidance, messages, official
@@ -67,7 +67,6 @@ _MODULES = {
 _HOMES = {
     "adapters": ("Adapter", "Encoded", "VisionTokens", "adapter_for", "register_adapter"),
     "config": ("LightKVConfig",),
-    "costs.forecast": ("plan_prefill",),
     "costs.ledger": ("LayerCost", "LayerRow", "Ledger"),
     "costs.schedule": ("Stage",),
     "errors": (
@@ -76,6 +75,7 @@ _HOMES = {
         "UnsupportedInputError",
         "UnsupportedModelError",
     ),
+    "planning.prefill": ("plan_prefill",),
     "session.attach": ("Handle", "attach"),
     "session.pictures": ("seen_tiles",),
     "stage.compressor": ("Compressed", "TokenCompressor"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
+    LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
     MistralConfig,
@@ -22,10 +24,13 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from lightkv_gnn import Ledger
+from lightkv_gnn import Ledger, seams
 
 # Threads cost tiny models more than they give, thirty times more on a busy machine.
 torch.set_num_threads(1)
+
+CACHE = next(name for name in seams.CACHE if name in signature(LlamaForCausalLM.forward).parameters)
+"""What the installed transformers calls a cache, among arguments and outputs."""
 
 RESETS = "reset" in vars(DynamicLayer)
 """Whether resetting a dynamic cache empties it; older transformers only write zeros."""
@@ -222,6 +227,6 @@ def left_untouched(model: nn.Module, inputs: dict[str, Tensor]) -> Iterator[None
     yield
     assert footprint(model) == before
     again = model.generate(**inputs, max_new_tokens=2, do_sample=False, **options)
-    assert not [x for x in again.past_key_values.layers if "lightkv" in type(x).__module__]
+    assert not [x for x in again[CACHE].layers if "lightkv" in type(x).__module__]
     assert torch.equal(torch.stack(again.logits), torch.stack(first.logits))
     assert torch.equal(model(**inputs).logits, logits)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Mapping
-from fnmatch import fnmatch
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,39 +41,59 @@ GRAPH_ORDER = (
 )
 """Each module of the graph layer may import those before it."""
 
-SHOWS_ITSELF = {"trace": "explore"}
-"""What a notebook shows of a class is made by a later module, imported when it is asked for."""
-
-LOWER = {
-    "errors": set(),
-    "choices": {"errors"},
-    "guidance": {"choices"},
-    "scatter": {"guidance", "kernels"},
-    "messages": {"scatter"},
-    "tensor_stage": {"scatter"},
-    "ranks": {"errors"},
-    "compressor": {"scatter", "messages", "tensor_stage", "ranks"},
-    "official": {"scatter", "messages", "guidance", "compressor"},
+BELOW = {
+    "errors": (),
+    "choices": ("errors",),
+    "sources": (),
+    "machine": ("__version__",),
+    "intervals": (),
+    "seams": ("errors",),
+    "costs": ("errors", "choices"),
+    "stage": ("errors", "choices"),
+    "attention": ("errors", "choices", "seams"),
+    "cache": ("errors", "choices", "seams"),
+    "adapters": ("errors", "choices", "seams", "costs"),
+    "config": ("errors", "choices", "stage", "costs", "adapters"),
 }
-"""What the model-free modules may import of their own package."""
+"""What the small files and the lower rooms may import; graphs may be imported by all."""
 
-KNOWS_MODELS = (
-    "adapters/*",
-    "session*.py",
-    "backends.py",
-    "capture.py",
-    "cache*.py",
-    "tiny/*",
-    "evaluation/*",
-    "harness/*",
-    "bench/*",
-    "cli*.py",
-    "demo*.py",
-    "doctor.py",
-    "planning.py",
-    "running.py",
+ON_TOP = {
+    "session": tuple(name for name in BELOW if name not in ("sources", "machine", "intervals")),
+    "planning": ("sources", "session"),
+    "tiny": ("intervals", "session"),
+    "asking": ("sources", "session", "tiny"),
+    "baselines": ("session",),
+    "evaluation": ("machine", "intervals", "session", "baselines", "tiny", "__version__"),
+    "bench": ("machine", "session", "planning", "baselines"),
+    "batch": ("sources", "machine", "session", "asking", "__version__"),
+    "harness": ("sources", "session", "asking", "baselines"),
+}
+"""What stands on a session may import of their own, and all that a session may."""
+
+ROOMS = {
+    **BELOW,
+    **{name: (*own, *ON_TOP["session"]) for name, own in ON_TOP.items()},
+    "commands": (*BELOW, *ON_TOP, "__version__", "attach", "LightKVConfig"),
+    "__main__": ("commands",),
+    "__init__": (*BELOW, *ON_TOP),
+}
+"""Each room and file, and the others that it may import."""
+
+KNOWS_TRANSFORMERS = (
+    "adapters",
+    "asking",
+    "attention",
+    "bench",
+    "cache",
+    "commands",
+    "evaluation",
+    "harness",
+    "planning",
+    "seams",
+    "session",
+    "tiny",
 )
-"""Files of lightkv_gnn that may import transformers."""
+"""Rooms that may import transformers; others may for types."""
 
 ON_DEMAND = ("matplotlib", "networkx")
 
@@ -133,16 +153,13 @@ def allowed(path: str, item: Import) -> bool:
     if package == "lightkv_graphs":
         if top == package and module in GRAPH_ORDER:
             before = GRAPH_ORDER[: GRAPH_ORDER.index(module)]
-            if module in SHOWS_ITSELF and not item.at_once:
-                before = (*before, SHOWS_ITSELF[module])
             return any("/".join(rest[:depth]) in before for depth in (1, 2))
         return top not in ("lightkv_gnn", "transformers")
-    if top == package and module in LOWER:
-        return bool(rest) and rest[0] in LOWER[module]
-    if top == "transformers" and module in LOWER:
-        return False
+    here = module.split("/")[0]
+    if top == package and rest and rest[0] != here:
+        return rest[0] in ROOMS[here]
     if top == "transformers":
-        return item.for_types or any(fnmatch(file, pattern) for pattern in KNOWS_MODELS)
+        return item.for_types or here in KNOWS_TRANSFORMERS
     return True
 
 
@@ -162,18 +179,60 @@ def test_the_lists_above_name_the_modules_there_are() -> None:
     files = sources()
     graph_layer = {path.removesuffix(".py") for path in files if path.startswith("lightkv_graphs/")}
     assert graph_layer == {f"lightkv_graphs/{module}" for module in (*GRAPH_ORDER, "__init__")}
-    assert {f"lightkv_gnn/{module}.py" for module in LOWER} <= set(files)
+    ours = {path.split("/")[1].removesuffix(".py") for path in files if "lightkv_gnn/" in path}
+    assert ours == set(ROOMS)
+
+
+def test_rooms_stand_on_floors() -> None:
+    """What a room may import is below it, so that no chain of imports comes back to it."""
+    names = {name for name in ROOMS if not name.startswith("__")}
+    floors = TopologicalSorter({name: names & set(ROOMS[name]) for name in names})
+    assert set(floors.static_order()) == names  # raises CycleError for a circle
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    files = sources()
+    modules = {
+        path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for path in files
+    }
+    arrows = {
+        name: {
+            item.module
+            for item in imports(path, files[path])
+            if item.at_once and item.module in modules and item.module != name
+        }
+        for name, path in modules.items()
+    }
+    for name, path in modules.items():
+        if path.endswith("/__init__.py"):  # what a package gathers does not ask it for anything
+            arrows[name] = {to for to in arrows[name] if to.startswith(f"{name}.")}
+            for other, to in arrows.items():
+                to -= {name} if other.startswith(f"{name}.") else set()
+    TopologicalSorter(arrows).prepare()
+
+
+ROOM_FOLDERS = sorted(path.parent for path in (ROOT / "lightkv_gnn").glob("*/__init__.py"))
+
+
+@pytest.mark.parametrize("room", ROOM_FOLDERS, ids=lambda room: room.name)
+def test_a_room_says_what_its_files_do(room: Path) -> None:
+    said = ast.get_docstring(ast.parse((room / "__init__.py").read_text(encoding="utf-8"))) or ""
+    files = {path.stem for path in room.glob("[!_]*.py")}
+    rooms = {path.parent.name for path in room.glob("*/__init__.py")}
+    missing = {name for name in files | rooms if f"``{name}``" not in said}
+    assert not missing, f"{room.name}/__init__.py says nothing of {sorted(missing)}"
+
+
+@pytest.mark.parametrize("room", ROOM_FOLDERS, ids=lambda room: room.name)
+def test_tests_mirror_the_rooms(room: Path) -> None:
+    assert list((ROOT / "tests" / room.name).glob("test_*.py"))
 
 
 @pytest.mark.parametrize(
     ("path", "source", "culprit"),
     [
         ("lightkv_graphs/build.py", "import lightkv_gnn", "lightkv_gnn"),
-        (
-            "lightkv_graphs/__init__.py",
-            "from lightkv_gnn.stage.scatter import backend",
-            "lightkv_gnn.sc",
-        ),
+        ("lightkv_graphs/__init__.py", "from lightkv_gnn.stage import scatter", "lightkv_gnn.st"),
         ("lightkv_graphs/draw/merges.py", "def f():\n    import lightkv_gnn", "lightkv_gnn"),
         ("lightkv_graphs/layout.py", "from lightkv_graphs.trace import MergeTrace", ".trace"),
         ("lightkv_graphs/layout.py", "from lightkv_graphs import trace", ".trace"),
@@ -183,37 +242,33 @@ def test_the_lists_above_name_the_modules_there_are() -> None:
         ("lightkv_graphs/matching.py", "from .build import merge_graph", ".build"),
         ("lightkv_graphs/occupancy.py", "import lightkv_graphs", "lightkv_graphs"),
         ("lightkv_graphs/draw/merges.py", "import transformers", "transformers"),
-        ("lightkv_graphs/trace.py", "from lightkv_graphs.explore import frame", ".explore"),
+        (
+            "lightkv_graphs/trace.py",
+            "def f():\n    from lightkv_graphs.explore import x",
+            ".explore",
+        ),
         ("lightkv_graphs/stage.py", "def f():\n    import lightkv_graphs.explore", ".explore"),
         ("lightkv_graphs/explore/view.py", "import lightkv_graphs.explore.page", "explore.page"),
         ("lightkv_graphs/explore/page.py", "from lightkv_gnn import errors", "lightkv_gnn"),
         ("lightkv_graphs/draw/merges.py", "import matplotlib.pyplot as plt", "matplotlib.pyplot"),
         ("lightkv_graphs/trace.py", "try:\n    import networkx\nexcept ImportError: 1", "networkx"),
         ("lightkv_graphs/trace.py", "class A:\n    import networkx", "networkx"),
-        ("lightkv_gnn/session.py", "from matplotlib import pyplot", "matplotlib"),
-        ("lightkv_gnn/messages.py", "from transformers import Cache", "transformers"),
-        (
-            "lightkv_gnn/official.py",
-            "def f():\n    import transformers.utils",
-            "transformers.utils",
-        ),
-        (
-            "lightkv_gnn/guidance.py",
-            "if TYPE_CHECKING:\n    from transformers import PreTrainedModel",
-            "transformers",
-        ),
-        ("lightkv_gnn/schedule.py", "import transformers", "transformers"),
-        (
-            "lightkv_gnn/scatter.py",
-            "from lightkv_gnn.stage.messages import mean",
-            "lightkv_gnn.stage.messages",
-        ),
-        ("lightkv_gnn/compressor.py", "from lightkv_gnn import adapters", "lightkv_gnn.adapters"),
-        (
-            "lightkv_gnn/guidance.py",
-            "from lightkv_gnn.session.attach import attach",
-            "lightkv_gnn.session.attach",
-        ),
+        ("lightkv_gnn/session/attach.py", "from matplotlib import pyplot", "matplotlib"),
+        ("lightkv_gnn/stage/messages.py", "from transformers import Cache", "transformers"),
+        ("lightkv_gnn/costs/plan.py", "def f():\n    import transformers.utils", "transformers"),
+        ("lightkv_gnn/stage/scatter.py", "from lightkv_gnn.cache import layers", "gnn.cache"),
+        ("lightkv_gnn/stage/guidance.py", "from lightkv_gnn.session import attach", "gnn.session"),
+        ("lightkv_gnn/costs/ledger.py", "from lightkv_gnn.adapters import Adapter", ".adapters"),
+        ("lightkv_gnn/cache/sizes.py", "import lightkv_gnn.attention.masks", "attention.masks"),
+        ("lightkv_gnn/adapters/base.py", "def f():\n    from lightkv_gnn import config", ".config"),
+        ("lightkv_gnn/config.py", "from lightkv_gnn.session import attach", ".session"),
+        ("lightkv_gnn/session/call.py", "from lightkv_gnn.planning import model", ".planning"),
+        ("lightkv_gnn/session/call.py", "from lightkv_gnn import tiny", "lightkv_gnn.tiny"),
+        ("lightkv_gnn/batch/worker.py", "from lightkv_gnn.commands import run", ".commands"),
+        ("lightkv_gnn/tiny/evaluate.py", "from lightkv_gnn.evaluation import rows", ".evaluation"),
+        ("lightkv_gnn/baselines/fastv.py", "from lightkv_gnn.bench import cases", ".bench"),
+        ("lightkv_gnn/seams.py", "from lightkv_gnn.session import checks", ".session"),
+        ("lightkv_gnn/errors.py", "from lightkv_gnn import choices", ".choices"),
     ],
 )
 def test_a_planted_violation_is_found(path: str, source: str, culprit: str) -> None:
@@ -230,13 +285,14 @@ def test_a_planted_violation_is_found(path: str, source: str, culprit: str) -> N
         ("lightkv_graphs/trace.py", "if TYPE_CHECKING:\n    import networkx"),
         ("lightkv_graphs/trace.py", "from lightkv_graphs.layout import TokenLayout"),
         ("lightkv_graphs/draw/merges.py", "from lightkv_graphs.draw.canvas import CELL"),
-        ("lightkv_graphs/trace.py", "def f():\n    from lightkv_graphs.explore import frame"),
         ("lightkv_graphs/explore/page.py", "from lightkv_graphs.explore.view import View"),
         ("lightkv_gnn/adapters/llava.py", "import transformers"),
-        ("lightkv_gnn/cache.py", "from transformers.cache_utils import Cache"),
-        ("lightkv_gnn/config.py", "if TYPE_CHECKING:\n    import transformers"),
-        ("lightkv_gnn/compressor.py", "from lightkv_graphs import plan_stage"),
-        ("lightkv_gnn/compressor.py", "from lightkv_gnn.stage.messages import mean"),
+        ("lightkv_gnn/cache/layers.py", "from transformers.cache_utils import Cache"),
+        ("lightkv_gnn/stage/ranks.py", "if TYPE_CHECKING:\n    import transformers"),
+        ("lightkv_gnn/stage/compressor.py", "from lightkv_graphs import plan_stage"),
+        ("lightkv_gnn/stage/compressor.py", "from lightkv_gnn.stage.messages import mean"),
+        ("lightkv_gnn/commands/run.py", "from lightkv_gnn.asking import loading"),
+        ("lightkv_gnn/session/call.py", "from lightkv_gnn import seams"),
     ],
 )
 def test_what_is_allowed_is_not_found(path: str, source: str) -> None:

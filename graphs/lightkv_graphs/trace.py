@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -204,14 +204,21 @@ class MergeTrace:
             rows.append(done.survivor[rows[-1]])
         return rows
 
-    def _repr_html_(self) -> str:
+    def _repr_html_(self) -> str | None:
         """Itself in a notebook: the explorer, without pictures."""
-        from lightkv_graphs.explore import View, frame
-
-        return frame(View(self))
+        return _page(self) if _page else None
 
     def _number(self, stage: int) -> int:
         count = len(self.stages)
         if not -count <= stage < count and not (count == 0 and stage == -1):
             raise IndexError(f"stage {stage}: this trace has {count} stages")
         return stage % count if count else -1
+
+
+_page: Callable[[MergeTrace], str] | None = None
+
+
+def show_with(page: Callable[[MergeTrace], str]) -> None:
+    """Sets what notebooks show of a trace; the explorer, which stands on traces, does so."""
+    global _page
+    _page = page

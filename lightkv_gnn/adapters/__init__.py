@@ -1,4 +1,9 @@
-"""Model families that can be compressed: importing this registers them."""
+"""Model families that can be compressed: importing this registers them.
+
+``base`` says what an adapter must know, and has the registry; ``encoded`` is what a model encoded.
+Families: ``llava`` (a square, or Pixtral's grid), ``llava_next`` (tiles as one grid), ``qwen_vl``
+(the picture's own grid) and ``square`` (every tile the same square).
+"""
 
 from lightkv_gnn.adapters import llava, llava_next, qwen_vl, square
 from lightkv_gnn.adapters.base import Adapter, adapter_for, families, register_adapter

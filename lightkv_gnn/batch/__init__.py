@@ -2,6 +2,10 @@
 
 Needs pyarrow, ``pip install 'lightkv-gnn[batch]'``, and for several workers Ray,
 ``pip install 'lightkv-gnn[ray]'``.
+
+``items`` read what is asked, ``pictures`` are fetched from files or ``columns`` of Parquet; ``run``
+sends what is not answered yet through an engine, here or on Ray (``ray_engine``), to a ``worker``
+with a model; ``output`` only ever holds whole parts, and every id once.
 """
 
 from importlib.util import find_spec

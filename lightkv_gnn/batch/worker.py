@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
+from lightkv_gnn.asking.answers import generate_all
+from lightkv_gnn.asking.loading import TINY, load
 from lightkv_gnn.batch.pictures import Asked, Pictures
 from lightkv_gnn.choices import GuidanceName
-from lightkv_gnn.commands import comparison as demo
-from lightkv_gnn.commands import running
 from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.costs.schedule import Stage
 from lightkv_gnn.session.attach import attach
@@ -53,7 +53,7 @@ class Settings:
         values["stages"] = [asdict(stage) for stage in self.stages]
         if self.stages:
             del values["retention"]
-        if self.model != running.TINY and Path(self.model).exists():
+        if self.model != TINY and Path(self.model).exists():
             values["model"] = str(Path(self.model).resolve())
         return values
 
@@ -129,9 +129,9 @@ class Worker:
         """A worker with a model of its own.
 
         Raises:
-            Exception: As ``lightkv_gnn.commands.running.load`` and :func:`lightkv_gnn.attach`.
+            Exception: As ``lightkv_gnn.asking.loading.load`` and :func:`lightkv_gnn.attach`.
         """
-        model, processor = running.load(settings.model, settings.device, settings.dtype)
+        model, processor = load(settings.model, settings.device, settings.dtype)
         guidance = settings.guidance
         if settings.stages:
             config = LightKVConfig(settings.stages, guidance=guidance)
@@ -178,7 +178,7 @@ class Worker:
         started = time.perf_counter()
         pictures = [picture for _, picture in shown]
         prompts = [asked.prompt for asked, _ in shown]
-        answers = demo.generate_all(
+        answers = generate_all(
             self._model, self._processor, pictures, prompts, max_new_tokens=self._max_new_tokens
         )
         seconds = (time.perf_counter() - started) / len(shown)

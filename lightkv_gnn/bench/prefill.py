@@ -14,7 +14,7 @@ from torch import Tensor
 from lightkv_gnn.bench.measure import Timing, extra_bytes, largest, side_by_side
 from lightkv_gnn.bench.shapes import Shape, build, inputs_of
 from lightkv_gnn.config import LightKVConfig
-from lightkv_gnn.costs.forecast import plan_prefill
+from lightkv_gnn.planning.prefill import plan_prefill
 from lightkv_gnn.session.attach import attach
 
 STEPS = 16

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -15,21 +15,19 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lightkv_gnn import tiny
 from lightkv_gnn.adapters import adapter_for
+from lightkv_gnn.asking.answers import generate
+from lightkv_gnn.asking.prompts import as_inputs
 from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.costs.ledger import Ledger
 from lightkv_gnn.costs.schedule import halving, layer_average
 from lightkv_gnn.errors import UnsupportedModelError
-from lightkv_gnn.evaluation.statistics import wilson
+from lightkv_gnn.intervals import wilson
 from lightkv_gnn.session.attach import attach
 from lightkv_gnn.session.pictures import seen_tiles
-from lightkv_gnn.session.placement import input_device
 from lightkv_gnn.stage.messages import destination_only, mean
 from lightkv_graphs import MergeTrace, draw_stages, random_matching
 
-MAX_NEW_TOKENS = 48
-
 Report = Callable[[str], None]
-Pictures = Image.Image | Sequence[Image.Image]
 
 
 @dataclass(frozen=True)
@@ -148,90 +146,6 @@ def ask_all(
         inputs = as_inputs(model, processor, picture, next(reversed(questions)))
         tiles = seen_tiles(model, processor, inputs)
     return Answered(answers, tuple(tiles), handle.ledger, handle.trace)
-
-
-def generate(
-    model: Any,
-    processor: Any,
-    pictures: Pictures,
-    prompt: str,
-    *,
-    max_new_tokens: int = MAX_NEW_TOKENS,
-    streamer: Any = None,
-) -> str:
-    """The model's greedy answer; a ``streamer`` of transformers' gets it word by word."""
-    inputs = as_inputs(model, processor, pictures, prompt)
-    with torch.no_grad():
-        tokens = model.generate(
-            **inputs, do_sample=False, max_new_tokens=max_new_tokens, streamer=streamer
-        )
-    return _answers(processor, inputs, tokens)[0]
-
-
-def generate_all(
-    model: Any,
-    processor: Any,
-    pictures: Sequence[Image.Image],
-    prompts: Sequence[str],
-    *,
-    max_new_tokens: int = MAX_NEW_TOKENS,
-) -> list[str]:
-    """The model's greedy answers to a prompt about each picture, as one batch.
-
-    The processor's tokenizer has to pad at the left.
-    """
-    texts = [as_chat(processor, prompt) for prompt in prompts]
-    images = [[picture] for picture in pictures]
-    inputs = _processed(model, processor, images, texts, padding=True)
-    with torch.no_grad():
-        tokens = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
-    return _answers(processor, inputs, tokens)
-
-
-def _answers(processor: Any, inputs: Any, tokens: Any) -> list[str]:
-    new = tokens[:, inputs["input_ids"].shape[1] :]
-    return [str(text).strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
-
-
-def as_inputs(model: Any, processor: Any, pictures: Pictures, prompt: str) -> Any:
-    """What the model takes, on its device, and what is floating in its dtype."""
-    text = as_chat(processor, prompt, 1 if isinstance(pictures, Image.Image) else len(pictures))
-    return _processed(model, processor, pictures, [text])
-
-
-def _processed(
-    model: Any, processor: Any, images: Any, texts: Sequence[str], **options: Any
-) -> Any:
-    options |= marks(processor, texts[0])  # all are of one template
-    inputs = processor(images=images, text=list(texts), return_tensors="pt", **options)
-    return inputs.to(input_device(model), model.dtype)
-
-
-def marks(processor: Any, text: str) -> dict[str, bool]:
-    """Keeps a processor from marking the begin of a text a second time that is marked already."""
-    begin = processor.tokenizer.bos_token
-    return {"add_special_tokens": False} if begin and text.startswith(begin) else {}
-
-
-def as_chat(processor: Any, prompt: str, images: int = 1) -> str:
-    """The prompt in the model's chat format; in LLaVA-1.5's or PaliGemma's if it has none.
-
-    Args:
-        processor: The model's.
-        prompt: What to ask.
-        images: Pictures before it.
-    """
-    if getattr(processor, "chat_template", None):
-        content = [{"type": "image"}] * images + [{"type": "text", "text": prompt}]
-        messages = [{"role": "user", "content": content}]
-        return str(processor.apply_chat_template(messages, add_generation_prompt=True))
-    begin = getattr(processor, "boi_token", None)
-    image = str(begin or getattr(processor, "image_token", "<image>"))
-    if image == "<|image_pad|>":
-        image = f"<|vision_start|>{image}<|vision_end|>"
-    if type(processor).__name__.startswith("PaliGemma"):
-        return f"{image * images}{prompt}"
-    return f"USER: {image * images}\n{prompt} ASSISTANT:"
 
 
 def scores(

@@ -214,7 +214,7 @@ def _prove() -> Proof:
     import numpy as np
 
     from lightkv_gnn import LightKVConfig, attach, tiny
-    from lightkv_gnn.commands import comparison as demo
+    from lightkv_gnn.asking.answers import generate
 
     hush()
     try:
@@ -222,7 +222,7 @@ def _prove() -> Proof:
         model, processor = tiny.load()
         picture = tiny.render(tiny.sample_scene(np.random.default_rng(0)))
         with attach(model, LightKVConfig.for_model(model)) as handle:
-            demo.generate(model, processor, picture, "list the objects .")
+            generate(model, processor, picture, "list the objects .")
         totals = handle.ledger.totals()
     except Exception as error:  # this is what a doctor is asked about
         return Proof(False, f"{type(error).__name__}: {error}")

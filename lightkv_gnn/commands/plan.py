@@ -15,7 +15,7 @@ from lightkv_gnn.sources import check_source
 
 if TYPE_CHECKING:
     from lightkv_gnn.costs.ledger import LayerRow
-    from lightkv_gnn.costs.planning import Forecast, Memory
+    from lightkv_gnn.planning.model import Forecast, Memory
     from lightkv_graphs import Grid
 
 app = make_app()
@@ -68,7 +68,7 @@ def plan(
 
     import torch
 
-    from lightkv_gnn.costs.planning import forecast
+    from lightkv_gnn.planning.model import forecast
 
     planned = forecast(
         model,

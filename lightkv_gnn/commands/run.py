@@ -65,14 +65,15 @@ def run(
     check_source(model)
 
     from lightkv_gnn import machine
+    from lightkv_gnn.asking import loading
     from lightkv_gnn.commands import running
     from lightkv_gnn.config import LightKVConfig
     from lightkv_gnn.costs.schedule import in_words
 
     running.check_files(trace, draw)
-    if device and device != running.AUTO:
+    if device and device != loading.AUTO:
         machine.check_device(device)
-    loaded, processor = running.load(model, device, dtype)
+    loaded, processor = loading.load(model, device, dtype)
     config = (
         LightKVConfig(stage, guidance=guidance)
         if stage

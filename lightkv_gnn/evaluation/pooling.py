@@ -10,12 +10,12 @@ from typing import NamedTuple
 from lightkv_gnn.evaluation.rows import Row, StageLoss
 from lightkv_gnn.evaluation.statistics import (
     Difference,
-    Interval,
     difference_over_seeds,
     over_seeds,
     t_interval,
     t_test,
 )
+from lightkv_gnn.intervals import Interval
 
 BASELINE = "none"
 """The method that compresses nothing."""

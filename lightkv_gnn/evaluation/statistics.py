@@ -9,21 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lightkv_gnn.intervals import Interval, wilson
+
 RESAMPLES = 10_000
 """Bootstrap samples."""
 
 BLOCK = 500
 """Of them at a time, for memory."""
-
-Z = 1.96
-"""Standard normal quantile of two-sided 95 %."""
-
-
-class Interval(NamedTuple):
-    """A 95 % interval."""
-
-    low: float
-    high: float
 
 
 class Difference(NamedTuple):
@@ -33,24 +25,6 @@ class Difference(NamedTuple):
     low: float
     high: float
     p_value: float
-
-
-def wilson(successes: int, trials: int, z: float = Z) -> Interval:
-    """Wilson score interval of a proportion.
-
-    Source: Wilson 1927; Brown, Cai and DasGupta 2001, "Interval estimation for a binomial
-    proportion", Eq. 4.
-
-    Raises:
-        ValueError: There are no trials, or more successes than trials.
-    """
-    if not 0 <= successes <= trials or trials == 0:
-        raise ValueError(f"expected 0 <= successes <= trials, got {successes} of {trials}")
-    share = successes / trials
-    scale = 1 + z**2 / trials
-    middle = (share + z**2 / (2 * trials)) / scale
-    half = z / scale * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
-    return Interval(max(0.0, middle - half), min(1.0, middle + half))
 
 
 def score_interval(scores: Sequence[float], seed: int = 0) -> Interval:

@@ -1,6 +1,10 @@
 """The model ``lightkv`` of lmms-eval, which finds it through an entry point.
 
 Source: https://github.com/EvolvingLMMs-Lab/lmms-eval, 0.7.3: ``lmms_eval/models/registry_v2.py``.
+
+``lmms`` is the class; ``arguments`` reads what ``--model_args`` says; ``prompts`` and ``decoding``
+turn a task's requests into calls of the model; ``compression`` is at work meanwhile, and
+``account`` adds up what it cost.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from loguru import logger
 from PIL import Image
 from tqdm import tqdm
 
-from lightkv_gnn.commands import running
+from lightkv_gnn.asking.loading import load
 from lightkv_gnn.costs.schedule import in_words
 from lightkv_gnn.errors import UnsupportedInputError
 from lightkv_gnn.harness.account import Account, metrics, together
@@ -52,7 +52,7 @@ class LightKV(lmms):
         self.accelerator = Accelerator()
         self._rank = self.accelerator.process_index
         self._world_size = self.accelerator.num_processes
-        self.model, self.processor = running.load(
+        self.model, self.processor = load(
             self.arguments.pretrained,
             device_of(self.arguments.device, self.accelerator),
             self.arguments.dtype,

@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 from transformers.image_utils import load_image
 
-from lightkv_gnn.commands import comparison as demo
+from lightkv_gnn.asking.prompts import as_chat, marks
 from lightkv_gnn.errors import UnsupportedInputError
 
 Chat = Sequence[Mapping[str, Any]]
@@ -52,7 +52,7 @@ def as_inputs(
         padding=True,
         padding_side="left",
         return_tensors="pt",
-        **demo.marks(processor, texts[0]),
+        **marks(processor, texts[0]),
     )
     return inputs.to(model.device, model.dtype)
 
@@ -72,7 +72,7 @@ def as_text(processor: Any, chat: Chat) -> str:
         )
     words = [part["text"] for part in _contents(chat) if part["type"] == "text"]
     images = sum(part["type"] == "image" for part in _contents(chat))
-    return demo.as_chat(processor, "\n".join(words), images)
+    return as_chat(processor, "\n".join(words), images)
 
 
 def _contents(chat: Chat) -> Iterable[Mapping[str, Any]]:

@@ -1,4 +1,9 @@
-"""A tiny LLaVA trained on drawn pictures, small enough to ship with the package."""
+"""A tiny LLaVA trained on drawn pictures, small enough to ship with the package.
+
+``model`` builds and loads it, with its ``words``.  Pictures are ``scenes`` of ``shapes``; there are
+``questions`` about them, which ``evaluate`` scores.  Training, from a ``recipe``: ``training`` goes
+through the ``curriculum``, with ``packing`` of many questions into a row, and ``losses``.
+"""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lightkv_gnn.evaluation.statistics import wilson
+from lightkv_gnn.intervals import wilson
 from lightkv_gnn.tiny.questions import GROUPS, Question, ask
 from lightkv_gnn.tiny.scenes import COLOURS, Scene, render, sample_scene
 from lightkv_gnn.tiny.words import format_prompt

@@ -12,7 +12,7 @@ from families.geometry import QWEN
 from families.inputs import PICTURES, Picture, Prompt, TileTruth, batch, truths
 from families.loop import FamilyLoop
 from families.models import tiny
-from models import greedy, left_untouched, near
+from models import CACHE, greedy, left_untouched, near
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -90,16 +90,16 @@ def test_a_second_picture_after_the_first(family: str) -> None:
     then.pop("attention_mask")
     then["position_ids"] = positions_of(model, both)[:, :, first["input_ids"].shape[1] :]
     with lk.attach(model, CONFIG) as handle:
-        near(model(**first, past_key_values=cache).logits[0], loop.run(first, first_tiles))
+        near(model(**first, **{CACHE: cache}).logits[0], loop.run(first, first_tiles))
         expected = loop.run(then, tiles)
-        logits = model(**then, past_key_values=cache).logits[0]
+        logits = model(**then, **{CACHE: cache}).logits[0]
         near(logits, expected)
         assert handle.trace.layout.grids == tuple((tile.rows, tile.cols) for tile in tiles)
         assert [layer.keys.shape[-2] for layer in cache.layers] == loop.lengths
         place = then["position_ids"].max() + 1
         for step, token in enumerate(loop.greedy(expected[-1], 4)[0]):
             assert int(logits[-1].argmax()) == token
-            call = {"input_ids": torch.tensor([[token]]), "past_key_values": cache}
+            call = {"input_ids": torch.tensor([[token]]), CACHE: cache}
             logits = model(**call, position_ids=(place + step).expand(3, 1, 1)).logits[0]
     assert loop.margin > 1e-4
 

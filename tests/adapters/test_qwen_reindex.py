@@ -11,7 +11,7 @@ from families.geometry import QWEN, tiles_of
 from families.inputs import PICTURES, Picture, Prompt, alone, batch
 from families.loop import FamilyLoop
 from families.models import tiny
-from models import cache_lengths, left_untouched, near
+from models import CACHE, cache_lengths, left_untouched, near
 from test_qwen import SCHEDULE, model_of
 from torch import Tensor
 from transformers import DynamicCache
@@ -92,7 +92,7 @@ def test_later_turns(family: str, turns: str) -> None:
             inputs.pop("attention_mask")
             places = places_of(model, inputs, loop.next)
             expected = loop.run(inputs, tiles_of(family, model, prompt))
-            logits = model(**inputs, position_ids=places, past_key_values=cache).logits[0]
+            logits = model(**inputs, position_ids=places, **{CACHE: cache}).logits[0]
             near(logits, expected)
     assert cache_lengths(cache) == loop.lengths
 
@@ -138,7 +138,7 @@ def test_padded_turns(family: str) -> None:
             given = (mask, dense(mask, call["input_ids"].shape[1]))
             caches = (cache, copy.deepcopy(cache))
             for one, past in zip(given, caches, strict=True):
-                logits = model(**call, attention_mask=one, past_key_values=past).logits
+                logits = model(**call, attention_mask=one, **{CACHE: past}).logits
                 if past is cache:
                     found = logits
                 else:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from families.inputs import PICTURES, Prompt, batch
 from families.models import FAMILIES, tiny
+from models import CACHE
 from torch import Tensor
 
 import lightkv_gnn as lk
@@ -38,7 +39,7 @@ def answers(model: Any, inputs: dict[str, Tensor]) -> tuple[list[Tensor], list[t
     """Logits, tokens, the caches' contents, and the classes of their layers."""
     out = model(**inputs)
     generated = model.generate(**inputs, **STEPS, return_dict_in_generate=True)
-    layers = [*out.past_key_values.layers, *generated.past_key_values.layers]
+    layers = [*out[CACHE].layers, *generated[CACHE].layers]
     states = [state for layer in layers for state in (layer.keys, layer.values)]
     return [out.logits, generated.sequences, *generated.logits, *states], list(map(type, layers))
 

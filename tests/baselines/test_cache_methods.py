@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import LAYERS, batch, cache_lengths, greedy, near, prompt, tiny_llava
+from models import CACHE, LAYERS, batch, cache_lengths, greedy, near, prompt, tiny_llava
 from torch import Tensor
 from transformers import StaticCache
 
@@ -52,7 +52,7 @@ def test_every_layer_keeps_the_planned_number(name: str, padding: str, retention
     assert torch.equal(out.logits, plain.logits)  # the prefill is as ever
     lengths = inputs["attention_mask"].sum(1).tolist()
     width = max(planned(n, retention) for n in lengths)
-    cache = out.past_key_values
+    cache = out[CACHE]
     assert cache_lengths(cache) == [width] * LAYERS
     assert cache.get_seq_length() == inputs["input_ids"].shape[1]
     vision = inputs["input_ids"] == 120
@@ -81,23 +81,21 @@ def test_decoding_sees_what_is_left_and_where_it_was(attention: str, padding: st
     more = torch.randint(3, 119, (3, 4), generator=torch.Generator().manual_seed(5))
     hidden = torch.zeros_like(mask)
     with FIXED.applied(model, Budget.of(model, 0.4, 0)):
-        cache = model(**inputs).past_key_values
+        cache = model(**inputs)[CACHE]
         for sample, own in enumerate(cache.layers[2].logical):
             hidden[sample, own[own >= 0]] = 1
         found = []
         for step in range(3):
             grown = torch.cat([mask, torch.ones(3, step + 1, dtype=torch.int64)], dim=1)
             token = more[:, step : step + 1]
-            found.append(model(input_ids=token, attention_mask=grown, past_key_values=cache).logits)
+            found.append(model(input_ids=token, attention_mask=grown, **{CACHE: cache}).logits)
     assert 0 < int(hidden.sum()) < int(mask.sum())
-    plain = model(**inputs).past_key_values
+    plain = model(**inputs)[CACHE]
     for step in range(3):
         grown = torch.cat([hidden, torch.ones(3, step + 1, dtype=torch.int64)], dim=1)
         token = more[:, step : step + 1]
         place = torch.full((3, 1), length + step)
-        out = model(
-            input_ids=token, attention_mask=grown, position_ids=place, past_key_values=plain
-        )
+        out = model(input_ids=token, attention_mask=grown, position_ids=place, **{CACHE: plain})
         near(found[step], out.logits)
 
 
@@ -125,7 +123,7 @@ def test_random_entries_are_uniform_and_of_text_too() -> None:
     statistic = float(((counts - 900).square() / (900 * 0.7)).sum())
     assert 19 - 5 * 38**0.5 < statistic < 19 + 5 * 38**0.5
     with METHODS["random_cache"].applied(model, Budget.of(model, 0.3, 0)):
-        layers = model(**batch(PROMPTS[0])).past_key_values.layers
+        layers = model(**batch(PROMPTS[0]))[CACHE].layers
     assert len({tuple(layer.logical[0].tolist()) for layer in layers}) > 1
 
 
@@ -134,9 +132,9 @@ def test_anchors_are_what_got_most_attention() -> None:
     model = tiny_llava(attention="eager")
     inputs = batch(*PROMPTS)
     attentions = model(**inputs, output_attentions=True).attentions
-    plain = model(**inputs).past_key_values
+    plain = model(**inputs)[CACHE]
     with METHODS["elastic_cache_like"].applied(model, Budget.of(model, 0.4, 0)):
-        cache = model(**inputs).past_key_values
+        cache = model(**inputs)[CACHE]
     for number, layer in enumerate(cache.layers):
         for sample, own in enumerate(layer.logical):
             real = inputs["attention_mask"][sample].nonzero()[:, 0].tolist()
@@ -176,9 +174,9 @@ def test_beams_and_a_second_question(name: str) -> None:
         out = model(**inputs)
         mask = torch.cat([inputs["attention_mask"], torch.ones(3, 2, dtype=torch.int64)], dim=1)
         again = torch.tensor([[5, 6]] * 3)
-        model(input_ids=again, attention_mask=mask, past_key_values=out.past_key_values)
+        model(input_ids=again, attention_mask=mask, **{CACHE: out[CACHE]})
     with pytest.raises(RuntimeError, match="used outside the context that compressed it"):
-        model(input_ids=again, past_key_values=out.past_key_values)
+        model(input_ids=again, **{CACHE: out[CACHE]})
 
 
 @every
@@ -189,18 +187,18 @@ def test_what_is_not_supported_is_refused(name: str) -> None:
             model(**inputs, use_cache=False)
         static = StaticCache(config=model.config.text_config, max_cache_len=64)
         with pytest.raises(lk.UnsupportedInputError, match="CompressedStaticLayer: expected one"):
-            model(**inputs, past_key_values=static)
-        cache = model(**inputs).past_key_values
+            model(**inputs, **{CACHE: static})
+        cache = model(**inputs)[CACHE]
         longer = dict(inputs)
         longer["attention_mask"] = torch.ones(1, 52, dtype=torch.int64)
         with pytest.raises(lk.UnsupportedInputError, match="take prefills of an empty one"):
-            model(**longer, past_key_values=cache)
+            model(**longer, **{CACHE: cache})
 
 
 def test_only_trailing_entries_can_be_dropped() -> None:
     model, inputs = tiny_llava(), batch(PROMPTS[0])
     with METHODS["random_cache"].applied(model, Budget.of(model, 0.5, 0)):
-        cache = model(**inputs).past_key_values
+        cache = model(**inputs)[CACHE]
     length = cache.get_seq_length()
     tail = cache.layers[0].tail
     assert tail >= RECENT

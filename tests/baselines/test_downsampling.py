@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import batch, footprint, left_untouched, prompt, tiny_llava
+from models import CACHE, batch, footprint, left_untouched, prompt, tiny_llava
 
 from lightkv_gnn import ImageTokensError, ScheduleError
 from lightkv_gnn.baselines import METHODS, Budget, smaller
@@ -44,7 +44,7 @@ def test_all_layers_hold_fewer_tokens(strategy: str) -> None:
     assert layout.grids == ((6, 6),) * 3
     assert bill.held == pytest.approx((36 + extra) / 64)
     assert {row.observed_tokens for row in ledger.rows} == {2 * inputs["input_ids"].shape[1]}
-    layers = out.past_key_values.layers
+    layers = out[CACHE].layers
     assert bill.kv_bytes == sum(4 * (x.keys.numel() + x.values.numel()) for x in layers)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from models import (
+    CACHE,
     alone,
     batch,
     check_ledger,
@@ -103,7 +104,7 @@ def test_the_budget_is_kept(name: str, retention: float, depth: int, tmp_path: P
     model = tiny_llava(side=SIDE)
     torch.manual_seed(0)
     with applied_to(model, name, retention, depth) as (applied, (_, inputs)):
-        cache = model(**inputs).past_key_values
+        cache = model(**inputs)[CACHE]
         bill, ledger = applied.bill(), applied.handle.ledger
     if name == "none":
         assert bill.held == 1
@@ -140,7 +141,7 @@ def test_a_batch_is_its_samples(name: str, padding: str) -> None:
             applied.hints.relevant = known[number : number + 1]
             own = model(**single)
             near(together.logits[number, where][-1], own.logits[0, -1])
-            check_entries(together.past_key_values, own.past_key_values, number)
+            check_entries(together[CACHE], own[CACHE], number)
 
 
 def check_entries(together: Any, own: Any, sample: int) -> None:
@@ -159,7 +160,7 @@ def test_random_methods_follow_the_generator(name: str) -> None:
     with applied_to(model, name) as (_, (_, inputs)):
         for seed in (0, 0, 1):
             torch.manual_seed(seed)
-            cache = model(**inputs).past_key_values
+            cache = model(**inputs)[CACHE]
             found.append(cache.layers[-1].keys)
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
@@ -172,7 +173,7 @@ def test_no_two_methods_do_the_same() -> None:
     for name in METHODS:
         torch.manual_seed(0)
         with applied_to(model, name) as (_, (_, inputs)):
-            found.append(model(**inputs).past_key_values.layers[-1].values)
+            found.append(model(**inputs)[CACHE].layers[-1].values)
     for number, values in enumerate(found):
         assert not any(torch.equal(values, other) for other in found[:number])
 

@@ -22,8 +22,13 @@ import pyarrow.parquet as pq  # noqa: E402
 
 import lightkv_gnn as lk  # noqa: E402
 from lightkv_gnn import tiny  # noqa: E402
-from lightkv_gnn.batch import Asked, Outcome, Worker, read_items  # noqa: E402
-from lightkv_gnn.commands import comparison as demo  # noqa: E402
+from lightkv_gnn.asking import answers  # noqa: E402
+from lightkv_gnn.batch import (  # noqa: E402
+    Asked,
+    Outcome,
+    Worker,
+    read_items,
+)
 from lightkv_gnn.commands.cli import main  # noqa: E402
 from lightkv_gnn.sources import read_picture  # noqa: E402
 
@@ -53,7 +58,9 @@ def one_by_one(model, processor, config, file, tokens):
     for asked in items.asked(set()):
         picture = items.pictures.read(asked)
         with lk.attach(model, config) as handle:
-            answer = demo.generate(model, processor, picture, asked.prompt, max_new_tokens=tokens)
+            answer = answers.generate(
+                model, processor, picture, asked.prompt, max_new_tokens=tokens
+            )
         found.append((answer, handle.ledger))
     return found
 
@@ -194,7 +201,7 @@ def test_whatever_a_file_holds_the_worker_goes_on(kind, cut, changes, tmp_path_f
 def test_a_batch_that_cannot_be_is_halved_down_to_what_cannot(error, photos, bundled, monkeypatch):
     model, processor = bundled
     items = read_items(photos)
-    sizes, real = [], demo.generate_all
+    sizes, real = [], answers.generate_all
 
     def limited(model, processor, pictures, prompts, **options):
         sizes.append(len(pictures))
@@ -202,7 +209,7 @@ def test_a_batch_that_cannot_be_is_halved_down_to_what_cannot(error, photos, bun
             raise error
         return real(model, processor, pictures, prompts, **options)
 
-    monkeypatch.setattr(demo, "generate_all", limited)
+    monkeypatch.setattr("lightkv_gnn.batch.worker.generate_all", limited)
     config = lk.LightKVConfig.for_model(model)
     with Worker(model, processor, config, items.pictures, max_new_tokens=2) as worker:
         found = sorted(worker.answer(items.asked(set())))
@@ -219,7 +226,7 @@ def test_other_errors_stop_the_run_and_the_model_is_as_before(photos, bundled, m
     def broken(*given, **options):
         raise RuntimeError("device-side assert")
 
-    monkeypatch.setattr(demo, "generate_all", broken)
+    monkeypatch.setattr("lightkv_gnn.batch.worker.generate_all", broken)
     config = lk.LightKVConfig.for_model(model)
     with (
         pytest.raises(RuntimeError, match="device-side"),

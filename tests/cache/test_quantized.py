@@ -13,7 +13,7 @@ import pytest
 import torch
 from families.loop import FamilyLoop
 from marks import attentions, policies, ways
-from models import IMAGE_TOKEN, RESETS, batch, greedy, loop_logits, near, prompt, tiny_llava
+from models import CACHE, IMAGE_TOKEN, RESETS, batch, greedy, loop_logits, near, prompt, tiny_llava
 from transformers import Cache, DynamicCache, QuantizedCache, cache_utils
 from transformers.cache_utils import QuantizedLayer
 
@@ -95,9 +95,9 @@ def test_steps_equal_those_on_rounded_entries(backend: str, attention: str, posi
     mask = inputs["attention_mask"]
     with lk.attach(model, configured(positions)) as handle:
         cache, plain = quantized(backend, model), DynamicCache()
-        expected = model(**inputs, past_key_values=plain).logits
+        expected = model(**inputs, **{CACHE: plain}).logits
         planned = handle.ledger.rows
-        assert torch.equal(model(**inputs, past_key_values=cache).logits, expected)
+        assert torch.equal(model(**inputs, **{CACHE: cache}).logits, expected)
         for row in handle.ledger.rows:
             assert row.observed_kv_bytes < row.planned.kv_bytes / 2
             assert row.planned == planned[row.layer].planned
@@ -107,8 +107,8 @@ def test_steps_equal_those_on_rounded_entries(backend: str, attention: str, posi
             token = torch.tensor([[9 + step], [30 + step], [70 + step]])
             mask = torch.cat([mask, torch.ones_like(token)], 1)
             call = {"input_ids": token, "attention_mask": mask}
-            expected = model(**call, past_key_values=plain).logits
-            near(model(**call, past_key_values=cache).logits, expected)
+            expected = model(**call, **{CACHE: plain}).logits
+            near(model(**call, **{CACHE: cache}).logits, expected)
             lengths = {layer.get_seq_length() for layer in cache.layers}
             assert lengths == {inputs["input_ids"].shape[1] + step + 1}
 
@@ -142,7 +142,7 @@ def test_fp8_equals_the_loop_on_rounded_entries(attention: str, positions: str) 
         layer.keys, layer.values = Rounded(), Rounded()
     with lk.attach(model, configured(positions)) as handle:
         expected = loop_logits(loop, inputs)
-        near(model(**inputs, past_key_values=cache).logits[0], expected)
+        near(model(**inputs, **{CACHE: cache}).logits[0], expected)
         # A byte for a number, 2 heads of 16 channels; and two scales of four bytes.
         observed = [row.observed_kv_bytes for row in handle.ledger.rows]
         assert observed == [64 * entries + 8 for entries in loop.lengths]
@@ -152,7 +152,7 @@ def test_fp8_equals_the_loop_on_rounded_entries(attention: str, positions: str) 
         for _ in range(8):
             token = int(expected[-1].argmax())
             expected = loop.run_text([token])
-            logits = model(input_ids=torch.tensor([[token]]), past_key_values=cache).logits[0]
+            logits = model(input_ids=torch.tensor([[token]]), **{CACHE: cache}).logits[0]
             near(logits, expected)
     assert loop.margin > 1e-4
 
@@ -167,13 +167,13 @@ def test_generate(attention: str, positions: str) -> None:
         assert len(handle.trace) == 2
         mask, cache = inputs["attention_mask"], quantized("fp8", model)
         places = (mask.cumsum(1) - 1).clamp(min=0)
-        logits = model(**inputs, position_ids=places, past_key_values=cache).logits
+        logits = model(**inputs, position_ids=places, **{CACHE: cache}).logits
         for token in tokens.unbind(1):
             best = logits[:, -1].index_fill(1, torch.tensor([IMAGE_TOKEN]), -torch.inf).argmax(1)
             assert torch.equal(best, token)
             mask = torch.cat([mask, torch.ones_like(token)[:, None]], 1)
             places = places[:, -1:] + 1
-            call = {"attention_mask": mask, "position_ids": places, "past_key_values": cache}
+            call = {"attention_mask": mask, "position_ids": places, CACHE: cache}
             logits = model(input_ids=token[:, None], **call).logits
         assert len(greedy(model, inputs, 8, num_beams=3, **how)) == 3
 
@@ -188,22 +188,22 @@ def test_copies_and_reordered_samples(backend: str, attention: str, positions: s
     call = {"input_ids": token, "attention_mask": mask}
     with lk.attach(model, configured(positions)):
         cache, picked = quantized(backend, model), quantized(backend, model)
-        model(**inputs, past_key_values=cache)
-        model(**inputs, past_key_values=picked)
+        model(**inputs, **{CACHE: cache})
+        model(**inputs, **{CACHE: picked})
         copies = []
         if backend in ("fp8", "grouped"):  # what packages pack cannot always be copied
             file = io.BytesIO()
             torch.save(cache, file)  # plain pickle does not know torch's 8-bit floats
             file.seek(0)
             copies = [copy.deepcopy(cache), torch.load(file, weights_only=False)]
-        expected = model(**call, past_key_values=cache).logits
+        expected = model(**call, **{CACHE: cache}).logits
         for each in copies:
             assert {layer.get_seq_length() for layer in each.layers} == {41}
-            assert torch.equal(model(**call, past_key_values=each).logits, expected)
+            assert torch.equal(model(**call, **{CACHE: each}).logits, expected)
         if hasattr(cache_utils, "BaseQuantizedLayer"):  # before, only a part was reordered
             picked.reorder_cache(rows)
             call = {"input_ids": token[rows], "attention_mask": mask[rows]}
-            near(model(**call, past_key_values=picked).logits, expected[rows])
+            near(model(**call, **{CACHE: picked}).logits, expected[rows])
 
 
 @backends
@@ -213,7 +213,7 @@ def test_what_transformers_would_do_to_a_part_only_is_refused(backend: str) -> N
     message = r"quantized cache.*DynamicCache\(\)"
     with lk.attach(model, configured()):
         cache = quantized(backend, model)
-        model(**batch(*RAGGED), past_key_values=cache)
+        model(**batch(*RAGGED), **{CACHE: cache})
         before = [held(layer, "keys") for layer in cache.layers]
         acts: list[Callable[[Any], None]] = [
             lambda each: each.crop(-1),
@@ -235,26 +235,26 @@ def test_a_reset_cache_is_like_new(backend: str) -> None:
     text = batch(prompt(18), prompt(5, seed=1), prompt(17, seed=2))
     step = {"input_ids": torch.tensor([[5], [6], [7]])}
     cache, plain = quantized(backend, model), quantized(backend, model)
-    expected = [model(**each, past_key_values=plain).logits for each in (text, step)]
+    expected = [model(**each, **{CACHE: plain}).logits for each in (text, step)]
     with lk.attach(model, configured("reindex")):
-        first = model(**inputs, past_key_values=cache).logits
+        first = model(**inputs, **{CACHE: cache}).logits
     seen = [layer.cumulative_length for layer in cache.layers]
     with pytest.raises(RuntimeError, match="outside the context"):
-        model(**step, past_key_values=cache)
+        model(**step, **{CACHE: cache})
     assert [layer.cumulative_length for layer in cache.layers] == seen
     with lk.attach(model, configured("reindex")):
         cache.reset()
-        assert torch.equal(model(**inputs, past_key_values=cache).logits, first)
+        assert torch.equal(model(**inputs, **{CACHE: cache}).logits, first)
     cache.reset()
     for each, logits in zip((text, step), expected, strict=True):
-        assert torch.equal(model(**each, past_key_values=cache).logits, logits)
+        assert torch.equal(model(**each, **{CACHE: cache}).logits, logits)
 
 
 @torch.no_grad()
 def test_text_alone_leaves_the_cache_as_it_was() -> None:
     model, text = tiny_llava(), batch(prompt(9), prompt(5, seed=1))
     cache, plain = quantized("grouped", model), quantized("grouped", model)
-    expected = model(**text, past_key_values=plain).logits
+    expected = model(**text, **{CACHE: plain}).logits
     with lk.attach(model, configured()):
-        assert torch.equal(model(**text, past_key_values=cache).logits, expected)
+        assert torch.equal(model(**text, **{CACHE: cache}).logits, expected)
     assert all(type(layer) is GroupedLayer for layer in cache.layers)

@@ -11,6 +11,7 @@ import torch
 from families.loop import FamilyLoop
 from marks import NO_PLACEHOLDER, attentions, policies, ways
 from models import (
+    CACHE,
     RESETS,
     alone,
     batch,
@@ -65,7 +66,7 @@ def check_decoding(model: Any, loop: FamilyLoop, cache: Any, inputs: Any, kind: 
     """Asserts that a prefill and greedy decoding equal the loop's."""
     expected = loop_logits(loop, inputs)
     call = {"input_ids": inputs["input_ids"], "pixel_values": inputs.get("pixel_values")}
-    logits = model(**call, past_key_values=cache).logits[0]
+    logits = model(**call, **{CACHE: cache}).logits[0]
     near(logits, expected)
     for _ in range(STEPS):
         if kind == "dynamic":
@@ -73,7 +74,7 @@ def check_decoding(model: Any, loop: FamilyLoop, cache: Any, inputs: Any, kind: 
         assert {int(layer.get_seq_length()) for layer in cache.layers} == {loop.seen}
         token = int(expected[-1].argmax())
         expected = loop.run_text([token])
-        logits = model(input_ids=torch.tensor([[token]]), past_key_values=cache).logits[0]
+        logits = model(input_ids=torch.tensor([[token]]), **{CACHE: cache}).logits[0]
         near(logits, expected)
     assert loop.margin > 1e-4
 
@@ -122,9 +123,9 @@ def test_alternating_layers_equal_the_loop(
 def test_masks_are_sized_as_if_nothing_were_merged(window: int, kind: str) -> None:
     model, inputs = mistral("sdpa", window), batch(prompt(*PROMPT))
     cache, plain = cache_for(kind, model), cache_for(kind, model)
-    model(**inputs, past_key_values=plain)
+    model(**inputs, **{CACHE: plain})
     with lk.attach(model, configured("preserve")):
-        model(**inputs, past_key_values=cache)
+        model(**inputs, **{CACHE: cache})
     for queries in (1, 3, 8):
         expected = plain.get_mask_sizes(queries, 0)
         assert [cache.get_mask_sizes(queries, n) for n in range(6)] == [expected] * 6
@@ -175,7 +176,7 @@ def test_later_turns_equal_the_loop(
             inputs = batch(prompt(*parts, seed=number + 5), seed=number)
             ids, images = inputs["input_ids"], inputs.get("pixel_values")
             before = loop.lengths
-            logits = model(input_ids=ids, pixel_values=images, past_key_values=cache).logits[0]
+            logits = model(input_ids=ids, pixel_values=images, **{CACHE: cache}).logits[0]
             near(logits, loop_logits(loop, inputs))
             if images is not None:
                 added = [after - old for after, old in zip(loop.lengths, before, strict=True)]
@@ -199,19 +200,19 @@ def test_a_ragged_batch_equals_each_alone(
     places = (mask.cumsum(1) - 1).clamp(min=0)
     with lk.attach(model, configured(positions)):
         cache = cache_for(kind, model)
-        logits = model(**inputs, position_ids=places, past_key_values=cache).logits
+        logits = model(**inputs, position_ids=places, **{CACHE: cache}).logits
         own = []
         for number, (where, single) in enumerate(alone(inputs, *RAGGED)):
             own.append(cache_for(kind, model))
-            near(logits[number, where], model(**single, past_key_values=own[-1]).logits[0])
+            near(logits[number, where], model(**single, **{CACHE: own[-1]}).logits[0])
         for step in range(STEPS):
             token = torch.tensor([[9 + step], [30 + step], [70 + step]])
             mask = torch.cat([mask, torch.ones_like(token)], 1)
             places = places[:, -1:] + 1
-            call = {"attention_mask": mask, "position_ids": places, "past_key_values": cache}
+            call = {"attention_mask": mask, "position_ids": places, CACHE: cache}
             logits = model(input_ids=token, **call).logits
             for number in range(3):
-                single = model(input_ids=token[number : number + 1], past_key_values=own[number])
+                single = model(input_ids=token[number : number + 1], **{CACHE: own[number]})
                 near(logits[number], single.logits[0])
 
 
@@ -240,7 +241,7 @@ def test_prompt_lookup_equals_greedy(attention: str, positions: str, window: int
 def test_what_is_forgotten_cannot_come_back() -> None:
     model = mistral("sdpa", 14)
     with lk.attach(model, configured("preserve")):
-        cache = model(**batch(prompt(*PROMPT))).past_key_values
+        cache = model(**batch(prompt(*PROMPT)))[CACHE]
         lengths = cache_lengths(cache)
         for each in (cache, cache.layers[-1]):
             with pytest.raises(RuntimeError, match="activate_past_recording"):
@@ -261,11 +262,11 @@ def test_samples_are_picked_and_copied(
 
     def step(cache: Any, rows: torch.Tensor) -> torch.Tensor:
         call = {"input_ids": token[rows], "attention_mask": mask[rows]}
-        return model(**call, past_key_values=cache).logits
+        return model(**call, **{CACHE: cache}).logits
 
     with lk.attach(model, configured(positions)):
         cache = cache_for(kind, model)
-        model(**inputs, past_key_values=cache)
+        model(**inputs, **{CACHE: cache})
         copied, loaded = copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))
         picked, repeated = copy.deepcopy(cache), copy.deepcopy(cache)
         expected = step(cache, torch.arange(3))
@@ -288,11 +289,11 @@ def test_a_reset_cache_is_like_new(kind: str) -> None:
     text = batch(prompt(18), prompt(5, seed=1), prompt(17, seed=2))
     cache = cache_for(kind, model)
     with lk.attach(model, configured("reindex")):
-        expected = model(**inputs, past_key_values=cache).logits
+        expected = model(**inputs, **{CACHE: cache}).logits
         with pytest.raises(RuntimeError, match="outside the context"):
             cache.layers[0].update(torch.zeros(3, 2, 1, 16), torch.zeros(3, 2, 1, 16))
         cache.reset()
-        assert torch.equal(model(**inputs, past_key_values=cache).logits, expected)
+        assert torch.equal(model(**inputs, **{CACHE: cache}).logits, expected)
     cache.reset()
-    plain = model(**text, past_key_values=cache_for(kind, model)).logits
-    assert torch.equal(model(**text, past_key_values=cache).logits, plain)
+    plain = model(**text, **{CACHE: cache_for(kind, model)}).logits
+    assert torch.equal(model(**text, **{CACHE: cache}).logits, plain)

@@ -10,16 +10,7 @@ import pytest
 import torch
 from families.loop import FamilyLoop
 from marks import NO_PLACEHOLDER, attentions, policies, ways
-from models import (
-    alone,
-    batch,
-    cache_lengths,
-    greedy,
-    loop_logits,
-    near,
-    prompt,
-    tiny_llava,
-)
+from models import CACHE, alone, batch, cache_lengths, greedy, loop_logits, near, prompt, tiny_llava
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CompileConfig, DynamicCache, StaticCache
 from transformers.cache_utils import StaticLayer
@@ -63,7 +54,7 @@ def test_prefill_and_decoding_equal_the_loop(
     cache = static(model, allocated=allocated)
     with lk.attach(model, configured(positions)) as handle:
         expected = loop_logits(loop, inputs)
-        near(model(**inputs, past_key_values=cache).logits[0], expected)
+        near(model(**inputs, **{CACHE: cache}).logits[0], expected)
         rows = handle.ledger.rows
         assert [row.observed_kv_bytes for row in rows] == [256 * n for n in loop.lengths]
         assert [row.planned.kv_bytes for row in rows] == [256 * n for n in loop.lengths]
@@ -73,10 +64,10 @@ def test_prefill_and_decoding_equal_the_loop(
             assert seen(cache) == [loop.seen] * 6
             token = int(expected[-1].argmax())
             expected = loop.run_text([token])
-            logits = model(input_ids=torch.tensor([[token]]), past_key_values=cache).logits[0]
+            logits = model(input_ids=torch.tensor([[token]]), **{CACHE: cache}).logits[0]
             near(logits, expected)
         with pytest.raises((IndexError, RuntimeError)):
-            model(input_ids=torch.tensor([[5]]), past_key_values=cache)
+            model(input_ids=torch.tensor([[5]]), **{CACHE: cache})
     assert loop.margin > 1e-4
 
 
@@ -106,7 +97,7 @@ def test_later_turns_equal_the_loop(
             inputs = batch(prompt(*turn, seed=number), seed=number)
             ids, images = inputs["input_ids"], inputs.get("pixel_values")
             expected = loop_logits(loop, inputs)
-            logits = model(input_ids=ids, pixel_values=images, past_key_values=cache).logits[0]
+            logits = model(input_ids=ids, pixel_values=images, **{CACHE: cache}).logits[0]
             near(logits, expected)
             assert seen(cache) == [loop.seen] * 6
             if images is not None:
@@ -116,7 +107,7 @@ def test_later_turns_equal_the_loop(
         for token in tokens:
             assert int(logits[-1].argmax()) == token
             if seen(cache)[0] < total + 4:
-                logits = model(input_ids=torch.tensor([[token]]), past_key_values=cache).logits[0]
+                logits = model(input_ids=torch.tensor([[token]]), **{CACHE: cache}).logits[0]
     assert loop.margin > 1e-4
     lengths = cache_lengths(cache)
     if before:
@@ -134,19 +125,19 @@ def test_a_ragged_batch_equals_each_alone(attention: str, positions: str) -> Non
     places = (mask.cumsum(1) - 1).clamp(min=0)
     with lk.attach(model, configured(positions)):
         cache = static(model)
-        logits = model(**inputs, position_ids=places, past_key_values=cache).logits
+        logits = model(**inputs, position_ids=places, **{CACHE: cache}).logits
         own = []
         for number, (where, single) in enumerate(alone(inputs, *RAGGED)):
             own.append(DynamicCache())
-            near(logits[number, where], model(**single, past_key_values=own[-1]).logits[0])
+            near(logits[number, where], model(**single, **{CACHE: own[-1]}).logits[0])
         for step in range(6):
             token = torch.tensor([[9 + step], [30 + step], [70 + step]])
             mask = torch.cat([mask, torch.ones_like(token)], 1)
             places = places[:, -1:] + 1
-            call = {"attention_mask": mask, "position_ids": places, "past_key_values": cache}
+            call = {"attention_mask": mask, "position_ids": places, CACHE: cache}
             logits = model(input_ids=token, **call).logits
             for number in range(3):
-                single = model(input_ids=token[number : number + 1], past_key_values=own[number])
+                single = model(input_ids=token[number : number + 1], **{CACHE: own[number]})
                 near(logits[number], single.logits[0])
 
 
@@ -157,12 +148,12 @@ def test_equal_lengths_but_unequal_merges() -> None:
     inputs, step = batch(*prompts), torch.tensor([[7], [8]])
     with lk.attach(model, configured()):
         cache = static(model)
-        logits = model(**inputs, past_key_values=cache).logits
-        after = model(input_ids=step, past_key_values=cache).logits
+        logits = model(**inputs, **{CACHE: cache}).logits
+        after = model(input_ids=step, **{CACHE: cache}).logits
         for number, (_, single) in enumerate(alone(inputs, *prompts)):
             own = model(**single)
             near(logits[number], own.logits[0])
-            last = model(input_ids=step[number : number + 1], past_key_values=own.past_key_values)
+            last = model(input_ids=step[number : number + 1], **{CACHE: own[CACHE]})
             near(after[number], last.logits[0])
 
 
@@ -179,7 +170,7 @@ def test_generate(attention: str, positions: str, text: str) -> None:
         beams = greedy(model, inputs, 8, num_beams=3)
         found = greedy(model, inputs, 8, num_beams=3, cache_implementation="static")
         assert torch.equal(found, beams)
-        assert torch.equal(greedy(model, inputs, 8, past_key_values=static(model)), expected)
+        assert torch.equal(greedy(model, inputs, 8, **{CACHE: static(model)}), expected)
     with lk.attach(model, configured(positions, guidance="none")):
         cached = greedy(model, inputs, 8, cache_implementation="static", **NO_PLACEHOLDER)
         assert torch.equal(cached, greedy(model, inputs, 8, use_cache=False, **NO_PLACEHOLDER))
@@ -193,13 +184,13 @@ def test_generate_goes_on_from_a_cache(attention: str, positions: str) -> None:
     longer = []
     with lk.attach(model, configured(positions)):
         for cache in (DynamicCache(), static(model)):
-            ids = model.generate(**inputs, max_new_tokens=4, do_sample=False, past_key_values=cache)
+            ids = model.generate(**inputs, max_new_tokens=4, do_sample=False, **{CACHE: cache})
             mask = torch.ones(2, 7, dtype=torch.int64)
             more = {
                 "input_ids": torch.cat([ids, question], 1),
                 "attention_mask": torch.cat([inputs["attention_mask"], mask], 1),
             }
-            longer.append(greedy(model, more, 6, past_key_values=cache))
+            longer.append(greedy(model, more, 6, **{CACHE: cache}))
     assert torch.equal(*longer)
 
 
@@ -211,21 +202,21 @@ def test_a_reset_cache_is_like_new(attention: str) -> None:
     text = batch(*(prompt(SLOTS - 1, seed=seed) for seed in range(3)))
     step = {"input_ids": torch.tensor([[5], [6], [7]])}
     cache, plain = static(model), static(model)
-    expected = [model(**each, past_key_values=plain).logits for each in (text, step)]
+    expected = [model(**each, **{CACHE: plain}).logits for each in (text, step)]
     with lk.attach(model, configured("reindex")):
-        first = model(**inputs, past_key_values=cache).logits
+        first = model(**inputs, **{CACHE: cache}).logits
         for _ in range(2):
             cache.reset()
             assert seen(cache) == [0] * 6
-            assert torch.equal(model(**inputs, past_key_values=cache).logits, first)
+            assert torch.equal(model(**inputs, **{CACHE: cache}).logits, first)
         cache.reset()
         for each, logits in zip((text, step), expected, strict=True):
-            assert torch.equal(model(**each, past_key_values=cache).logits, logits)
+            assert torch.equal(model(**each, **{CACHE: cache}).logits, logits)
         cache.reset()
-        model(**inputs, past_key_values=cache)
+        model(**inputs, **{CACHE: cache})
     cache.reset()
     for each, logits in zip((text, step), expected, strict=True):
-        assert torch.equal(model(**each, past_key_values=cache).logits, logits)
+        assert torch.equal(model(**each, **{CACHE: cache}).logits, logits)
     assert cache_lengths(cache) == [SLOTS] * 6
 
 
@@ -235,10 +226,10 @@ def test_a_compressed_cache_is_refused_outside_the_context(attention: str) -> No
     model, inputs = tiny_llava(attention=attention), batch(prompt(*PROMPT))
     with lk.attach(model, configured()):
         cache = static(model)
-        model(**inputs, past_key_values=cache)
+        model(**inputs, **{CACHE: cache})
     before = [layer.keys.clone() for layer in cache.layers]
     with pytest.raises(RuntimeError, match="outside the context"):
-        model(input_ids=torch.tensor([[5]]), past_key_values=cache)
+        model(input_ids=torch.tensor([[5]]), **{CACHE: cache})
     assert seen(cache) == [26] * 6
     assert all(torch.equal(x.keys, old) for x, old in zip(cache.layers, before, strict=True))
 
@@ -247,9 +238,9 @@ def test_a_compressed_cache_is_refused_outside_the_context(attention: str) -> No
 def test_text_alone_leaves_the_cache_as_it_was() -> None:
     model, text = tiny_llava(), batch(prompt(9), prompt(5, seed=1))
     cache, plain = static(model), static(model)
-    expected = model(**text, past_key_values=plain).logits
+    expected = model(**text, **{CACHE: plain}).logits
     with lk.attach(model, configured()):
-        assert torch.equal(model(**text, past_key_values=cache).logits, expected)
+        assert torch.equal(model(**text, **{CACHE: cache}).logits, expected)
     assert all(type(layer) is StaticLayer for layer in cache.layers)
     assert cache_lengths(cache) == [SLOTS] * 6
 
@@ -262,15 +253,15 @@ def test_copies_and_reordered_samples(attention: str, positions: str) -> None:
     token, rows = torch.tensor([[8], [9], [10]]), torch.tensor([2, 0, 1])
     with lk.attach(model, configured(positions)):
         cache = static(model)
-        model(**inputs, past_key_values=cache)
+        model(**inputs, **{CACHE: cache})
         copied, loaded = copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))
         call = {"input_ids": token, "attention_mask": mask}
-        expected = model(**call, past_key_values=cache).logits
+        expected = model(**call, **{CACHE: cache}).logits
         assert seen(copied) == [41] * 6
-        assert torch.equal(model(**call, past_key_values=loaded).logits, expected)
+        assert torch.equal(model(**call, **{CACHE: loaded}).logits, expected)
         copied.reorder_cache(rows)
         call = {"input_ids": token[rows], "attention_mask": mask[rows]}
-        near(model(**call, past_key_values=copied).logits, expected[rows])
+        near(model(**call, **{CACHE: copied}).logits, expected[rows])
     kinds = [type(layer) for layer in copied.layers]
     assert kinds == [CompressedStaticLayer, StaticLayer, *[CompressedStaticLayer] * 4]
 
@@ -290,8 +281,8 @@ def test_decoding_reads_nothing_back(attention: str, positions: str) -> None:
     model, inputs = tiny_llava(attention=attention), batch(*RAGGED)
     real = inputs["attention_mask"].bool()
     with lk.attach(model, configured(positions)):
-        cache, expected = static(model), model(**inputs).past_key_values
-        model(**inputs, past_key_values=cache)
+        cache, expected = static(model), model(**inputs)[CACHE]
+        model(**inputs, **{CACHE: cache})
         wide = torch.nn.functional.pad(real, (0, SLOTS - real.shape[1]))
         wide[:, real.shape[1]] = True
         call = {"input_ids": torch.tensor([[5], [6], [7]])}
@@ -303,9 +294,9 @@ def test_decoding_reads_nothing_back(attention: str, positions: str) -> None:
         with NothingReadBack():
             assert isinstance(cache.get_seq_length(), torch.Tensor)
             assert isinstance(cache.layers[2].get_seq_length(), torch.Tensor)
-            found = model(**call, attention_mask=mask, past_key_values=cache).logits
+            found = model(**call, attention_mask=mask, **{CACHE: cache}).logits
         call["attention_mask"] = torch.cat([real, torch.ones(3, 1, dtype=torch.bool)], 1)
-        near(found, model(**call, past_key_values=expected).logits)
+        near(found, model(**call, **{CACHE: expected}).logits)
 
 
 @pytest.mark.slow

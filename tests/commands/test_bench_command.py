@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from models import CACHE
 
 from lightkv_gnn.bench.prefill import Contest, DecodeRow, compare_decode
 from lightkv_gnn.bench.shapes import Shape, build, inputs_of
@@ -140,7 +141,7 @@ def test_compression_is_all_that_differs_and_leaves_nothing_behind() -> None:
     cached: list[int] = []
 
     def run() -> None:
-        cached.append(contest.prefill().past_key_values.layers[-1].keys.shape[2])
+        cached.append(contest.prefill()[CACHE].layers[-1].keys.shape[2])
 
     before = contest.prefill().logits
     contest.side_by_side(run, rounds=2)

@@ -13,7 +13,7 @@ from PIL import Image
 
 import lightkv_gnn as lk
 from lightkv_gnn import tiny
-from lightkv_gnn.commands import comparison as demo
+from lightkv_gnn.asking import answers, loading
 from lightkv_gnn.commands import running
 from lightkv_gnn.commands.cli import main
 from lightkv_gnn.sources import check_source
@@ -44,9 +44,9 @@ def test_the_answers_are_those_of_the_library(capsys, tmp_path, photo):
     config = lk.LightKVConfig.for_model(model)
     with Image.open(photo) as picture:
         picture = picture.convert("RGB")
-        full = demo.generate(model, processor, picture, QUESTION)
+        full = answers.generate(model, processor, picture, QUESTION)
         with lk.attach(model, config) as handle:
-            compressed = demo.generate(model, processor, picture, QUESTION)
+            compressed = answers.generate(model, processor, picture, QUESTION)
     assert (result["answer"], result["uncompressed"]) == (compressed, full)
     assert compressed != full
     assert result["config"] == config.to_dict()
@@ -63,10 +63,10 @@ def test_loading_knows_cpus_by_number_and_attention_by_name(tmp_path):
     save_checkpoint("llava", tmp_path).bfloat16().save_pretrained(tmp_path)
     for source in (str(tmp_path), "tiny"):
         for device in ("cpu", "cpu:0"):
-            model, _ = running.load(source, device, attention="eager")
+            model, _ = loading.load(source, device, attention="eager")
             assert model.dtype == torch.float32
             assert model.get_decoder().config._attn_implementation == "eager"
-    assert running.load(str(tmp_path), "cpu", "bfloat16")[0].dtype == torch.bfloat16
+    assert loading.load(str(tmp_path), "cpu", "bfloat16")[0].dtype == torch.bfloat16
 
 
 def test_a_model_on_every_device_there_is(capsys, photo):
@@ -86,8 +86,8 @@ def test_a_model_is_spread_by_transformers(monkeypatch):
         asked.update(options)
         return torch.nn.Linear(1, 1)
 
-    monkeypatch.setattr(running.AutoModelForImageTextToText, "from_pretrained", load)
-    running.load("tiny", "auto", "bfloat16", "eager")
+    monkeypatch.setattr(loading.AutoModelForImageTextToText, "from_pretrained", load)
+    loading.load("tiny", "auto", "bfloat16", "eager")
     assert asked == {
         "dtype": "bfloat16",
         "device_map": "auto",

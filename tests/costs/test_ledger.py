@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import LAYERS, batch, check_ledger, prompt, tiny_llava
+from models import CACHE, LAYERS, batch, check_ledger, prompt, tiny_llava
 from torch.utils.flop_counter import FlopCounterMode
 
 import lightkv_gnn as lk
@@ -25,7 +25,7 @@ LENGTHS = [[t + v for t, v in zip(TEXT, vision, strict=True)] for vision in VISI
 def bill(**options: Any) -> tuple[lk.Ledger, torch.nn.Module, Any]:
     model = tiny_llava(**options)
     with torch.no_grad(), lk.attach(model, lk.LightKVConfig(STAGES)) as handle:
-        cache = model(**batch(*PROMPTS)).past_key_values
+        cache = model(**batch(*PROMPTS))[CACHE]
     check_ledger(handle.ledger, cache)
     return handle.ledger, model, cache
 
@@ -132,12 +132,12 @@ def test_cost_of_a_layer(lengths: tuple[int, ...]) -> None:
 def test_later_turns_are_billed_for_themselves() -> None:
     model, inputs = tiny_llava(), batch(PROMPTS[0])
     with torch.no_grad(), lk.attach(model, lk.LightKVConfig(STAGES)) as handle:
-        cache = model(**inputs).past_key_values
+        cache = model(**inputs)[CACHE]
         first = handle.ledger.to_dict()["rows"]
-        model(input_ids=torch.tensor([[4, 5, 6]]), past_key_values=cache)
+        model(input_ids=torch.tensor([[4, 5, 6]]), **{CACHE: cache})
         assert handle.ledger.to_dict()["rows"] == first  # of the last prefill with pictures
         call = {"input_ids": inputs["input_ids"], "pixel_values": inputs["pixel_values"]}
-        model(**call, past_key_values=cache)
+        model(**call, **{CACHE: cache})
         second = handle.ledger.rows
     assert [row.planned.kv_bytes for row in second] == [row["planned"]["kv_bytes"] for row in first]
     assert all(row.observed_kv_bytes == row.planned.kv_bytes for row in second)

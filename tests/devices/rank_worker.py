@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from models import CACHE
 from transformers import AutoModelForImageTextToText
 from transformers.distributed import DistributedConfig
 
@@ -55,7 +56,7 @@ def run(model: Any, inputs: dict[str, Any], fields: dict[str, Any], options: Any
         "weights": [stage.weight for stage in handle.trace],
         "guidance": [stage.guidance for stage in handle.trace if stage.guidance is not None],
         "ledger": handle.ledger.to_dict()["rows"],
-        "kv heads": out.past_key_values.layers[4].keys.shape[1],
+        "kv heads": out[CACHE].layers[4].keys.shape[1],
     }
 
 

@@ -11,7 +11,7 @@ import torch
 from families.inputs import PICTURES
 from families.inputs import batch as batch_of
 from families.models import tiny
-from models import batch, left_untouched, near, prompt, tiny_llava
+from models import CACHE, batch, left_untouched, near, prompt, tiny_llava
 from places import Placed, Pretending, settled
 from transformers import AutoModelForImageTextToText
 
@@ -171,7 +171,7 @@ def test_later_turns_on_two_devices(positions: str) -> None:
             out = model(**first, use_cache=True)
             seen = first["attention_mask"].shape[1] + second["attention_mask"].shape[1]
             again = {**second, "attention_mask": torch.ones(1, seen, dtype=torch.int64)}
-            more = model(**again, past_key_values=out.past_key_values)
+            more = model(**again, **{CACHE: out[CACHE]})
         return [out.logits.cpu(), more.logits.cpu()]
 
     expected = talk(tiny_llava())

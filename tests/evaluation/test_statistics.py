@@ -19,8 +19,8 @@ from lightkv_gnn.evaluation.statistics import (
     score_interval,
     t_interval,
     t_test,
-    wilson,
 )
+from lightkv_gnn.intervals import wilson
 
 QUANTILES = {1: 12.706, 2: 4.303, 4: 2.776, 5: 2.571, 9: 2.262, 30: 2.042}
 """Student's t within which 95 % lie, from printed tables."""

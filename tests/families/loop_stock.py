@@ -8,6 +8,7 @@ from functools import cache, partial
 from typing import Any
 
 import torch
+from models import CACHE
 from torch import Tensor, nn
 
 from families.geometry import tiles_of
@@ -45,7 +46,7 @@ def stock_steps(model: nn.Module, out: Any, tokens: Sequence[int]) -> Tensor:
     logits = [out.logits[0, -1]]
     for token in tokens[:-1]:
         ids = torch.tensor([[token]])
-        logits.append(model(input_ids=ids, past_key_values=out.past_key_values).logits[0, -1])
+        logits.append(model(input_ids=ids, **{CACHE: out[CACHE]}).logits[0, -1])
     return torch.stack(logits)
 
 
@@ -74,7 +75,7 @@ def hidden_from_layers(
 
     def hide(number: int, block: nn.Module, args: Any, kwargs: Any) -> Any:
         mask = kwargs["attention_mask"].clone()
-        total = kwargs["past_key_values"].get_seq_length(number) + mask.shape[-2]
+        total = kwargs[CACHE].get_seq_length(number) + mask.shape[-2]
         first = total - mask.shape[-1]  # sliding layers forget
         mask[..., [j - first for j in gone[number] if j >= first]] = torch.finfo(mask.dtype).min
         kwargs = {**kwargs, "attention_mask": mask}

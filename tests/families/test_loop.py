@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from models import CACHE
 from torch import Tensor
 
 from families import loop_families
@@ -51,12 +52,12 @@ def check(family: str, model: Any, prompt: Prompt, **more: Tensor) -> FamilyLoop
     loop = FamilyLoop(model, family)
     out, logits = model(**inputs), loop.run(inputs, tiles)
     assert error(logits, out.logits[0]) <= 1e-5
-    assert loop.lengths == lengths_of(out.past_key_values)
+    assert loop.lengths == lengths_of(out[CACHE])
     tokens, steps = loop.greedy(logits[-1], STEPS)
     stock = stock_steps(model, out, tokens)
     assert error(steps, stock) <= 1e-5
     assert tokens == stock.argmax(1).tolist()
-    assert loop.lengths == lengths_of(out.past_key_values)
+    assert loop.lengths == lengths_of(out[CACHE])
     return loop
 
 
@@ -86,8 +87,8 @@ def test_further_text_equals_the_model(family: str) -> None:
     loop = FamilyLoop(model, family)
     loop.run(inputs, tiles)
     ids = [5, 17, 80, 3, 41, 9]
-    past = model(**inputs).past_key_values
-    out = model(input_ids=torch.tensor([ids]), past_key_values=past)
+    past = model(**inputs)[CACHE]
+    out = model(input_ids=torch.tensor([ids]), **{CACHE: past})
     assert error(loop.run_text(ids), out.logits[0]) <= 1e-5
 
 
@@ -114,8 +115,8 @@ def test_a_second_picture_after_the_first_equals_the_model(family: str) -> None:
     then, tiles = inputs_of(family, (4, picture, 2), seed=1)
     loop = FamilyLoop(model, family)
     loop.run(first, first_tiles)
-    past = model(**first).past_key_values
-    out = model(**continued(model, first, then), past_key_values=past)
+    past = model(**first)[CACHE]
+    out = model(**continued(model, first, then), **{CACHE: past})
     assert error(loop.run(then, tiles), out.logits[0]) <= 1e-5
     assert loop.lengths == lengths_of(past)
 

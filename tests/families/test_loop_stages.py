@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from models import CACHE
 from torch import Tensor
 
 from families.inputs import PICTURES, Picture, TileTruth
@@ -87,7 +88,7 @@ def test_guidance_is_given_queries_and_keys_of_the_model(rotary: bool) -> None:
     own = decoder_of(model).layers[STAGES[0][0]].self_attn
     projections = (own.q_proj, own.k_proj)
     hooks = [p.register_forward_hook(lambda _, __, out: plain.append(out[0])) for p in projections]
-    cache = model(**inputs).past_key_values
+    cache = model(**inputs)[CACHE]
     for hook in hooks:
         hook.remove()
     if rotary:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import check_ledger, left_untouched, near
+from models import CACHE, check_ledger, left_untouched, near
 from torch import Tensor
 
 import lightkv_gnn as lk
@@ -71,7 +71,7 @@ def check(
     config = lk.LightKVConfig([lk.Stage(*stage) for stage in stages])
     with left_untouched(model, inputs), lk.attach(model, config) as handle:
         prefill = model(**inputs)
-        check_ledger(handle.ledger, prefill.past_key_values)
+        check_ledger(handle.ledger, prefill[CACHE])
         out = generate(model, inputs) if padding == "left" else None
     longest = [0] * len(model.get_decoder().layers)
     for sample, (real, single) in enumerate(alone(family, model, *prompts)):
@@ -85,7 +85,7 @@ def check(
             tokens, steps = loop.greedy(logits[-1], STEPS)
             near(torch.stack(out.logits)[:, sample], steps)
             assert out.sequences[sample, -STEPS:].tolist() == tokens
-    held = [layer.keys.shape[2] for layer in prefill.past_key_values.layers]
+    held = [layer.keys.shape[2] for layer in prefill[CACHE].layers]
     assert held == longest
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import near
+from models import CACHE, near
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -101,8 +101,8 @@ def test_a_second_turn_about_text(family: str) -> None:
     loop.run(inputs, tiles_of(family, model, prompt))
     expected = torch.cat([loop.run_text([token]) for token in question[0].tolist()])
     with lk.attach(model, config_of(model)):
-        cache = model(**inputs).past_key_values
-        out = model(input_ids=question, past_key_values=cache)
+        cache = model(**inputs)[CACHE]
+        out = model(input_ids=question, **{CACHE: cache})
     near(out.logits[0], expected)
 
 
@@ -156,7 +156,7 @@ def test_positions_that_close_up(family: str) -> None:
         for _ in range(STEPS):
             token = expected[-1:].argmax(-1, keepdim=True)
             expected = loop.run_text(token[0].tolist())
-            step = model(input_ids=token, past_key_values=out.past_key_values)
+            step = model(input_ids=token, **{CACHE: out[CACHE]})
             near(step.logits[0], expected)
 
 
@@ -175,8 +175,8 @@ def test_a_second_turn_about_a_new_picture(family: str) -> None:
             if "token_type_ids" in inputs:  # wanted of the whole sequence
                 types.append(inputs["token_type_ids"])
                 inputs["token_type_ids"] = torch.cat(types, 1)
-            out = model(**inputs, past_key_values=cache)
-            cache = out.past_key_values
+            out = model(**inputs, **{CACHE: cache})
+            cache = out[CACHE]
             near(out.logits[0], expected)
             assert len(handle.trace.layout.grids) == len(tiles)
     assert [layer.keys.shape[2] for layer in cache.layers] == loop.lengths

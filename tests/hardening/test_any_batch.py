@@ -9,7 +9,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from models import LAYERS, alone, batch, cache_lengths, check_ledger, near, prompt, tiny_llava
+from models import (
+    CACHE,
+    LAYERS,
+    alone,
+    batch,
+    cache_lengths,
+    check_ledger,
+    near,
+    prompt,
+    tiny_llava,
+)
 from strategies import RATIOS, repeatable, seeds
 from torch import Tensor
 
@@ -66,20 +76,20 @@ def test_a_batch_is_its_samples(
     with lk.attach(model, config) as handle:
         out = model(**inputs)
         if "pixel_values" in inputs:
-            check_ledger(handle.ledger, out.past_key_values)
+            check_ledger(handle.ledger, out[CACHE])
         longest, steps = [0] * LAYERS, []
         for number, (where, single) in enumerate(alone(inputs, *given)):
             own = model(**single)
             near(out.logits[number, where], own.logits[0])
-            longest = [*map(max, longest, cache_lengths(own.past_key_values))]
-            steps.append(step(model, own.past_key_values, single["attention_mask"]))
-        assert cache_lengths(out.past_key_values) == longest
+            longest = [*map(max, longest, cache_lengths(own[CACHE]))]
+            steps.append(step(model, own[CACHE], single["attention_mask"]))
+        assert cache_lengths(out[CACHE]) == longest
         if padding == "left":
-            near(step(model, out.past_key_values, inputs["attention_mask"]), torch.cat(steps))
+            near(step(model, out[CACHE], inputs["attention_mask"]), torch.cat(steps))
 
 
 def step(model: Any, cache: Any, mask: Tensor) -> Tensor:
     """Logits after one more token of each sample."""
     ids = torch.full((len(mask), 1), 5)
     mask = torch.nn.functional.pad(mask, (0, 1), value=1)
-    return model(input_ids=ids, attention_mask=mask, past_key_values=cache).logits
+    return model(input_ids=ids, attention_mask=mask, **{CACHE: cache}).logits

@@ -12,7 +12,7 @@ import pytest
 import torch
 from families import inputs as family_inputs
 from families.models import tiny
-from models import RESETS, batch, footprint, greedy, prompt, tiny_llava
+from models import CACHE, RESETS, batch, footprint, greedy, prompt, tiny_llava
 from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -234,7 +234,7 @@ def check_recovery(bench: Bench, error: type[BaseException], calls: int = 0) -> 
             for decoder_first in (True, False):
                 cache = DynamicCache()
                 with failing(bench, error, calls):
-                    bench.answer(past_key_values=cache)
+                    bench.answer(**{CACHE: cache})
                 if decoder_first:  # it runs nobody's prefill now, whatever was interrupted
                     assert torch.equal(bench.decoder(**text).last_hidden_state, decoded)
                 assert torch.equal(bench.answer(), expected)
@@ -242,10 +242,10 @@ def check_recovery(bench: Bench, error: type[BaseException], calls: int = 0) -> 
                 assert len(handle.trace) == len(STAGES)
                 if RESETS:
                     cache.reset()
-                    assert torch.equal(bench.answer(past_key_values=cache), expected)
+                    assert torch.equal(bench.answer(**{CACHE: cache}), expected)
             cache = DynamicCache()
             with failing(bench, error, calls):
-                bench.answer(past_key_values=cache)
+                bench.answer(**{CACHE: cache})
         assert not waiting(cache)
         assert footprint(model) == before
         assert functions(model) == own
@@ -290,7 +290,7 @@ def test_an_interrupted_prefill_keeps_nothing_alive() -> None:
     bench.before(bench.decoder.layers[4])
     with bench.undo, bench.attached():
         with failing(bench, KeyboardInterrupt, 0):
-            bench.answer(past_key_values=cache)
+            bench.answer(**{CACHE: cache})
         del cache
         bench.decoder(input_ids=torch.arange(3, 9)[None])
         gc.collect()

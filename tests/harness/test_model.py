@@ -11,7 +11,7 @@ from families.processors import save_checkpoint
 from PIL import Image
 
 import lightkv_gnn as lk
-from lightkv_gnn.commands import comparison as demo
+from lightkv_gnn.asking import answers, prompts
 
 if not find_spec("lmms_eval"):
     pytest.skip("lmms-eval is not installed", allow_module_level=True)
@@ -90,7 +90,7 @@ def test_answers_are_those_of_attach(made, size):
     found = lightkv.generate_until(requests_for(DOCUMENTS))
     with lk.attach(lightkv.model, CONFIG):
         expected = [
-            demo.generate(lightkv.model, lightkv.processor, pictures, text, max_new_tokens=6)
+            answers.generate(lightkv.model, lightkv.processor, pictures, text, max_new_tokens=6)
             if pictures
             else text_answer(lightkv, text)
             for text, pictures in DOCUMENTS
@@ -102,7 +102,7 @@ def test_answers_are_those_of_attach(made, size):
 def text_answer(lightkv, text):
     content = [{"role": "user", "content": [{"type": "text", "text": text}]}]
     prompt = lightkv.processor.apply_chat_template(content, add_generation_prompt=True)
-    marks = demo.marks(lightkv.processor, prompt)
+    marks = prompts.marks(lightkv.processor, prompt)
     inputs = lightkv.processor(text=prompt, return_tensors="pt", **marks)
     tokens = lightkv.model.generate(**inputs, max_new_tokens=6, do_sample=False)
     new = tokens[0, inputs["input_ids"].shape[1] :]
@@ -118,7 +118,7 @@ def test_costs_are_those_of_the_questions_with_pictures(made):
         ledgers = []
         for text, pictures in DOCUMENTS:
             if pictures:
-                demo.generate(lightkv.model, lightkv.processor, pictures, text)
+                answers.generate(lightkv.model, lightkv.processor, pictures, text)
                 ledgers.append(handle.ledger.totals())
     assert account.questions == len(ledgers) == 3
     assert account.kv_bytes == sum(totals["kv_bytes"] for totals in ledgers)

@@ -11,7 +11,7 @@ from PIL import Image
 
 import lightkv_gnn as lk
 from lightkv_gnn import tiny as bundled
-from lightkv_gnn.commands import comparison as demo
+from lightkv_gnn.asking import prompts
 from lightkv_gnn.harness.prompts import as_inputs, as_text, pictures_of
 
 # PaliGemma's processor has NumPy read a tensor in a way that PyTorch does not yet support.
@@ -72,7 +72,7 @@ def test_one_question_is_put_as_by_the_rest_of_the_library(family):
     for template in (made.chat_template, None):
         made.chat_template = template
         found = inputs_of(model, made, [asked("what is it?", picture)])
-        expected = demo.as_inputs(model, made, picture, "what is it?")
+        expected = prompts.as_inputs(model, made, picture, "what is it?")
         assert torch.equal(found["input_ids"], expected["input_ids"])
 
 

@@ -12,7 +12,7 @@ import test_masks_in_use
 import test_turns
 import torch
 from marks import policies
-from models import batch, left_untouched, near, prompt, tiny_llava
+from models import CACHE, batch, left_untouched, near, prompt, tiny_llava
 from own_attention import runnable
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -121,7 +121,7 @@ def test_a_switch_while_attached_is_refused(guidance: str) -> None:
         with refused:
             model(**inputs)
         with refused:
-            model(**step, past_key_values=expected.past_key_values)
+            model(**step, **{CACHE: expected[CACHE]})
         model.set_attn_implementation("sdpa")
         assert torch.equal(model(**inputs).logits, expected.logits)
         assert handle.ledger.rows

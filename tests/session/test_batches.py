@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from marks import attentions, ways
-from models import alone, batch, cache_lengths, check_ledger, near, prompt, tiny_llava
+from models import CACHE, alone, batch, cache_lengths, check_ledger, near, prompt, tiny_llava
 
 import lightkv_gnn as lk
 
@@ -44,18 +44,18 @@ def test_prefill_equals_each_alone(padding: str, name: str, attention: str, posi
     inputs = batch(*prompts, padding=padding)
     with lk.attach(model, lk.LightKVConfig(STAGES, positions=positions)) as handle:
         out = model(**inputs)
-        check_ledger(handle.ledger, out.past_key_values)
+        check_ledger(handle.ledger, out[CACHE])
         tokens = [row.planned.tokens for row in handle.ledger.rows]
         single_tokens = torch.zeros(len(tokens), dtype=torch.int64)
         longest = torch.zeros(len(tokens), dtype=torch.int64)
         for number, (where, single) in enumerate(alone(inputs, *prompts)):
             own = model(**single)
             near(out.logits[number, where], own.logits[0])
-            lengths = torch.tensor(cache_lengths(own.past_key_values))
+            lengths = torch.tensor(cache_lengths(own[CACHE]))
             single_tokens += lengths
             longest = longest.maximum(lengths)
         assert tokens == single_tokens.tolist()
-        assert cache_lengths(out.past_key_values) == longest.tolist()
+        assert cache_lengths(out[CACHE]) == longest.tolist()
 
 
 @ways

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from marks import attentions
-from models import LAYERS, batch, footprint, greedy, left_untouched, prompt, tiny_llava
+from models import CACHE, LAYERS, batch, footprint, greedy, left_untouched, prompt, tiny_llava
 from torch import nn
 from transformers import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -246,8 +246,8 @@ def test_other_models_are_not_compressed(attention: str) -> None:
         with lk.attach(model, CONFIG):
             found = other(**inputs)
             assert torch.equal(found.logits, expected.logits)
-            assert [type(x) for x in found.past_key_values.layers] == [
-                type(x) for x in expected.past_key_values.layers
+            assert [type(x) for x in found[CACHE].layers] == [
+                type(x) for x in expected[CACHE].layers
             ]
 
 
@@ -377,7 +377,7 @@ def test_a_failed_prefill_announces_nothing() -> None:
     hook = attention.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(OSError("no")))
     with lk.attach(model, lk.LightKVConfig([lk.Stage(1, 2, 0.5)])):
         with pytest.raises(OSError, match="no"):
-            model(**inputs, past_key_values=cache)
+            model(**inputs, **{CACHE: cache})
         hook.remove()
         compressed = [layer for layer in cache.layers if hasattr(layer, "withdraw")]
         assert len(compressed) >= 2

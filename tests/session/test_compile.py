@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import batch, cache_lengths, greedy, near, prompt, tiny_llava
+from models import CACHE, batch, cache_lengths, greedy, near, prompt, tiny_llava
 from torch._dynamo.utils import counters
 
 import lightkv_gnn as lk
@@ -90,20 +90,20 @@ def test_compiled_before_attaching(compiled: Callable[[Any], Any]) -> None:
     model = compiled(inner)
     before = model(**inputs)
     near(before.logits, logits)
-    assert cache_lengths(before.past_key_values) == PLAIN
+    assert cache_lengths(before[CACHE]) == PLAIN
     with warnings.catch_warnings(record=True) as said, lk.attach(model, CONFIG) as handle:
         warnings.simplefilter("always")
         for _ in range(2):
             out = model(**inputs)
             near(out.logits, short_logits)
-            assert cache_lengths(out.past_key_values) == SHORT
+            assert cache_lengths(out[CACHE]) == SHORT
             assert torch.equal(greedy(model, inputs, 4), short_tokens)
         assert [row.planned.tokens for row in handle.ledger.rows] == SHORT
     told = [str(each.message) for each in said if "lightkv" in str(each.message)]
     assert len(told) == 1
     after = model(**inputs)
     near(after.logits, logits)
-    assert cache_lengths(after.past_key_values) == PLAIN
+    assert cache_lengths(after[CACHE]) == PLAIN
     assert torch.equal(greedy(model, inputs, 4), tokens)
 
 
@@ -118,7 +118,7 @@ def test_compiled_while_attached() -> None:
         with SAYS:
             out = model(**inputs)
         near(out.logits, short)
-        assert cache_lengths(out.past_key_values) == SHORT
+        assert cache_lengths(out[CACHE]) == SHORT
     near(model(**inputs).logits, expected)
 
 
@@ -128,11 +128,11 @@ def test_a_text_prompt_before_one_with_a_picture() -> None:
     model, text, inputs = layers(model_of()), batch(prompt(26, seed=4)), prompt(4, "image", 6)
     with lk.attach(model, CONFIG):
         for _ in range(2):
-            assert cache_lengths(model(**text).past_key_values) == PLAIN
+            assert cache_lengths(model(**text)[CACHE]) == PLAIN
         with SAYS:
-            assert cache_lengths(model(**batch(inputs)).past_key_values) == SHORT
-        assert cache_lengths(model(**text).past_key_values) == PLAIN
-        assert cache_lengths(model(**batch(inputs)).past_key_values) == SHORT
+            assert cache_lengths(model(**batch(inputs))[CACHE]) == SHORT
+        assert cache_lengths(model(**text)[CACHE]) == PLAIN
+        assert cache_lengths(model(**batch(inputs))[CACHE]) == SHORT
 
 
 @pytest.mark.parametrize("positions", ["preserve", "reindex"])
@@ -144,11 +144,11 @@ def test_steps_are_one_graph(positions: str) -> None:
         torch.compile(model, **COMPILE),
     )
     with lk.attach(plain, config), lk.attach(step, config):
-        caches = [each(**inputs).past_key_values for each in (plain, model)]
+        caches = [each(**inputs)[CACHE] for each in (plain, model)]
         for token in (5, 6, 7):
             ids = torch.tensor([[token]])
-            expected = plain(input_ids=ids, past_key_values=caches[0]).logits
-            near(step(input_ids=ids, past_key_values=caches[1]).logits, expected)
+            expected = plain(input_ids=ids, **{CACHE: caches[0]}).logits
+            near(step(input_ids=ids, **{CACHE: caches[1]}).logits, expected)
     assert counters["stats"]["unique_graphs"] > 0
     assert not counters["graph_break"]
     assert cache_lengths(caches[1]) == [length + 3 for length in SHORT]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import batch, prompt, tiny_llava
+from models import CACHE, batch, prompt, tiny_llava
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -228,7 +228,7 @@ def test_steps_and_turns_never_wait_for_the_device() -> None:
     model, inputs = tiny_llava(attention="eager"), batch(*RAGGED)
     ones = torch.ones(3, 1, dtype=torch.int64)
     with lk.attach(model, lk.LightKVConfig(STAGES, positions="reindex")):
-        cache = model(**inputs).past_key_values
+        cache = model(**inputs)[CACHE]
         for more in (1, 3):
             new = ones.expand(-1, more)
             inputs["attention_mask"] = torch.cat([inputs["attention_mask"], new], 1)
@@ -240,7 +240,7 @@ def test_steps_and_turns_never_wait_for_the_device() -> None:
                 ),
                 decoder.register_forward_hook(lambda *_, mode=mode: _leave(mode)),
             ]
-            model(**call, past_key_values=cache)
+            model(**call, **{CACHE: cache})
             for hook in hooks:
                 hook.remove()
 

@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 import torch
 from families.loop import FamilyLoop
-from models import batch, cache_lengths, check_ledger, loop_logits, near, prompt, tiny_llava
+from models import CACHE, batch, cache_lengths, check_ledger, loop_logits, near, prompt, tiny_llava
 from torch import Tensor
 
 import lightkv_gnn as lk
@@ -69,17 +69,17 @@ def compare(
     with lk.attach(model, config) as handle:
         out = model(**inputs)
         near(out.logits[0], logits)
-        assert cache_lengths(out.past_key_values) == lengths
+        assert cache_lengths(out[CACHE]) == lengths
         assert [row.planned.tokens for row in handle.ledger.rows] == lengths
-        check_ledger(handle.ledger, out.past_key_values)
+        check_ledger(handle.ledger, out[CACHE])
         steps = [out.logits[0, -1]]
         for token in tokens[:-1]:
             assert int(steps[-1].argmax()) == token
-            out = model(input_ids=torch.tensor([[token]]), past_key_values=out.past_key_values)
+            out = model(input_ids=torch.tensor([[token]]), **{CACHE: out[CACHE]})
             steps.append(out.logits[0, -1])
     near(torch.stack(steps), step_logits)
     assert int(steps[-1].argmax()) == tokens[-1]
-    assert cache_lengths(out.past_key_values) == [n + len(tokens) - 1 for n in lengths]
+    assert cache_lengths(out[CACHE]) == [n + len(tokens) - 1 for n in lengths]
 
 
 @pytest.mark.parametrize("parts", PROMPTS)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import IMAGE_TOKEN, batch, left_untouched, near, prompt, tiny_llava
+from models import CACHE, IMAGE_TOKEN, batch, left_untouched, near, prompt, tiny_llava
 from transformers import Cache, DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.cache_utils import DynamicLayer
 
@@ -295,12 +295,12 @@ CALLING: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
         r"shape \[3, 1, 41, 42\]: expected \[3, 41\].*or \[3, 1, 41, 41\]",
     ),
     "an offloaded cache": (
-        lambda model: call(model, past_key_values=DynamicCache(offloading=True)),
+        lambda model: call(model, **{CACHE: DynamicCache(offloading=True)}),
         lk.UnsupportedInputError,
         "DynamicCache moves its layers to the CPU.*expected a cache without offloading",
     ),
     "a cache that makes other layers": (
-        lambda model: call(model, past_key_values=Cache(layer_class_to_replicate=OtherLayer)),
+        lambda model: call(model, **{CACHE: Cache(layer_class_to_replicate=OtherLayer)}),
         lk.UnsupportedInputError,
         "OtherLayer.*dynamic caches",
     ),
@@ -348,7 +348,7 @@ def test_what_is_refused_is_refused_before_the_model_runs(wrong: str) -> None:
     for module in (model.model.vision_tower, model.model.language_model):
         module.register_forward_pre_hook(lambda *_: calls.append(1))
     with lk.attach(model, CONFIG), pytest.raises(lk.UnsupportedInputError):
-        model(**inputs, past_key_values=cache)
+        model(**inputs, **{CACHE: cache})
     assert not calls
     assert cache.get_seq_length() == 0
 

@@ -16,7 +16,7 @@ import test_generation
 import torch
 from flash_stand_in import VERSIONS, flash_on_cpu
 from marks import policies
-from models import batch, cache_lengths, left_untouched, near, prompt, tiny_llava
+from models import CACHE, batch, cache_lengths, left_untouched, near, prompt, tiny_llava
 from transformers import DynamicCache, StaticCache
 
 import lightkv_gnn as lk
@@ -79,15 +79,15 @@ def test_masks_tell_padding_and_nothing_else(positions: str, ran: list[str]) -> 
             with_kwargs=True,
         )
     with lk.attach(model, lk.LightKVConfig(STAGES, positions=positions)):
-        cache = model(**batch(RAGGED[0])).past_key_values
+        cache = model(**batch(RAGGED[0]))[CACHE]
         # Gaps in the ids would be taken for borders between packed sequences.
         assert [ids is None for _, ids in seen] == [False] * 2 + [True] * 4
-        model(input_ids=torch.tensor([[5]]), past_key_values=cache)
+        model(input_ids=torch.tensor([[5]]), **{CACHE: cache})
         assert [mask for mask, _ in seen] == [None] * 12
         seen.clear()
         # Equal lengths have no mask until the survivors are ragged.
-        cache = model(**batch(prompt(2, "image", "image", 6), prompt(40, seed=2))).past_key_values
-        model(input_ids=torch.tensor([[5], [6]]), past_key_values=cache)
+        cache = model(**batch(prompt(2, "image", "image", 6), prompt(40, seed=2)))[CACHE]
+        model(input_ids=torch.tensor([[5], [6]]), **{CACHE: cache})
     for (mask, _), held in zip(seen, [None, None, 40, 40, 40, 40] * 2, strict=True):
         assert (mask is None) == (held is None)
         assert mask is None or mask.shape[0] == 2
@@ -123,17 +123,17 @@ def test_a_sliding_window_over_a_cache_without_one(ran: list[str]) -> None:
     """The kernel would count merged tokens, and so look back too far."""
     model, inputs = windowed(28), batch(prompt(4, "image", 6))
     with lk.attach(model, CONFIG):
-        cache = model(**inputs, past_key_values=DynamicCache()).past_key_values
+        cache = model(**inputs, **{CACHE: DynamicCache()})[CACHE]
         for _ in range(2):
-            model(input_ids=torch.tensor([[5]]), past_key_values=cache)
+            model(input_ids=torch.tensor([[5]]), **{CACHE: cache})
         refused = pytest.raises(lk.UnsupportedInputError, match=r"29 tokens.*window of 28.*merged")
         before = cache_lengths(cache)
         with refused:
-            model(input_ids=torch.tensor([[5]]), past_key_values=cache)
+            model(input_ids=torch.tensor([[5]]), **{CACHE: cache})
         assert cache_lengths(cache) == before
         empty = DynamicCache()
         with pytest.raises(lk.UnsupportedInputError, match="sliding window of 28"):
-            model(**batch(prompt(8, "image", 6)), past_key_values=empty)
+            model(**batch(prompt(8, "image", 6)), **{CACHE: empty})
         assert empty.get_seq_length() == 0
 
 
@@ -185,7 +185,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, int]] = {
         2,
     ),
     "a static cache": (
-        {**batch(prompt(4, "image", 6)), "past_key_values": 64},
+        {**batch(prompt(4, "image", 6)), CACHE: 64},
         'static caches are not supported with flash.*"sdpa"',
         2,
     ),
@@ -198,9 +198,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str, int]] = {
 def test_what_flash_attention_would_get_wrong_is_refused(case: str, ran: list[str]) -> None:
     inputs, message, before = REFUSED[case]
     model = tiny_llava(attention=FLASH)
-    if slots := inputs.get("past_key_values"):
+    if slots := inputs.get(CACHE):
         cache = StaticCache(config=model.config.text_config, max_cache_len=slots)
-        inputs = {**inputs, "past_key_values": cache}
+        inputs = {**inputs, CACHE: cache}
     with left_untouched(model, batch(*RAGGED)), lk.attach(model, CONFIG):
         ran.clear()
         with pytest.raises(lk.UnsupportedInputError, match=message):
@@ -245,7 +245,7 @@ def test_the_package_answers_like_sdpa(
                     call = {name: value.to(device) for name, value in call.items()}
                     if "pixel_values" in call:
                         call["pixel_values"] = call["pixel_values"].to(dtype)
-                    logits = model(**call, past_key_values=cache).logits.float().cpu()
+                    logits = model(**call, **{CACHE: cache}).logits.float().cpu()
                     answer.append(logits[new.bool()])
         answers.append((torch.cat(answer), cache_lengths(cache)))
     (flash, flash_lengths), (expected, lengths) = answers

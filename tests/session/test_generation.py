@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from marks import attentions, policies, ways
-from models import IMAGE_TOKEN, batch, check_ledger, greedy, near, prompt, tiny_llava
+from models import CACHE, IMAGE_TOKEN, batch, check_ledger, greedy, near, prompt, tiny_llava
 
 import lightkv_gnn as lk
 
@@ -77,10 +77,10 @@ def test_prefill_without_a_cache(attention: str, positions: str) -> None:
     model, inputs = tiny_llava(attention=attention), batch(*RAGGED)
     with lk.attach(model, lk.LightKVConfig(STAGES, positions=positions)) as handle:
         cached = model(**inputs)
-        check_ledger(handle.ledger, cached.past_key_values)
+        check_ledger(handle.ledger, cached[CACHE])
         uncached = model(**inputs, use_cache=False)
         check_ledger(handle.ledger, None)
-    assert uncached.past_key_values is None
+    assert uncached[CACHE] is None
     assert torch.equal(cached.logits, uncached.logits)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from families.loop import FamilyLoop
 from marks import attentions, policies
-from models import batch, cache_lengths, loop_logits, near, prompt, tiny_llava
+from models import CACHE, batch, cache_lengths, loop_logits, near, prompt, tiny_llava
 
 import lightkv_gnn as lk
 
@@ -49,7 +49,7 @@ def test_a_mask_of_the_users_own(shape: str, attention: str, kind: str, position
     with lk.attach(model, CONFIG[positions]):
         out = model(**inputs)
     near(out.logits[0], expected)
-    assert cache_lengths(out.past_key_values) == loop.lengths
+    assert cache_lengths(out[CACHE]) == loop.lengths
 
 
 @attentions
@@ -66,7 +66,7 @@ def test_padding_told_by_a_4d_mask(attention: str) -> None:
         expected = model(**inputs)
         out = model(**{**inputs, "attention_mask": wide[:, None]})
     near(out.logits[real], expected.logits[real])
-    assert cache_lengths(out.past_key_values) == cache_lengths(expected.past_key_values)
+    assert cache_lengths(out[CACHE]) == cache_lengths(expected[CACHE])
 
 
 @policies
@@ -83,8 +83,8 @@ def test_no_mask_stays_no_mask(positions: str) -> None:
         )
     equal = batch(prompt(4, "image", 6), prompt(2, "image", 8, seed=1))
     with lk.attach(model, CONFIG[positions]):
-        cache = model(**equal).past_key_values
-        model(input_ids=torch.tensor([[5], [6]]), past_key_values=cache)
+        cache = model(**equal)[CACHE]
+        model(input_ids=torch.tensor([[5], [6]]), **{CACHE: cache})
         assert seen == [None] * 12
         # Packed-sequence kernels would take gaps in the ids of a prefill for borders.
         assert [x is None for x in ids] == [False] + [True] * 5 + [False] * 6

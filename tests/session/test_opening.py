@@ -11,7 +11,7 @@ import pytest
 import torch
 from families.inputs import PICTURES, Picture, Prompt, alone, batch, truths
 from families.models import IMAGE, VIDEO, tiny
-from models import left_untouched, near
+from models import CACHE, left_untouched, near
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -104,7 +104,7 @@ def test_refused_calls_change_nothing(case: str) -> None:
         expected, cache = model(**inputs).logits, DynamicCache()
         last = handle.trace.layout
         with pytest.raises(ValueError, match=message):
-            run(model, {**inputs, "past_key_values": cache})
+            run(model, {**inputs, CACHE: cache})
         assert cache.get_seq_length() == 0
         assert not [x for x in cache.layers if "lightkv" in type(x).__module__]
         assert handle.trace.layout is last
@@ -177,13 +177,11 @@ def test_embeddings_without_pictures_are_left_alone_with_a_warning() -> None:
         warnings.simplefilter("always")
         found = model(**call)
         model.generate(**call, max_new_tokens=3)
-        model(inputs_embeds=embeds[:, -1:], past_key_values=found.past_key_values)  # a step
+        model(inputs_embeds=embeds[:, -1:], **{CACHE: found[CACHE]})  # a step
     ours = [str(each.message) for each in caught if "lightkv_gnn" in str(each.message)]
     assert ["pass input_ids" in message for message in ours] == [True, True]
     assert torch.equal(found.logits, expected.logits)
-    assert {type(x) for x in found.past_key_values.layers} == {
-        type(x) for x in expected.past_key_values.layers
-    }
+    assert {type(x) for x in found[CACHE].layers} == {type(x) for x in expected[CACHE].layers}
 
 
 @torch.no_grad()

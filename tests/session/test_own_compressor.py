@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import batch, check_ledger, greedy, near, prompt, tiny_llava
+from models import CACHE, batch, check_ledger, greedy, near, prompt, tiny_llava
 from torch import Tensor
 
 import lightkv_gnn as lk
@@ -140,7 +140,7 @@ def test_more_than_half_may_leave_with_a_matcher_of_ones_own(
         [lk.Stage(*stage) for stage in stages], guidance="none", matcher=keeps_the_longest
     )
     with lk.attach(model, config) as handle:
-        cache = model(**inputs).past_key_values
+        cache = model(**inputs)[CACHE]
         check_ledger(handle.ledger, cache)
         assert handle.ledger.rows[-1].planned.vision_tokens <= 0.3 * 3 * 36
         assert greedy(model, inputs, 4).shape == (2, 4)

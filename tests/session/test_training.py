@@ -8,7 +8,7 @@ import weakref
 import pytest
 import torch
 from marks import attentions
-from models import batch, cache_lengths, check_ledger, greedy, near, prompt, tiny_llava
+from models import CACHE, batch, cache_lengths, check_ledger, greedy, near, prompt, tiny_llava
 
 import lightkv_gnn as lk
 
@@ -140,8 +140,8 @@ def test_hidden_states_have_each_layers_length(attention: str) -> None:
     model, inputs = tiny_llava(attention=attention), batch(*RAGGED)
     with lk.attach(model, lk.LightKVConfig(STAGES)) as handle:
         out = model.model(**inputs, output_hidden_states=True)
-        check_ledger(handle.ledger, out.past_key_values)
-        lengths = cache_lengths(out.past_key_values)
+        check_ledger(handle.ledger, out[CACHE])
+        lengths = cache_lengths(out[CACHE])
         plain = model.model(**inputs).last_hidden_state
     assert [x.shape[1] for x in out.hidden_states] == [lengths[0], *lengths]
     assert lengths == [41, 41, 25, 25, 17, 17]
@@ -155,9 +155,7 @@ def test_attentions_have_each_layers_length() -> None:
     model, inputs = tiny_llava(attention="eager"), batch(*RAGGED)
     with lk.attach(model, lk.LightKVConfig(STAGES)):
         out = model(**inputs, output_attentions=True)
-    assert [x.shape[2:] for x in out.attentions] == [
-        (n, n) for n in cache_lengths(out.past_key_values)
-    ]
+    assert [x.shape[2:] for x in out.attentions] == [(n, n) for n in cache_lengths(out[CACHE])]
     for attention in out.attentions[2:]:
         torch.testing.assert_close(attention.sum(-1), torch.ones(attention.shape[:3]))
 
@@ -174,12 +172,12 @@ def test_half_precision_comes_back_as_it_went_in(dtype: torch.dtype, attention: 
     inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
     with lk.attach(model, config) as handle:
         out = model(**inputs, output_hidden_states=True)
-        check_ledger(handle.ledger, out.past_key_values)
+        check_ledger(handle.ledger, out[CACHE])
         assert handle.ledger.rows[0].planned.kv_bytes == 2 * 3 * 41 * 32 * 2
         assert greedy(model, inputs, 3).shape == (3, 3)
     assert out.logits.dtype == dtype
     assert {x.dtype for x in out.hidden_states} == {dtype}
-    assert {layer.keys.dtype for layer in out.past_key_values.layers} == {dtype}
+    assert {layer.keys.dtype for layer in out[CACHE].layers} == {dtype}
     real = inputs["attention_mask"].bool()
     # Rounding may change who is merged; that the answers are alike is all one can say.
     near(out.logits[real][:4].float(), exact[real][:4], 0.2)

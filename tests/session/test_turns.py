@@ -15,6 +15,7 @@ import torch
 from families.loop import FamilyLoop
 from marks import attentions, policies, ways
 from models import (
+    CACHE,
     RESETS,
     alone,
     batch,
@@ -57,7 +58,7 @@ def test_later_turns_equal_the_loop(turns: str, attention: str, positions: str) 
             expected = loop_logits(loop, inputs)
             # transformers makes the mask of all tokens so far out of none.
             call = {"input_ids": inputs["input_ids"], "pixel_values": images}
-            logits = model(**call, past_key_values=cache).logits[0]
+            logits = model(**call, **{CACHE: cache}).logits[0]
             near(logits, expected)
             assert cache_lengths(cache) == loop.lengths
             assert cache.get_seq_length() == loop.seen
@@ -68,7 +69,7 @@ def test_later_turns_equal_the_loop(turns: str, attention: str, positions: str) 
         tokens, _ = loop.greedy(expected[-1], 8)
         for token in tokens:
             assert int(logits[-1].argmax()) == token
-            logits = model(input_ids=torch.tensor([[token]]), past_key_values=cache).logits[0]
+            logits = model(input_ids=torch.tensor([[token]]), **{CACHE: cache}).logits[0]
     assert loop.margin > 1e-4
 
 
@@ -84,22 +85,22 @@ def test_turns_of_a_ragged_batch_equal_each_alone(attention: str, positions: str
     with lk.attach(model, lk.LightKVConfig(STAGES, positions=positions)) as handle:
         places = (both.cumsum(1) - 1).clamp(min=0)
         seen = first_inputs["input_ids"].shape[1]
-        cache = model(**first_inputs, position_ids=places[:, :seen]).past_key_values
+        cache = model(**first_inputs, position_ids=places[:, :seen])[CACHE]
         call = {**second_inputs, "attention_mask": both, "position_ids": places[:, seen:]}
-        logits = model(**call, past_key_values=cache).logits
+        logits = model(**call, **{CACHE: cache}).logits
         rows = handle.ledger.rows
         assert all(row.observed_kv_bytes == row.planned.kv_bytes for row in rows)
         token = logits[:, -1:].argmax(-1)
         mask = torch.cat([both, torch.ones_like(token)], 1)
         steps = {"attention_mask": mask, "position_ids": places[:, -1:] + 1}
-        after = model(input_ids=token, past_key_values=cache, **steps).logits
+        after = model(input_ids=token, **{CACHE: cache}, **steps).logits
         pairs = zip(alone(first_inputs, *RAGGED), alone(second_inputs, *second), strict=True)
         for number, ((_, one), (where, two)) in enumerate(pairs):
-            own = model(**one).past_key_values
+            own = model(**one)[CACHE]
             two.pop("attention_mask")
-            own_logits = model(**two, past_key_values=own).logits[0]
+            own_logits = model(**two, **{CACHE: own}).logits[0]
             near(logits[number, where], own_logits)
-            own_after = model(input_ids=token[number][None], past_key_values=own).logits
+            own_after = model(input_ids=token[number][None], **{CACHE: own}).logits
             near(after[number], own_after[0])
 
 
@@ -115,14 +116,14 @@ def test_generate_goes_on_from_a_cache(attention: str, positions: str) -> None:
         ids = torch.cat([out.sequences, question], 1)
         mask = torch.cat([inputs["attention_mask"], torch.ones(2, 7, dtype=torch.int64)], 1)
         longer = {"input_ids": ids, "attention_mask": mask}
-        cache, again = out.past_key_values, copy.deepcopy(out.past_key_values)
-        found = greedy(model, longer, 5, past_key_values=cache)
+        cache, again = out[CACHE], copy.deepcopy(out[CACHE])
+        found = greedy(model, longer, 5, **{CACHE: cache})
         # Step by step: the last token is not in the cache yet.
         tokens = []
         new = ids[:, again.get_seq_length() :]
         places = (mask.cumsum(1) - 1)[:, -new.shape[1] :]
         for _ in range(5):
-            step = {"attention_mask": mask, "position_ids": places, "past_key_values": again}
+            step = {"attention_mask": mask, "position_ids": places, CACHE: again}
             new = model(input_ids=new, **step).logits[:, -1:].argmax(-1)
             tokens.append(new)
             mask = torch.cat([mask, torch.ones_like(new)], 1)
@@ -141,7 +142,7 @@ class Session:
         self.inputs["position_ids"] = (self.mask.cumsum(1) - 1).clamp(min=0)
 
     def prefill(self) -> Any:
-        return self.model(**self.inputs).past_key_values
+        return self.model(**self.inputs)[CACHE]
 
     def step(
         self, cache: Any, rows: list[int] | None = None, token: int = 7, more: int = 1
@@ -153,7 +154,7 @@ class Session:
         new = torch.ones(len(rows), past + more, dtype=torch.int64)
         mask = torch.cat([self.mask[rows], new], 1)
         places = (mask.cumsum(1) - 1)[:, -more:]
-        call = {"attention_mask": mask, "position_ids": places, "past_key_values": cache}
+        call = {"attention_mask": mask, "position_ids": places, CACHE: cache}
         return self.model(input_ids=ids, **call).logits
 
 
@@ -221,15 +222,15 @@ def test_the_end_of_the_prefill_can_be_dropped(attention: str, positions: str) -
     model, inputs = tiny_llava(attention=attention), batch(prompt(4, "image", 6))
     with lk.attach(model, lk.LightKVConfig(STAGES, positions=positions)):
         out = model(**inputs)
-        cache = out.past_key_values
+        cache = out[CACHE]
         cache.crop(-4)
         for part in (slice(-4, -3), slice(-3, None)):
-            again = model(input_ids=inputs["input_ids"][:, part], past_key_values=cache).logits
+            again = model(input_ids=inputs["input_ids"][:, part], **{CACHE: cache}).logits
             near(again, out.logits[:, part])
         assert cache_lengths(cache) == [26, 26, 18, 18, 14, 14]
-        model(input_ids=torch.tensor([[5, 6]]), past_key_values=cache)
+        model(input_ids=torch.tensor([[5, 6]]), **{CACHE: cache})
         cache.crop(-7)  # both new tokens and five of the prefill's
-        again = model(input_ids=inputs["input_ids"][:, -5:], past_key_values=cache).logits
+        again = model(input_ids=inputs["input_ids"][:, -5:], **{CACHE: cache}).logits
         near(again, out.logits[:, -5:])
 
 
@@ -245,8 +246,8 @@ def test_the_end_of_the_prefill_can_be_dropped(attention: str, positions: str) -
 def test_merged_tokens_cannot_be_dropped(prompts: list[tuple[list[int], int]], tail: int) -> None:
     model = tiny_llava()
     with lk.attach(model, lk.LightKVConfig(STAGES)):
-        cache = model(**batch(*prompts)).past_key_values
-        model(input_ids=torch.full((len(prompts), 2), 9), past_key_values=cache)
+        cache = model(**batch(*prompts))[CACHE]
+        model(input_ids=torch.full((len(prompts), 2), 9), **{CACHE: cache})
         layer = cache.layers[-1]
         with pytest.raises(ValueError, match=rf"only the last {tail + 2} were kept one by one"):
             layer.crop(-tail - 3)
@@ -257,16 +258,16 @@ def test_merged_tokens_cannot_be_dropped(prompts: list[tuple[list[int], int]], t
 @torch.no_grad()
 def test_a_reset_cache_is_like_new(session: Session) -> None:
     out = session.model(**session.inputs)
-    cache = out.past_key_values
+    cache = out[CACHE]
     session.step(cache)
     cache.reset()
     assert cache.get_seq_length() == 0
     text = batch(prompt(8), prompt(5, seed=1), prompt(7, seed=2))
     plain = session.model(**text)
-    reused = session.model(**text, past_key_values=cache)
+    reused = session.model(**text, **{CACHE: cache})
     assert torch.equal(reused.logits, plain.logits)
     cache.reset()
-    again = session.model(**session.inputs, past_key_values=cache)
+    again = session.model(**session.inputs, **{CACHE: cache})
     assert torch.equal(again.logits, out.logits)
 
 
@@ -278,7 +279,7 @@ def test_a_reset_cache_serves_outside_the_context() -> None:
         cache = made.prefill()
     expected = made.model(**made.inputs).logits
     cache.reset()
-    assert torch.equal(made.model(**made.inputs, past_key_values=cache).logits, expected)
+    assert torch.equal(made.model(**made.inputs, **{CACHE: cache}).logits, expected)
 
 
 @attentions
@@ -290,17 +291,17 @@ def test_a_compressed_cache_is_refused_outside_the_context(attention: str, posit
         model, inputs = tiny_llava(attention=attention), batch(*prompts)
         config = lk.LightKVConfig(STAGES, positions=positions)
         with lk.attach(model, config):
-            cache = model(**inputs).past_key_values
+            cache = model(**inputs)[CACHE]
             inside = copy.deepcopy(cache)
         lengths = cache_lengths(cache)
         new = torch.ones(len(prompts), 1, dtype=torch.int64)
         call = {"input_ids": 8 * new}
         call["attention_mask"] = torch.cat([inputs["attention_mask"], new], 1)
         with pytest.raises(RuntimeError, match="outside the context"):
-            model(**call, past_key_values=cache)
+            model(**call, **{CACHE: cache})
         assert cache_lengths(cache) == lengths
         with lk.attach(model, config):
-            model(**call, past_key_values=inside)
+            model(**call, **{CACHE: inside})
 
 
 @pytest.mark.parametrize("text", ["llama", "mistral"])
@@ -310,13 +311,13 @@ def test_only_the_first_layer_and_those_after_a_stage_change_their_class(text: s
     kind = CompressedSlidingLayer if text == "mistral" else CompressedLayer
     with lk.attach(model, lk.LightKVConfig(STAGES)):
         for cache in (None, DynamicCache(config=model.config.text_config)):
-            layers = model(**batch(*RAGGED), past_key_values=cache).past_key_values.layers
+            layers = model(**batch(*RAGGED), **{CACHE: cache})[CACHE].layers
             compressed = [layer for layer in layers if "lightkv" in type(layer).__module__]
             assert compressed == [layers[0], *layers[2:]]
             assert all(type(layer) is kind for layer in compressed)
             assert [layer.guard for layer in compressed] == [True] + [False] * 4
         lazy = DynamicCache()
-        model(**batch(*RAGGED), past_key_values=lazy)
+        model(**batch(*RAGGED), **{CACHE: lazy})
         assert all(type(layer) is CompressedLayer for layer in lazy.layers[2:])
 
 
@@ -325,14 +326,14 @@ import sys
 sys.path[:0] = {path!r}
 import torch
 cases, config = torch.load({file!r}, weights_only=False)
-from models import tiny_llava
+from models import CACHE, tiny_llava
 import lightkv_gnn as lk
 logits = []
 with torch.no_grad():
     for text, options, cache, step in cases:
         model = tiny_llava(text, "eager", text_options=options)
         with lk.attach(model, lk.LightKVConfig.from_json(config)):
-            logits.append(model(**step, past_key_values=cache).logits)
+            logits.append(model(**step, **{{CACHE: cache}}).logits)
 torch.save(logits, {out!r})
 """
 
@@ -359,9 +360,9 @@ def test_a_cache_goes_to_another_process(tmp_path: Path) -> None:
     for text, options, cache in caches():
         model = tiny_llava(text, "eager", text_options=options)
         with lk.attach(model, config):
-            model(**inputs, past_key_values=cache)
+            model(**inputs, **{CACHE: cache})
             cases.append((text, options, copy.deepcopy(cache), step))
-            expected.append(model(**step, past_key_values=cache).logits)
+            expected.append(model(**step, **{CACHE: cache}).logits)
     file, out = tmp_path / "cache.pt", tmp_path / "logits.pt"
     torch.save((cases, config.to_json()), file)
     root = Path(__file__).parents[2]

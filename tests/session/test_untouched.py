@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import IMAGE_TOKEN, batch, prompt, tiny_llava
+from models import CACHE, IMAGE_TOKEN, batch, prompt, tiny_llava
 
 import lightkv_gnn as lk
 
@@ -31,7 +31,7 @@ def answers(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[li
         output_logits=True,
         return_dict_in_generate=True,
     )
-    caches = (out.past_key_values, generated.past_key_values)
+    caches = (out[CACHE], generated[CACHE])
     states = [part for cache in caches for layer in cache.layers for part in layer.__dict__.items()]
     tensors = [value for _, value in states if isinstance(value, torch.Tensor)]
     kinds = [type(layer) for cache in caches for layer in cache.layers]

@@ -17,7 +17,7 @@ from PIL import Image
 import lightkv_gnn as lk
 from lightkv_gnn.adapters.llava import LlavaAdapter
 from lightkv_gnn.commands.cli import main
-from lightkv_gnn.costs.planning import forecast
+from lightkv_gnn.planning.model import forecast
 
 DOCS = Path(__file__).parents[2] / "docs"
 TEXT = 5

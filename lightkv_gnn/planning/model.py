@@ -14,10 +14,10 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextTo
 
 from lightkv_gnn.adapters import Adapter, Encoded, VisionTokens, adapter_for, families
 from lightkv_gnn.config import LightKVConfig
-from lightkv_gnn.costs.forecast import plan_prefill
 from lightkv_gnn.costs.ledger import LayerCost, Ledger
 from lightkv_gnn.costs.schedule import Stage
 from lightkv_gnn.errors import UnsupportedInputError, UnsupportedModelError
+from lightkv_gnn.planning.prefill import plan_prefill
 from lightkv_gnn.sources import check_source, loading
 from lightkv_graphs import Grid
 
