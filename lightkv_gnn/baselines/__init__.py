@@ -1,6 +1,6 @@
 """Methods to compare with, each in a small file, all on the same hooks.
 
-``method`` says what a method is, ``schedules`` keep it to a budget, ``losses`` measure what it does.
+``method`` says what a method is, ``schedules`` keep it to a budget, ``losses`` measure it.
 Merging: ``merging``, ``pooling`` and ``square_folded``.  Pruning, on what ``pruning`` shares:
 ``blind_pruning``, ``divprune``, ``fastv``, ``pyramid_drop``, ``sparsevlm``, with ``attention``
 from few rows.  Of the cache alone: ``cache_method``, ``elastic_cache``, ``random_cache``.  Bounds:
