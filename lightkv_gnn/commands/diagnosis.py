@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -112,11 +113,12 @@ class Family:
 
 @dataclass(frozen=True)
 class Proof:
-    """One compression of the bundled model.
+    """Something that was tried on the bundled model.
 
     Attributes:
-        works: Whether the cache was as planned, and smaller.
-        detail: What was held, or what went wrong.
+        works: Whether what the library relies on in transformers is there; or whether a compressed
+            cache was as planned, and smaller.
+        detail: What was found, or what went wrong.
     """
 
     works: bool
@@ -132,12 +134,14 @@ class Diagnosis:
     optional: tuple[Package, ...]
     devices: tuple[str, ...]
     families: tuple[Family, ...]
+    seams: Proof
     proof: Proof
 
     @property
     def works(self) -> bool:
         """Whether the basics do."""
-        return self.proof.works and all(package.works for package in self.required)
+        basics = all(package.works for package in self.required)
+        return basics and self.seams.works and self.proof.works
 
 
 def diagnose() -> Diagnosis:
@@ -158,9 +162,9 @@ def diagnose() -> Diagnosis:
     broken = [package.name for package in required if not package.works]
     if broken:
         proof = Proof(False, f"not tried without {', '.join(broken)}")
-        return Diagnosis(system, tuple(required), tuple(optional), (), (), proof)
-    devices, families = _devices(), _families(optional)
-    return Diagnosis(system, tuple(required), tuple(optional), devices, families, _prove())
+        return Diagnosis(system, tuple(required), tuple(optional), (), (), proof, proof)
+    found = _devices(), _families(optional), _seams(), _prove()
+    return Diagnosis(system, tuple(required), tuple(optional), *found)
 
 
 def torchvision_command(torch_version: str | None) -> str:
@@ -208,6 +212,25 @@ def _families(optional: Sequence[Package]) -> tuple[Family, ...]:
         )
         for name in families()
     )
+
+
+def _seams() -> Proof:
+    """What is found of transformers' names, on the bundled model."""
+    from lightkv_gnn import adapter_for, seams, tiny
+
+    hush()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a version never tested, which the detail tells
+            seams.check_transformers()
+        adapter = adapter_for(tiny.load()[0])
+        (names,) = set(seams.names_of(adapter.decoder.layers))
+        seams.check_attention(adapter.attention(0))
+    except Exception as error:  # this is what a doctor is asked about
+        return Proof(False, f"{type(error).__name__}: {error}")
+    newer = ", which is newer" if seams.is_newer() else ""
+    detail = f"{seams.tested()}{newer}; layers take {names.cache!r}, attention can be recorded"
+    return Proof(True, detail)
 
 
 def _prove() -> Proof:

@@ -45,8 +45,9 @@ def _lines(found: Diagnosis) -> Iterator[str]:
         yield "\nmodel families"
         for family in found.families:
             yield f"{family.name:16} {_state(family)}"
-    proved = "works" if found.proof.works else "FAILED"
-    yield f"\n{'a compression':16} {proved}: {found.proof.detail}"
+    yield ""
+    for name, proof in (("interfaces", found.seams), ("a compression", found.proof)):
+        yield f"{name:16} {'works' if proof.works else 'FAILED'}: {proof.detail}"
 
 
 def _line(package: Package) -> str:

@@ -10,8 +10,9 @@ import pytest
 import torch
 import transformers
 from families.processors import NEED_TORCHVISION, PARTS
+from transformers import Cache
 
-from lightkv_gnn import Ledger, adapters, tiny
+from lightkv_gnn import Ledger, adapters, seams, tiny
 from lightkv_gnn.adapters import families
 from lightkv_gnn.commands import diagnosis as doctor
 from lightkv_gnn.commands.cli import main
@@ -88,6 +89,21 @@ def test_a_compression_that_fails_is_told(capsys, monkeypatch):
     monkeypatch.setattr(tiny, "load", load)
     assert main(["doctor"]) == 1
     assert "FAILED: OSError: no weights" in capsys.readouterr().out
+
+
+def test_versions_that_were_tested_are_told_with_what_was_found(capsys, monkeypatch):
+    monkeypatch.setattr(seams.transformers, "__version__", "5.99.1")
+    with pytest.warns(UserWarning, match="newer than the versions that were tested"):
+        assert main(["doctor"]) == 0
+    (line,) = (x for x in capsys.readouterr().out.splitlines() if x.startswith("interfaces"))
+    assert "works: tested with transformers 5.17 to" in line
+    assert "installed is 5.99.1, which is newer; layers take" in line
+
+
+def test_an_interface_that_is_missing_is_told(capsys, monkeypatch):
+    monkeypatch.delattr(Cache, "get_mask_sizes")
+    assert main(["doctor"]) == 1
+    assert "FAILED: UnsupportedModelError: transformers" in capsys.readouterr().out
 
 
 def test_a_compression_that_saves_nothing_is_told(capsys, monkeypatch):
