@@ -2,7 +2,8 @@
 
 A test with three or more parameters runs with every value of each together with every value of each
 other one, in as few combinations as a greedy choice finds.  Two choices that go wrong together are
-found so; three that go wrong only together are found by ``make test-all``.
+found so; three that go wrong only together are found by ``make test-all``.  What is marked ``full``
+is like another case but for little, and runs with ``--all`` too.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     of_test = defaultdict(list)
     for item in items:
         of_test[item.nodeid.partition("[")[0]].append(item)
-    left_out = set[pytest.Item]()
+    left_out = {item for item in items if item.get_closest_marker("full")}
     for same in of_test.values():
         chosen = covering([choices_of(item) for item in same])
         left_out |= {item for number, item in enumerate(same) if number not in chosen}

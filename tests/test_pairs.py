@@ -44,8 +44,11 @@ def test_the_option_brings_every_combination(pytester: pytest.Pytester) -> None:
         @pytest.mark.parametrize("y", range(3))
         @pytest.mark.parametrize(("z", "expected"), [(n, n) for n in range(3)])
         def test_it(x, y, z, expected): pass
+        @pytest.mark.full
+        def test_more(): pass
         """
     )
+    pytester.makeini("[pytest]\nmarkers = full")
     few = pytester.inline_run("-p", "pairs").countoutcomes()[0]
     assert 9 <= few < 15
-    assert pytester.inline_run("-p", "pairs", "--all").countoutcomes()[0] == 27
+    assert pytester.inline_run("-p", "pairs", "--all").countoutcomes()[0] == 28

@@ -18,9 +18,11 @@ def traced(
     schedule: Sequence[tuple[int, int]] = SCHEDULE,
     ratio: float = 0.5,
     guided: bool = False,
+    compressor: TokenCompressor | None = None,
     **variant: int,
 ) -> MergeTrace:
     """Stages after ``layer`` with ``windows`` each."""
+    compressor = compressor or TokenCompressor()
     first = layout = make_layout(grids, **variant)
     x, _ = features(layout)
     generator = torch.Generator().manual_seed(1)
@@ -28,7 +30,7 @@ def traced(
     for layer, windows in schedule:
         plan = plan_stage(layout.occupancy, windows, ratio)
         guidance = torch.randn(len(layout), generator=generator) if guided else None
-        done = TokenCompressor()(x, layout, plan, guidance)
+        done = compressor(x, layout, plan, guidance)
         stages.append(
             StageTrace.from_graph(
                 done.graph,

@@ -50,10 +50,10 @@ def _ours(case: StageCase, compressor: TokenCompressor) -> Step:
     return step
 
 
-def compiled(case: StageCase) -> Step:
+def compiled(case: StageCase, backend: str = "inductor") -> Step:
     """This library's tensors alone, compiled whole; what the compiler takes is not timed."""
     torch.compiler.reset()  # there is a limit to what is compiled for one function
-    step = torch.compile(_tensors(case), fullgraph=True, dynamic=False)
+    step = torch.compile(_tensors(case), fullgraph=True, dynamic=False, backend=backend)
     step()
     return step
 

@@ -96,13 +96,19 @@ def test_it_is_a_module_too():
     assert "No such command 'dmo'. Did you mean 'demo'" in done.stderr
 
 
-def test_the_shell_completes_commands_options_and_names():
-    def completed(words: str) -> list[str]:
+def test_the_shell_completes_commands_options_and_names(monkeypatch, capsys):
+    def asked(words: str) -> dict[str, str]:
         called = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
-        done = python("-m", "lightkv_gnn", _LIGHTKV_GNN_COMPLETE="complete_bash", **called)
-        return done.stdout.split()
+        return {"_LIGHTKV_GNN_COMPLETE": "complete_bash", **called}
 
-    assert completed("lightkv-gnn ") == list(COMMANDS)
+    def completed(words: str) -> list[str]:
+        for name, value in asked(words).items():
+            monkeypatch.setenv(name, value)
+        main([])
+        return capsys.readouterr().out.split()
+
+    as_a_shell_does = python("-m", "lightkv_gnn", **asked("lightkv-gnn "))
+    assert as_a_shell_does.stdout.split() == list(COMMANDS) == completed("lightkv-gnn ")
     assert completed("lightkv-gnn eval --ab") == ["--ablation"]
     assert completed("lightkv-gnn eval --suite two") == ["two_images"]
     assert completed("lightkv-gnn bench gr") == ["growth"]

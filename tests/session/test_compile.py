@@ -72,12 +72,18 @@ def layer_forwards(model: Any) -> Any:
     return model
 
 
-def slow(*ways: Callable[[Any], Any]) -> list[Any]:
-    return [pytest.param(way, marks=pytest.mark.slow) for way in ways]
+def marked(mark: pytest.MarkDecorator, *ways: Callable[[Any], Any]) -> list[Any]:
+    return [pytest.param(way, marks=mark) for way in ways]
 
 
 @pytest.mark.parametrize(
-    "compiled", [layers, layer_forwards, *slow(whole, in_place, forward, decoder)]
+    "compiled",
+    [
+        layers,
+        layer_forwards,
+        *marked(pytest.mark.slow, whole, forward, decoder),
+        *marked(pytest.mark.full, in_place),  # as a whole, but for how it is called
+    ],
 )
 @torch.no_grad()
 def test_compiled_before_attaching(compiled: Callable[[Any], Any]) -> None:
@@ -97,7 +103,7 @@ def test_compiled_before_attaching(compiled: Callable[[Any], Any]) -> None:
             out = model(**inputs)
             near(out.logits, short_logits)
             assert cache_lengths(out[CACHE]) == SHORT
-            assert torch.equal(greedy(model, inputs, 4), short_tokens)
+        assert torch.equal(greedy(model, inputs, 4), short_tokens)
         assert [row.planned.tokens for row in handle.ledger.rows] == SHORT
     told = [str(each.message) for each in said if "lightkv" in str(each.message)]
     assert len(told) == 1
