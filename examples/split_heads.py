@@ -48,7 +48,8 @@ if dist.get_rank() == 0:
     print(processor.batch_decode(out.sequences, skip_special_tokens=True)[0])
     print(handle.trace)
     print(handle.ledger)
-    keys = out.past_key_values.layers[-1].keys
-    print(f"of each layer's cache, this process has {keys.shape[1]} heads")
+    cache = out["cache" if "cache" in out else "past_key_values"]  # before transformers 5.24
+    heads = cache.layers[-1].keys.shape[1]
+    print(f"of each layer's cache, this process has {heads} heads")
     print("merged alike on all processes:", all(theirs == mine for theirs in everyone))
 dist.destroy_process_group()

@@ -1,8 +1,8 @@
-"""Listens to the queries and keys of chosen attention modules, whatever the backend.
+"""Records the queries and keys of chosen attention modules, whatever the backend.
 
 transformers looks attention functions up in one registry.  While a model is attached, the function
 of its backend is wrapped there; the wrapper changes nothing, and only modules that carry a
-listener are listened to.
+recorder are recorded.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-Listener = Callable[[Tensor, Tensor, float, "float | None"], None]
-"""``listener(query, key, scaling, softcap)`` with `[batch, head, token, channel]` states."""
+Recorder = Callable[[Tensor, Tensor, float, "float | None"], None]
+"""``recorder(query, key, scaling, softcap)`` with `[batch, head, token, channel]` states."""
 
-_ATTRIBUTE = "_lightkv_listener"
+_ATTRIBUTE = "_lightkv_recorder"
 _lock = threading.RLock()
 """Collecting an attached model uninstalls, in any thread, while this one may be installing."""
 
@@ -30,13 +30,13 @@ _replaced: dict[str, tuple[Callable[..., Any], Callable[..., Any] | None]] = {}
 """Our wrapper of each backend, and what the registry held locally before it."""
 
 
-def listen(module: nn.Module, listener: Listener) -> None:
-    """Calls ``listener`` whenever this attention module attends."""
-    module.__dict__[_ATTRIBUTE] = listener
+def start(module: nn.Module, recorder: Recorder) -> None:
+    """Calls ``recorder`` whenever this attention module attends."""
+    module.__dict__[_ATTRIBUTE] = recorder
 
 
-def stop_listening(module: nn.Module) -> None:
-    """The reverse of :func:`listen`."""
+def stop(module: nn.Module) -> None:
+    """The reverse of :func:`start`."""
     module.__dict__.pop(_ATTRIBUTE, None)
 
 
@@ -46,7 +46,7 @@ def install(implementation: str) -> None:
         _users[implementation].append(None)  # from here on nobody else's end takes it away
         if implementation not in _replaced:
             previous = ALL_ATTENTION_FUNCTIONS._local_mapping.get(implementation)
-            wrapper = _listening(ALL_ATTENTION_FUNCTIONS.get(implementation))
+            wrapper = _recording(ALL_ATTENTION_FUNCTIONS.get(implementation))
             _replaced[implementation] = wrapper, previous
             ALL_ATTENTION_FUNCTIONS[implementation] = wrapper
 
@@ -65,13 +65,13 @@ def uninstall(implementation: str) -> None:
                 ALL_ATTENTION_FUNCTIONS[implementation] = previous
 
 
-def _listening(function: Callable[..., Any] | None) -> Callable[..., Any]:
+def _recording(function: Callable[..., Any] | None) -> Callable[..., Any]:
     def attend(module: nn.Module, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Any:
-        listener = module.__dict__.get(_ATTRIBUTE)
-        if listener is not None:
+        recorder = module.__dict__.get(_ATTRIBUTE)
+        if recorder is not None:
             scaling = kwargs.get("scaling")
             scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-            listener(query, key, scaling, kwargs.get("softcap"))
+            recorder(query, key, scaling, kwargs.get("softcap"))
         attention = function or _eager_attention(module)
         return attention(module, query, key, *args, **kwargs)
 

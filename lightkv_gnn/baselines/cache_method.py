@@ -20,7 +20,7 @@ from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.errors import UnsupportedInputError
 from lightkv_gnn.seams import ModelCall, cache_in
 from lightkv_gnn.session.attach import attach
-from lightkv_gnn.session.opening import Opening, opened
+from lightkv_gnn.session.request import PrefillRequest, inspect_call
 from lightkv_gnn.stage.compressor import TokenCompressor
 
 RECENT = 4
@@ -40,7 +40,7 @@ class Shrinker(ABC):
 
     def __init__(self, adapter: Adapter, retention: float) -> None:
         self.adapter, self.retention = adapter, retention
-        self.opening: Opening | None = None
+        self.request: PrefillRequest | None = None
         self.bytes = 0
         self._vision = self._left = torch.zeros(())
         self._signature = inspect.signature(adapter.base.forward)
@@ -79,8 +79,8 @@ class Shrinker(ABC):
         return float(self._left / self._vision) if bool(self._vision) else 1.0
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.opening = opened(self.adapter, ModelCall.of(self._signature, args, kwargs))
-        if self.opening is not None and self.opening.past:
+        self.request = inspect_call(self.adapter, ModelCall.of(self._signature, args, kwargs))
+        if self.request is not None and self.request.past:
             raise UnsupportedInputError(
                 "a picture comes after other tokens in the cache: methods that shorten the cache "
                 "take prefills of an empty one"
@@ -89,8 +89,8 @@ class Shrinker(ABC):
     def _after(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
-        opening, self.opening = self.opening, None
-        if opening is None:
+        request, self.request = self.request, None
+        if request is None:
             return
         cache = cache_in(output)
         if cache is None:
@@ -103,9 +103,9 @@ class Shrinker(ABC):
                     "grows and forgets nothing, as in DynamicCache()"
                 )
         device = cache.layers[0].keys.device
-        real = opening.real.to(device)
-        vision = torch.stack([*opening.masks.values()]).any(0).to(device) & real
-        lengths = opening.real.sum(1).tolist()
+        real = request.real.to(device)
+        vision = torch.stack([*request.masks.values()]).any(0).to(device) & real
+        lengths = request.real.sum(1).tolist()
         self.bytes, self._left = 0, torch.zeros((), device=device)
         self._vision = vision.sum() * self.adapter.layers
         for number in range(self.adapter.layers):

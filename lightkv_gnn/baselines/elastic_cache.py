@@ -25,14 +25,14 @@ class ElasticShrinker(Shrinker):
         undo.callback(capture.uninstall, backend)
         for number in range(self.adapter.layers):
             module = self.adapter.attention(number)
-            capture.listen(module, partial(self._listen, number))
-            undo.callback(capture.stop_listening, module)
+            capture.start(module, partial(self._record, number))
+            undo.callback(capture.stop, module)
 
-    def _listen(
+    def _record(
         self, number: int, query: Tensor, key: Tensor, scaling: float, softcap: float | None
     ) -> None:
-        if self.opening is not None:
-            real = self.opening.real.to(query.device)
+        if self.request is not None:
+            real = self.request.real.to(query.device)
             with torch.no_grad():
                 own = key[:, :, : query.shape[2]]  # a cache may have room for more
                 self._sums[number] = received(query, own, real, scaling, softcap)

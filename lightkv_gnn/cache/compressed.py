@@ -104,12 +104,12 @@ class CompressedMixin:
     def _logical_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.get_seq_length() + query_length, 0
 
-    def expect(self, entries: Expected) -> None:
+    def announce(self, entries: Expected) -> None:
         """Announces the entries of the next update, which will commit them."""
         self._pending = entries
         self.open = True
 
-    def admit(self, padding: Tensor | None = None) -> None:
+    def allow_update(self, padding: Tensor | None = None) -> None:
         """Lets the next update through.
 
         Args:
@@ -117,7 +117,7 @@ class CompressedMixin:
         """
         self.open, self._padding = True, padding
 
-    def withdraw(self) -> None:
+    def cancel(self) -> None:
         """The call that announced entries, or was let through, has failed."""
         self._pending, self._padding, self.open = None, None, False
 

@@ -249,11 +249,11 @@ def _compressible(cache: Cache, index: int) -> CompressedMixin:
     return compressed
 
 
-def withdraw(cache: Cache | None) -> None:
+def cancel(cache: Cache | None) -> None:
     """Takes back what a failed call announced to the cache's layers."""
     for layer in [] if cache is None else cache.layers:
         if isinstance(layer, CompressedMixin):
-            layer.withdraw()
+            layer.cancel()
 
 
 def check_cache(cache: Cache, index: int) -> None:

@@ -10,7 +10,7 @@ from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.costs.ledger import LayerRow, Ledger
 from lightkv_gnn.costs.plan import plan_costs, plan_stages
 from lightkv_gnn.session.checks import check_schedule
-from lightkv_gnn.session.opening import vision_tokens
+from lightkv_gnn.session.request import vision_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -1,7 +1,7 @@
 """Compression switched on for one model: in the order in which a prefill meets the files.
 
 ``attach`` checks (``checks``, ``placement``), puts ``hooks`` on a model and returns the handle.
-``opening`` asks of each call whether it is a prefill with pictures, and a legal one; ``encoders``
+``request`` inspects each call: is it a prefill with pictures, and a legal one?  ``encoders``
 notes how pictures are encoded.  ``call`` runs that prefill layer by layer and fits what each layer
 is given; ``prefill`` is its state, which runs a stage and keeps a record of it (``records``).
 ``compiling`` keeps hooks out of compiled graphs; ``pictures`` shows what a model saw.

@@ -117,18 +117,18 @@ class Handle:
         """Puts everything in place, or on an error nothing; the result takes it away again."""
         config, adapter = self.config, self._adapter
         after = [stage.layer for stage in config.stages if stage.ratio > 0]
-        heard = [adapter.attention(layer) for layer in after if config.guidance != "none"]
+        recorded = [adapter.attention(layer) for layer in after if config.guidance != "none"]
         with ExitStack() as undo:
             hooks = Hooks(adapter, config, self._compressor, self._remember)
             hooks.install(undo)
-            if heard:
+            if recorded:
                 backend = adapter.decoder.config._attn_implementation
                 capture.install(backend)
                 # At the latest when an attached model is garbage: the registry outlives it.
                 undo.callback(weakref.finalize(self, capture.uninstall, backend))
-            for attention in heard:
-                capture.listen(attention, hooks.listener)
-                undo.callback(capture.stop_listening, attention)
+            for attention in recorded:
+                capture.start(attention, hooks.recorder)
+                undo.callback(capture.stop, attention)
             _attached.add(adapter.base)
             undo.callback(_attached.discard, adapter.base)
             return undo.pop_all()

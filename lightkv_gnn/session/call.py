@@ -12,7 +12,7 @@ from lightkv_gnn.attention.backends import MaskForm
 from lightkv_gnn.attention.masks import Mask, compressed_mask
 from lightkv_gnn.attention.positions import closed_up, numbered, positions_of, rotary_rows
 from lightkv_gnn.cache.compressed import CompressedMixin, Expected
-from lightkv_gnn.cache.layers import compressed_layer, withdraw
+from lightkv_gnn.cache.layers import cancel, compressed_layer
 from lightkv_gnn.cache.sizes import entries_written, first_new_key, room, stored_bytes
 from lightkv_gnn.costs.ledger import DecoderSize, LayerRow, Ledger
 from lightkv_gnn.costs.plan import plan_costs
@@ -49,7 +49,7 @@ class Call:
         self._size: DecoderSize | None = None
         self._rows: tuple[LayerRow, ...] = ()
 
-    def reach(
+    def enter_layer(
         self, number: int, hidden_states: Tensor, cache: Any, kwargs: dict[str, Any]
     ) -> Tensor:
         """Called before layer ``number``: runs the stage between it and the one before."""
@@ -62,7 +62,7 @@ class Call:
                 check_flash_windows(self._adapter, later, prefill.past + prefill.length)
             prefill.start(hidden_states.device)
             self._cache, self._value_size = cache, hidden_states.element_size()
-        prefill.follow(hidden_states.device)
+        prefill.to(hidden_states.device)
         if number in self._stage_before:
             hidden_states = prefill.compress(self._stage_before[number], hidden_states)
         self._shapes.append((hidden_states.shape[0], hidden_states.shape[1]))
@@ -73,7 +73,7 @@ class Call:
         prefill.tables = kwargs.get(names.tables)
         return hidden_states
 
-    def fitted(
+    def layer_arguments(
         self, number: int, hidden_states: Tensor, cache: Any, kwargs: dict[str, Any]
     ) -> dict[str, Any]:
         """The layer's arguments, fitted to the tokens that are left."""
@@ -100,7 +100,7 @@ class Call:
         merged = prefill.merged
         if merged is not None and prefill.padded is not None and layer.merged is None:
             merged = merged + prefill.padded
-        layer.expect(Expected(source, past, length, tail, ragged, merged))
+        layer.announce(Expected(source, past, length, tail, ragged, merged))
         key = ("columns", id(source), type(layer), layer.get_max_length())
         if past or key not in self._memo:  # every layer has a past of its own
             made = layer.columns(source.shape[1], prefill.batch, source.device)
@@ -188,9 +188,9 @@ class Call:
         self._memo.clear()
         prefill.forget()
 
-    def abandon(self) -> None:
+    def cancel(self) -> None:
         """Takes back what was announced to the cache, by a call that did not end."""
-        withdraw(self._cache)
+        cancel(self._cache)
 
     @property
     def ledger(self) -> Ledger:

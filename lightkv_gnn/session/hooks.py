@@ -18,15 +18,15 @@ from lightkv_gnn.attention.backends import form_of
 from lightkv_gnn.attention.masks import compressed_mask
 from lightkv_gnn.attention.positions import closed_up, numbered, padding_before
 from lightkv_gnn.cache.compressed import CompressedMixin
-from lightkv_gnn.cache.layers import withdraw
+from lightkv_gnn.cache.layers import cancel
 from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.seams import ModelCall, cache_in, names_of
 from lightkv_gnn.session.call import Call
 from lightkv_gnn.session.checks import check_checkpointing, check_flash_windows, check_same_backend
 from lightkv_gnn.session.compiling import OutsideGraphs
 from lightkv_gnn.session.encoders import Watched, record_of
-from lightkv_gnn.session.opening import Opening, opened, padding_of
 from lightkv_gnn.session.prefill import Prefill
+from lightkv_gnn.session.request import PrefillRequest, inspect_call, padding_of
 from lightkv_gnn.stage.compressor import TokenCompressor
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -75,10 +75,10 @@ class Hooks:
         """Registers them, and with ``undo`` how to take them away."""
         base, decoder = self._adapter.base, self._adapter.decoder
         wrap = partial(self._outside.wrap, busy=self._busy)
-        opening = self._outside.wrap(self._open, busy=_many_tokens)
+        before_model = self._outside.wrap(self._open, busy=_many_tokens)
         layering = wrap(self._before_layer)
 
-        undo.callback(self._forget)
+        undo.callback(self._cancel)
 
         def keep(installed: Removable) -> None:
             undo.callback(installed.remove)
@@ -86,7 +86,7 @@ class Hooks:
         if self._adapter.model is not base:
             reading = self._outside.wrap(self._read, busy=_has_outputs)
             keep(self._adapter.model.register_forward_pre_hook(reading, with_kwargs=True))
-        keep(base.register_forward_pre_hook(opening, with_kwargs=True))
+        keep(base.register_forward_pre_hook(before_model, with_kwargs=True))
         keep(base.register_forward_hook(wrap(self._close), with_kwargs=True, always_call=True))
         keep(decoder.register_forward_pre_hook(wrap(self._plan)))
         keep(decoder.register_forward_hook(wrap(self._restore)))
@@ -97,20 +97,20 @@ class Hooks:
 
     def _busy(self, *args: Any, **kwargs: Any) -> bool:
         """Whether a prefill with pictures is running."""
-        return self._opening is not None or self._call is not None
+        return self._request is not None or self._call is not None
 
     @property
-    def listener(self) -> Callable[..., None]:
+    def recorder(self) -> Callable[..., None]:
         """Hears the attention of the layers that stages run after."""
-        return self._outside.wrap(self._listen, self._busy)
+        return self._outside.wrap(self._record, self._busy)
 
-    def _listen(self, query: Tensor, key: Tensor, scaling: float, softcap: float | None) -> None:
+    def _record(self, query: Tensor, key: Tensor, scaling: float, softcap: float | None) -> None:
         if self._call is not None:
-            self._call.prefill.listen(query, key, scaling, softcap)
+            self._call.prefill.record_attention(query, key, scaling, softcap)
 
     @property
-    def _opening(self) -> Opening | None:
-        return getattr(self._running, "opening", None)
+    def _request(self) -> PrefillRequest | None:
+        return getattr(self._running, "request", None)
 
     @property
     def _call(self) -> Call | None:
@@ -123,13 +123,13 @@ class Hooks:
 
     def _open(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the model: finds out whether the call is a prefill with pictures."""
-        self._forget()
+        self._cancel()
         asked = ModelCall.of(self._signature, args, kwargs)
         records = vars(self._running).pop("records", {})
-        self._running.opening = opened(self._adapter, asked, records)
+        self._running.request = inspect_call(self._adapter, asked, records)
         self._running.padding = padding_of(asked) if self._numbered else None
 
-    def _forget(self) -> None:
+    def _cancel(self) -> None:
         """Lets go of a call that never came to its end.
 
         After an ``Exception`` :meth:`_close` has seen to that, but torch runs no hook after a
@@ -137,25 +137,25 @@ class Hooks:
         """
         call, self._running.call = self._call, None
         if call is not None:
-            call.abandon()
+            call.cancel()
 
     def _seen(self, encoded: Encoded) -> None:
         """After an encoder: the call that is being opened is about these pictures."""
-        if self._opening is not None:
-            self._opening.saw(encoded)
+        if self._request is not None:
+            self._request.add(encoded)
 
     def _plan(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Before the decoder, when every picture is encoded: plans the prefill."""
-        self._forget()
-        opening, self._running.opening = self._opening, None
-        if opening is None:
+        self._cancel()
+        request, self._running.request = self._request, None
+        if request is None:
             return
-        tokens = opening.tokens()
+        tokens = request.tokens()
         layout = self._adapter.layout(tokens)
         if len(layout):
             check_checkpointing(self._adapter)
-            vision, real, past = tokens.mask, tokens.real, opening.past
-            padded = padding_before(opening.mask, real, past) if self._numbered else None
+            vision, real, past = tokens.mask, tokens.real, request.past
+            padded = padding_before(request.mask, real, past) if self._numbered else None
             prefill = Prefill(self._config, self._compressor, layout, vision, real, past, padded)
             self._running.call = Call(self._adapter, prefill, self._form, self._names)
 
@@ -170,9 +170,9 @@ class Hooks:
             self._check_step(cache, hidden_states.shape[1])
         if (call := self._call) is not None:
             check_same_backend(self._adapter, self._implementation)
-            hidden_states = call.reach(number, hidden_states, cache, kwargs)
+            hidden_states = call.enter_layer(number, hidden_states, cache, kwargs)
             if call.prefill.source is not None:
-                kwargs = call.fitted(number, hidden_states, cache, kwargs)
+                kwargs = call.layer_arguments(number, hidden_states, cache, kwargs)
                 if args:
                     return (hidden_states, *args[1:]), kwargs
                 return args, {**kwargs, names.hidden_states: hidden_states}
@@ -182,12 +182,12 @@ class Hooks:
         if not isinstance(layer, CompressedMixin):
             return None
         if not layer.compressed:
-            layer.admit()
+            layer.allow_update()
             return None
         padding: Tensor | None = getattr(self._running, "padding", None)
         if padding is not None:
             padding = padding.to(hidden_states.device)
-        layer.admit(None if padding is None else pad(padding.sum(1, keepdim=True), (0, 1)))
+        layer.allow_update(None if padding is None else pad(padding.sum(1, keepdim=True), (0, 1)))
         return args, self._continued(number, layer, hidden_states, kwargs, padding)
 
     def _check_step(self, cache: Any, queries: int) -> None:
@@ -259,9 +259,9 @@ class Hooks:
     ) -> None:
         """After the model, after an exception too (then without an output)."""
         call, self._running.call = self._call, None
-        self._running.opening = None
+        self._running.request = None
         if output is None:
-            withdraw(ModelCall.of(self._signature, args, kwargs).cache)
+            cancel(ModelCall.of(self._signature, args, kwargs).cache)
         elif call is not None:
             call.end(cache_in(output) if isinstance(output, Mapping) else None)
             self._finished(call)

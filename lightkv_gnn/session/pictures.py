@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightkv_gnn.adapters import adapter_for
 from lightkv_gnn.adapters.encoded import tiles_of_samples
-from lightkv_gnn.session.opening import vision_tokens
+from lightkv_gnn.session.request import vision_tokens
 from lightkv_graphs import Tile
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from torch import Tensor
 from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.costs.plan import PlannedStage, plan_stages
 from lightkv_gnn.costs.schedule import Stage
-from lightkv_gnn.session.records import Heard, StageRecord, Stopwatch
+from lightkv_gnn.session.records import RecordedGuidance, StageRecord, Stopwatch
 from lightkv_gnn.stage.compressor import Compressed, TokenCompressor
 from lightkv_gnn.stage.guidance import Guidance, GuidanceBlock, prompt_guidance, unrotated
 from lightkv_graphs import MergeTrace, TokenLayout
@@ -65,7 +65,7 @@ class Prefill:
         self.merged: Tensor | None = None
         self.tables: tuple[Tensor, Tensor] | None = None
         self.first_key: int | None = None
-        self._said: tuple[Tensor, Tensor, float, float | None] | None = None
+        self._recorded: tuple[Tensor, Tensor, float, float | None] | None = None
         self.records: list[StageRecord] = []
         self.stopwatch = Stopwatch()
 
@@ -80,7 +80,7 @@ class Prefill:
         self.row_of = self.token
         self.vision_rows = _true_rows(self.is_vision, sum(self.vision_counts))
 
-    def follow(self, device: torch.device) -> None:
+    def to(self, device: torch.device) -> None:
         """Takes the bookkeeping to the device of another layer's hidden states."""
         if device == self.token.device:
             return
@@ -89,23 +89,25 @@ class Prefill:
             tensor: Tensor | None = getattr(self, name)
             setattr(self, name, None if tensor is None else tensor.to(device, non_blocking=True))
 
-    def listen(self, query: Tensor, key: Tensor, scaling: float, softcap: float | None) -> None:
+    def record_attention(
+        self, query: Tensor, key: Tensor, scaling: float, softcap: float | None
+    ) -> None:
         """Takes queries and keys of a layer that a stage runs after.
 
         They are used after the layer: activation checkpointing runs the layer again in the
-        backward pass, where nothing listens, and counts what it does.
+        backward pass, where nothing is recorded, and counts what it does.
         """
         self.compressor.ranks.check(query)
         entries = self.is_vision.shape[1]
         first = key.shape[2] - entries if self.first_key is None else self.first_key
-        self._said = query, key[:, :, first : first + entries], scaling, softcap
+        self._recorded = query, key[:, :, first : first + entries], scaling, softcap
 
-    def _heard(self) -> Heard | None:
-        """Guidance from the layer that ran last; None if its attention was not heard."""
-        said, self._said = self._said, None
-        if said is None or self.config.guidance == "none":
+    def _recorded_guidance(self) -> RecordedGuidance | None:
+        """Guidance from the layer that ran last; None if its attention was not recorded."""
+        recorded, self._recorded = self._recorded, None
+        if recorded is None or self.config.guidance == "none":
             return None
-        query, key, scaling, softcap = said
+        query, key, scaling, softcap = recorded
         if not self.config.rotary:
             assert self.tables is not None
             tables = [table.to(query.device) for table in self.tables]
@@ -125,7 +127,7 @@ class Prefill:
             return ranks.summed(shares(*args))
 
         guidance = prompt_guidance(block, self.config.guidance, shares_of_all)
-        return Heard(guidance, self.token.gather(1, block.text), block.text_mask)
+        return RecordedGuidance(guidance, self.token.gather(1, block.text), block.text_mask)
 
     def _span(self) -> tuple[int, int] | None:
         """Where every sample's vision tokens are, if that is one place without gaps."""
@@ -143,12 +145,12 @@ class Prefill:
 
     def _compress(self, planned: PlannedStage, hidden_states: Tensor) -> Tensor:
         batch, tokens, channels = hidden_states.shape
-        heard = self._heard()
+        found = self._recorded_guidance()
         rows = hidden_states.reshape(-1, channels)
         features = rows.index_select(0, self.vision_rows)
-        guidance = self._flat_guidance(planned, heard)
+        guidance = self._flat_guidance(planned, found)
         done = self.compressor(features, self.layout, planned.plan, guidance)
-        self._record(planned.stage, done, guidance, heard)
+        self._record(planned.stage, done, guidance, found)
         gone, into = self.vision_rows[done.merges.matching.edge_index]
         stays = self.real.reshape(-1).index_fill(0, gone, False).reshape(batch, tokens)
         width = max(planned.lengths)
@@ -188,7 +190,9 @@ class Prefill:
         if self.config.positions == "reindex":
             self._count_merged()
 
-    def _flat_guidance(self, planned: PlannedStage, guidance: Heard | None) -> Tensor | None:
+    def _flat_guidance(
+        self, planned: PlannedStage, guidance: RecordedGuidance | None
+    ) -> Tensor | None:
         """Guidance of each vision token of the batch, `[token]`."""
         if self.config.guidance == "none":
             return None
@@ -221,7 +225,7 @@ class Prefill:
 
     def forget(self) -> None:
         """Lets go of what only a running call needs."""
-        self.tables = self._said = None
+        self.tables = self._recorded = None
 
     def restored(self, hidden_states: Tensor) -> Tensor:
         """Gives every token of the call the row that stands for it: full length again."""
@@ -230,16 +234,20 @@ class Prefill:
         return hidden_states.gather(1, index)
 
     def _record(
-        self, stage: Stage, done: Compressed, guidance: Tensor | None, heard: Heard | None
+        self,
+        stage: Stage,
+        done: Compressed,
+        guidance: Tensor | None,
+        found: RecordedGuidance | None,
     ) -> None:
         """Keeps what is told afterwards, without the autograd graph."""
-        if heard is not None:
-            weight, by_text = heard.guidance
+        if found is not None:
+            weight, by_text = found.guidance
             by_text = None if by_text is None else by_text.detach()
-            heard = heard._replace(guidance=Guidance(weight.detach(), by_text))
+            found = found._replace(guidance=Guidance(weight.detach(), by_text))
         guidance = None if guidance is None else guidance.detach()
         merges, counts = done.merges.detach(), self.vision_counts
-        self.records.append(StageRecord(stage, merges, done.layout, guidance, heard, counts))
+        self.records.append(StageRecord(stage, merges, done.layout, guidance, found, counts))
 
     @property
     def trace(self) -> MergeTrace:

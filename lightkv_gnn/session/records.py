@@ -17,7 +17,7 @@ from lightkv_gnn.stage.merges import Merges
 from lightkv_graphs import StageTrace, TokenLayout, add_text
 
 
-class Heard(NamedTuple):
+class RecordedGuidance(NamedTuple):
     """Guidance, and the text tokens it came from.
 
     Attributes:
@@ -38,8 +38,8 @@ class StageRecord(NamedTuple):
         stage: Of the schedule.
         merges: Who merged into whom.
         layout: The survivors'.
-        guidance: Of the vision tokens before it, `[token]`; None where none was heard.
-        heard: The same with the text it came from.
+        guidance: Of the vision tokens before it, `[token]`; None where none was recorded.
+        recorded: The same with the text it came from.
         vision_counts: Vision tokens of each sample before it.
     """
 
@@ -47,7 +47,7 @@ class StageRecord(NamedTuple):
     merges: Merges
     layout: TokenLayout
     guidance: Tensor | None
-    heard: Heard | None
+    recorded: RecordedGuidance | None
     vision_counts: tuple[int, ...]
 
     def trace(self) -> StageTrace:
@@ -63,11 +63,11 @@ class StageRecord(NamedTuple):
 
     def with_text(self) -> HeteroData:
         """The stage's graph with the prompt's tokens and guidance edges, where there are any."""
-        by_text = None if self.heard is None else self.heard.guidance.by_text
+        by_text = None if self.recorded is None else self.recorded.guidance.by_text
         graph = self.merges.graph
-        if self.heard is None or by_text is None:
+        if self.recorded is None or by_text is None:
             return graph
-        _, position, mask = self.heard
+        _, position, mask = self.recorded
         sample, rank = mask.nonzero(as_tuple=True)
         owner = graph["vision"].sample
         place = torch.cat([torch.arange(count) for count in self.vision_counts]).to(owner.device)

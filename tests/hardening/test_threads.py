@@ -132,7 +132,7 @@ def test_a_model_is_collected_while_another_is_attached(
 
     with collecting_by_hand():
         lk.attach(tiny_llava(attention=others[0]), CONFIGS[0])  # never removed, and garbage now
-        monkeypatch.setattr(capture, "_listening", collected)
+        monkeypatch.setattr(capture, "_recording", collected)
 
         def run() -> torch.Tensor:
             with lk.attach(model, CONFIGS[0]):

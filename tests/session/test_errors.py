@@ -219,7 +219,7 @@ def test_an_error_while_attaching_leaves_nothing(monkeypatch: pytest.MonkeyPatch
     model, inputs = tiny_llava(), batch(*RAGGED)
     with left_untouched(model, inputs):
         with monkeypatch.context() as patched:
-            patched.setattr(lk.session.attach.capture, "listen", fail)
+            patched.setattr(lk.session.attach.capture, "start", fail)
             with pytest.raises(KeyboardInterrupt):
                 lk.attach(model, CONFIG)
         with lk.attach(model, CONFIG):

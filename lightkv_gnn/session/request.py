@@ -22,7 +22,7 @@ from lightkv_gnn.session.placement import input_device
 
 
 @dataclass(eq=False)
-class Opening:
+class PrefillRequest:
     """A prefill with pictures, before they are encoded.
 
     Attributes:
@@ -40,7 +40,7 @@ class Opening:
     mask: Any
     encoded: dict[str, Encoded]
 
-    def saw(self, encoded: Encoded) -> None:
+    def add(self, encoded: Encoded) -> None:
         """The call is about these pictures, which the model has just encoded."""
         self.encoded[encoded.kind] = encoded
 
@@ -60,11 +60,11 @@ class Opening:
         return VisionTokens(self.masks, self.real, self.encoded)
 
 
-def opened(
+def inspect_call(
     adapter: Adapter,
     asked: ModelCall,
     records: Mapping[str, Encoded | None] = MappingProxyType({}),
-) -> Opening | None:
+) -> PrefillRequest | None:
     """The call as a prefill with pictures, or None if it is something else.
 
     Args:
@@ -102,7 +102,7 @@ def opened(
         for kind in masks
         if kind in outputs
     }
-    return Opening(masks, real, past, asked.mask, encoded)
+    return PrefillRequest(masks, real, past, asked.mask, encoded)
 
 
 def padding_of(asked: ModelCall) -> Tensor | None:
@@ -213,12 +213,12 @@ def vision_tokens(adapter: Adapter, inputs: Mapping[str, Any]) -> VisionTokens:
         raise TypeError(
             f"inputs is a {type(inputs).__name__}: expected a mapping, as the processor returns it"
         )
-    opening = opened(adapter, ModelCall(inputs))
-    if opening is None:
+    request = inspect_call(adapter, ModelCall(inputs))
+    if request is None:
         raise UnsupportedInputError(
             f"there are no pictures in {sorted(inputs)}: pass everything that the processor returns"
         )
-    for kind in opening.masks:
+    for kind in request.masks:
         encode = getattr(adapter.base, adapter.encoders[kind])
         # Not every transformers names its encoders' image_sizes, or their pixels like the model's.
         known = {*inspect.signature(encode).parameters, "image_sizes"} - {*adapter.pixels.values()}
@@ -226,8 +226,8 @@ def vision_tokens(adapter: Adapter, inputs: Mapping[str, Any]) -> VisionTokens:
         arguments = {name: value for name, value in placed.items() if name in known}
         with torch.no_grad():
             output = encode(placed[adapter.pixels[kind]], **arguments)
-        opening.saw(Encoded(kind, arguments, adapter.lengths(kind, output)))
-    return opening.tokens()
+        request.add(Encoded(kind, arguments, adapter.lengths(kind, output)))
+    return request.tokens()
 
 
 def _placed(value: Any, adapter: Adapter) -> Any:
