@@ -216,7 +216,8 @@ def _families(optional: Sequence[Package]) -> tuple[Family, ...]:
 
 def _seams() -> Proof:
     """What is found of transformers' names, on the bundled model."""
-    from lightkv_gnn import adapter_for, seams, tiny
+    from lightkv_gnn import seams, tiny
+    from lightkv_gnn.adapters import adapter_for
 
     hush()
     try:

@@ -124,7 +124,7 @@ def test_a_model_is_collected_while_another_is_attached(
     model = tiny_llava(attention=others[1])
     with lk.attach(model, CONFIGS[0]):
         expected = greedy(model, INPUTS, 2)
-    listening = capture._listening
+    listening = capture._recording
 
     def collected(function: Any) -> Any:
         gc.collect()

@@ -379,6 +379,6 @@ def test_a_failed_prefill_announces_nothing() -> None:
         with pytest.raises(OSError, match="no"):
             model(**inputs, **{CACHE: cache})
         hook.remove()
-        compressed = [layer for layer in cache.layers if hasattr(layer, "withdraw")]
+        compressed = [layer for layer in cache.layers if hasattr(layer, "cancel")]
         assert len(compressed) >= 2
         assert not any(layer.open or layer._pending for layer in compressed)
