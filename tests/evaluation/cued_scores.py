@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 import lightkv_gnn as lk
-from lightkv_gnn.evaluation.cued import CellSuite
+from lightkv_gnn.evaluation.cued import CellRecipe, CellSuite
 from lightkv_gnn.evaluation.cued.drawing import draw
 from lightkv_gnn.evaluation.suite import Batch, Subject
 
@@ -21,6 +23,11 @@ MEAN = {"guidance": "none", "message": lk.mean}
 PRUNE = {"message": lk.destination_only}
 RANDOM = {"matcher": lk.graphs.random_matching, **PRUNE}
 LAST = {"guidance": "last_token"}
+
+
+def quickly(suite: type[CellSuite], config: pytest.Config, **recipe: int) -> CellRecipe:
+    """How to train what tests ask: with ``--all`` as the suite says, else on fewer samples."""
+    return suite.own_recipe if config.getoption("--all") else replace(suite.own_recipe, **recipe)
 
 
 class Exam:

@@ -6,15 +6,15 @@ import pytest
 import torch
 
 import lightkv_gnn as lk
-from evaluation.cued_scores import MEAN, Exam
+from evaluation.cued_scores import MEAN, Exam, quickly
 from lightkv_gnn.evaluation.cued import Dense
 
 CELLS = 36
 
 
 @pytest.fixture(scope="module")
-def exam(tmp_path_factory: pytest.TempPathFactory) -> Exam:
-    suite = Dense()
+def exam(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Exam:
+    suite = Dense(recipe=quickly(Dense, pytestconfig, batch=8))
     return Exam(suite, suite.subject(0, tmp_path_factory.mktemp("models")), questions=64)
 
 
