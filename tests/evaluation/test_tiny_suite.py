@@ -8,6 +8,7 @@ import torch
 
 from lightkv_gnn import tiny
 from lightkv_gnn.baselines import METHODS, Budget
+from lightkv_gnn.evaluation import tiny_suite
 from lightkv_gnn.evaluation.asking import ask_all
 from lightkv_gnn.evaluation.tiny_suite import TinySuite, asked_about, shown
 from lightkv_gnn.tiny.model import PATCH_SIZE
@@ -20,14 +21,15 @@ def subject():
 
 
 @pytest.mark.parametrize("group", tiny.GROUPS)
-def test_scores_are_those_of_the_tiny_models_own_accuracy(subject, group):
+def test_scores_are_those_of_the_tiny_models_own_accuracy(subject, group, monkeypatch):
+    monkeypatch.setattr(tiny_suite, "BATCH", 16)
     suite = TinySuite()
     scores = [
         score
-        for batch in suite.batches(subject, group, 60, 5)
+        for batch in suite.batches(subject, group, 20, 5)
         for score in suite.ask(subject, group, batch)
     ]
-    expected = tiny.accuracy(subject.model, subject.processor, group, 60, 5).correct
+    expected = tiny.accuracy(subject.model, subject.processor, group, 20, 5).correct
     assert scores == list(map(float, expected))
 
 

@@ -110,7 +110,8 @@ def test_a_pixel_lies_where_the_token_lies_that_it_changes(family: str, prompts:
     checked = set()
     for name in {name for name, _ in KINDS.values()} & set(inputs):
         real = inputs[name].nonzero()  # the rest is padding
-        for index in real[torch.randperm(len(real), generator=generator)[:20]]:
+        for some in real.chunk(8):  # from the first picture to the last
+            index = some[torch.randint(len(some), (), generator=generator)]
             changed = {**inputs, name: inputs[name].clone()}
             place = tuple(index.tolist())
             changed[name][place] = -3 * inputs[name][place].sign()
