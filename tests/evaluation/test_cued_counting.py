@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from evaluation.cued_scores import LAST, MEAN, PRUNE, Exam, keep_top, quickly, saliency
+from evaluation.cued_scores import LAST, MEAN, PRUNE, Exam, keep_top, saliency
 from lightkv_gnn.evaluation.cued import CountingSuite
 
 
 @pytest.fixture(scope="module")
-def exam(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Exam:
-    suite = CountingSuite(recipe=quickly(CountingSuite, pytestconfig, steps=800, batch=16))
+def exam(tmp_path_factory: pytest.TempPathFactory) -> Exam:
+    suite = CountingSuite()
     return Exam(suite, suite.subject(0, tmp_path_factory.mktemp("models")), questions=512)
 
 

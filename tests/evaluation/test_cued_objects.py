@@ -19,7 +19,6 @@ from evaluation.cued_scores import (
     Exam,
     binomial_band,
     keep_top,
-    quickly,
     saliency,
 )
 from lightkv_gnn.baselines import METHODS
@@ -35,11 +34,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def exams(pytestconfig: pytest.Config, folder: Path) -> dict[str, Exam]:
+def exams(folder: Path) -> dict[str, Exam]:
     """One model, trained once, and every suite that asks it."""
     questions = {"cued": 768, "plain": 256, "two_images": 256, "second_question": 384}
-    recipe = quickly(SUITES["cued"], pytestconfig, batch=8)
-    suites = [SUITES[name](recipe=recipe) for name in questions]
+    suites = [SUITES[name]() for name in questions]
     return {
         suite.name: Exam(suite, suite.subject(0, folder), questions[suite.name]) for suite in suites
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,16 +32,15 @@ from lightkv_gnn.stage.messages import Message, guided_mean, mean
 
 QUESTIONS = 256
 SUITE = Rectangles()
-QUICK = RectangleRecipe(steps=500, batch=8, layers=1, shapes=2)
-"""A third of the samples; with ``--all`` the suite's own recipe trains."""
-
 HALF = [lk.Stage(0, 2, 0.5)]
 
 
 @pytest.fixture(scope="module")
-def subject(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    suite = SUITE if pytestconfig.getoption("--all") else Rectangles(QUICK)
-    return suite.subject(0, tmp_path_factory.mktemp("models"))
+def subject(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield SUITE.subject(0, tmp_path_factory.mktemp("models"))
+    torch.set_num_threads(threads)
 
 
 def accuracy(subject: Subject, group: str) -> float:
