@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 import transformers
 from torch import Tensor, nn
 from transformers import cache_utils, masking_utils, modeling_utils
@@ -117,6 +118,18 @@ def named(
 def cache_in(given: Mapping[str, Any]) -> Any:
     """The cache among arguments or outputs; None if there is none."""
     return next((given[name] for name in CACHE if given.get(name) is not None), None)
+
+
+def patches_in(output: Mapping[str, Any]) -> Tensor:
+    """The encoded pictures among a LLaVA's outputs, `[patch, channel]`.
+
+    Since transformers 5.24 they come as the encoder's own output, one by one.
+    """
+    encoded = output.get("image_outputs")
+    if encoded is None:
+        patches: Tensor = output["image_hidden_states"]
+        return patches
+    return torch.cat(list(encoded.pooler_output))
 
 
 def layer_names(layer: nn.Module) -> LayerNames:

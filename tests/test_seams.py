@@ -127,6 +127,13 @@ def test_a_call_knows_its_cache_by_either_name(name: str) -> None:
     assert ModelCall({"input_ids": None}).cache is None
 
 
+@torch.no_grad()
+def test_patches_are_what_the_encoder_returned() -> None:
+    model = tiny_llava().model
+    encoded = model.get_image_features(INPUTS["pixel_values"]).pooler_output
+    assert torch.equal(seams.patches_in(model(**INPUTS)), torch.cat(list(encoded)))
+
+
 # --- a prefill that did not do what was planned ---------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
+from lightkv_gnn.seams import patches_in
 from lightkv_gnn.tiny.curriculum import STAGES, VISION_STAGES, patch_labels, sample_lesson
 from lightkv_gnn.tiny.losses import LEADING, answer_loss, grounding_loss
 from lightkv_gnn.tiny.model import build_model, build_processor
@@ -151,7 +152,7 @@ class Trainer:
         )
         eos_id = self.processor.tokenizer.eos_token_id
         loss, right = answer_loss(output.last_hidden_state, self.model.lm_head, batch, eos_id)
-        grounding, shares = self._ground(output.image_hidden_states, labels)
+        grounding, shares = self._ground(patches_in(output), labels)
         return loss + STAGES[self.progress.stage].grounding * grounding, right | shares
 
     def _vision_loss(self) -> tuple[torch.Tensor, dict[str, float]]:

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from models import CACHE
 from transformers import AutoModelForImageTextToText
 from transformers.distributed import DistributedConfig
 
 import lightkv_gnn as lk
+from lightkv_gnn.seams import cache_in
 
 STAGES = [lk.Stage(1, 2, 0.5), lk.Stage(3, 1, 0.5)]
 
@@ -56,7 +56,7 @@ def run(model: Any, inputs: dict[str, Any], fields: dict[str, Any], options: Any
         "weights": [stage.weight for stage in handle.trace],
         "guidance": [stage.guidance for stage in handle.trace if stage.guidance is not None],
         "ledger": handle.ledger.to_dict()["rows"],
-        "kv heads": out[CACHE].layers[4].keys.shape[1],
+        "kv heads": cache_in(out).layers[4].keys.shape[1],
     }
 
 
