@@ -131,7 +131,9 @@ def features_of(
         out = base.get_image_features(**chosen(inputs, traits.images))
         found["image"], deep["image"] = flat(out.pooler_output), deepstack_of(out)
     if inputs.get("pixel_values_videos") is not None:
-        out = base.get_video_features(**chosen(inputs, traits.videos))
+        given = chosen(inputs, traits.videos)
+        pixels = given.pop("pixel_values_videos")  # not every transformers calls them so
+        out = base.get_video_features(pixels, **given)
         found["video"], deep["video"] = flat(out.pooler_output), deepstack_of(out)
     order = [kind for kind in kinds if kind != "text"]
     assert all(len(found[kind]) == order.count(kind) for kind in found)
