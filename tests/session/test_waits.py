@@ -37,7 +37,7 @@ def test_no_stage_reads_the_device(ragged: bool, positions: str, guidance: str) 
     hidden = torch.zeros(2, 25, 8, device=META)
     for number in range(2):
         query, key = (torch.zeros(2, 4, hidden.shape[1], 2, device=META) for _ in range(2))
-        state.listen(query, key, 1.0, None)
+        state.record_attention(query, key, 1.0, None)
         hidden = state._compress(state.planned[number], hidden)  # autocast knows no meta device
         assert hidden.device == META
     assert hidden.shape == (2, 25 - 12, 8)
@@ -51,6 +51,6 @@ def test_a_read_would_be_noticed() -> None:
 
     state = prefill(ragged=False, guidance=weigh)
     state.start(META)
-    state.listen(*(torch.zeros(2, 4, 25, 2, device=META) for _ in range(2)), 1.0, None)
+    state.record_attention(*(torch.zeros(2, 4, 25, 2, device=META) for _ in range(2)), 1.0, None)
     with pytest.raises((RuntimeError, NotImplementedError)):
         state._compress(state.planned[0], torch.zeros(2, 25, 8, device=META))
