@@ -115,8 +115,10 @@ def named(
     return {**given, **given.get("kwargs", {})}
 
 
-def cache_in(given: Mapping[str, Any]) -> Any:
-    """The cache among arguments or outputs; None if there is none."""
+def cache_in(given: Any) -> Any:
+    """The cache among arguments or outputs; None if there is none, or they have no names."""
+    if not isinstance(given, Mapping):
+        return None
     return next((given[name] for name in CACHE if given.get(name) is not None), None)
 
 
@@ -198,18 +200,18 @@ def check_transformers() -> None:
         warnings.warn(
             f"lightkv_gnn: transformers {transformers.__version__} is newer than the versions "
             f"that were tested, {OLDEST} to {NEWEST}; what a prefill does is checked as it goes",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
-def missing(error: ImportError) -> ImportError:
+def with_versions(error: ImportError) -> ImportError:
     """What to raise where a name cannot be imported from transformers."""
     return ImportError(f"{error}; lightkv_gnn is {tested()}")
 
 
-def is_newer(version: str | None = None) -> bool:
-    """Whether a version of transformers, or the one installed, is newer than those tested."""
-    return _minor(version or transformers.__version__) > _minor(NEWEST)
+def is_newer() -> bool:
+    """Whether the transformers that is installed is newer than those tested."""
+    return _minor(transformers.__version__) > _minor(NEWEST)
 
 
 def tested() -> str:
@@ -223,11 +225,4 @@ def _minor(version: str) -> tuple[int, ...]:
 
 def names_of(layers: Iterable[nn.Module]) -> tuple[LayerNames, ...]:
     """The names of every layer of a decoder; see :func:`layer_names`."""
-    known: dict[Any, LayerNames] = {}
-    found = []
-    for layer in layers:
-        kind = inspect.unwrap(type(layer).forward)
-        if kind not in known or "forward" in vars(layer):
-            known[kind] = layer_names(layer)
-        found.append(known[kind])
-    return tuple(found)
+    return tuple(layer_names(layer) for layer in layers)

@@ -25,10 +25,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--all"):
         return
+    left_out = {item for item in items if item.get_closest_marker("full")}
     of_test = defaultdict(list)
     for item in items:
-        of_test[item.nodeid.partition("[")[0]].append(item)
-    left_out = {item for item in items if item.get_closest_marker("full")}
+        if item not in left_out:
+            of_test[item.nodeid.partition("[")[0]].append(item)
     for same in of_test.values():
         chosen = covering([choices_of(item) for item in same])
         left_out |= {item for number, item in enumerate(same) if number not in chosen}

@@ -45,10 +45,27 @@ def test_the_option_brings_every_combination(pytester: pytest.Pytester) -> None:
         @pytest.mark.parametrize(("z", "expected"), [(n, n) for n in range(3)])
         def test_it(x, y, z, expected): pass
         @pytest.mark.full
-        def test_more(): pass
+        @pytest.mark.parametrize("x", range(9))
+        def test_more(x): pass
         """
     )
     pytester.makeini("[pytest]\nmarkers = full")
     few = pytester.inline_run("-p", "pairs").countoutcomes()[0]
     assert 9 <= few < 15
-    assert pytester.inline_run("-p", "pairs", "--all").countoutcomes()[0] == 28
+    assert pytester.inline_run("-p", "pairs", "--all").countoutcomes()[0] == 36
+
+
+def test_what_is_left_out_covers_nothing(pytester: pytest.Pytester) -> None:
+    """Each pair of choices comes from a combination that runs."""
+    pytester.makeini("[pytest]\nmarkers = full")
+    pytester.makepyfile(
+        test_it="""
+        import pytest
+        first = pytest.param(0, marks=pytest.mark.full)
+        @pytest.mark.parametrize("x", [first, 1])
+        @pytest.mark.parametrize("y", range(2))
+        @pytest.mark.parametrize("z", range(2))
+        def test_it(x, y, z): pass
+        """
+    )
+    assert pytester.inline_run("-p", "pairs").countoutcomes()[0] == 4

@@ -37,6 +37,14 @@ def test_names_are_those_of_the_signature(name: str) -> None:
     assert seams.names_of([layer(), layer(cache=name)])[1].cache == name
 
 
+def test_a_layer_with_a_forward_of_its_own_speaks_for_itself_alone() -> None:
+    plain, own = layer(), layer()
+    other = type(plain)()
+    own.forward = layer(cache="past_key_values").forward
+    names = seams.names_of([plain, own, other])
+    assert [one.cache for one in names] == ["cache", "past_key_values", "cache"]
+
+
 @pytest.mark.parametrize(
     "name", ["hidden_states", "attention_mask", "position_ids", "cache", "position_embeddings"]
 )
@@ -100,7 +108,7 @@ def test_attaching_refuses_a_transformers_without_what_caches_need(
 
 
 def test_a_name_that_cannot_be_imported_comes_with_the_versions() -> None:
-    error = seams.missing(ImportError("cannot import name 'DynamicLayer'"))
+    error = seams.with_versions(ImportError("cannot import name 'DynamicLayer'"))
     assert re.search(rf"'DynamicLayer'; .*{seams.OLDEST} to {seams.NEWEST}", str(error))
 
 
@@ -125,6 +133,7 @@ def test_a_call_knows_its_cache_by_either_name(name: str) -> None:
     assert ModelCall({name: cache}).cache is cache
     assert ModelCall({name: cache, **dict.fromkeys(set(seams.CACHE) - {name})}).cache is cache
     assert ModelCall({"input_ids": None}).cache is None
+    assert seams.cache_in((cache,)) is None
 
 
 @torch.no_grad()

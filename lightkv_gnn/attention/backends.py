@@ -19,7 +19,7 @@ try:
         sdpa_mask,
     )
 except ImportError as error:
-    raise seams.missing(error) from error
+    raise seams.with_versions(error) from error
 
 MaskForm = Literal["dense", "padding", "block"]
 """`[batch, head, query, key]`; `[batch, key]`, causal by itself; a flex attention BlockMask."""

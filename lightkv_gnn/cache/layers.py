@@ -23,7 +23,7 @@ try:
         StaticSlidingWindowLayer,
     )
 except ImportError as error:
-    raise seams.missing(error) from error
+    raise seams.with_versions(error) from error
 
 
 class _GrowingMixin(CompressedMixin):

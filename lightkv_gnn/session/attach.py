@@ -20,7 +20,13 @@ from lightkv_gnn.attention import capture
 from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.costs.ledger import Ledger
 from lightkv_gnn.session.call import Call
-from lightkv_gnn.session.checks import check_adapter, check_backend, check_schedule, check_seams
+from lightkv_gnn.session.checks import (
+    check_adapter,
+    check_backend,
+    check_schedule,
+    check_seams,
+    recorded_layers,
+)
 from lightkv_gnn.session.compiling import uncompiled
 from lightkv_gnn.session.hooks import Hooks
 from lightkv_gnn.session.placement import layer_devices, ranks_of
@@ -116,8 +122,7 @@ class Handle:
     def _install(self) -> ExitStack:
         """Puts everything in place, or on an error nothing; the result takes it away again."""
         config, adapter = self.config, self._adapter
-        after = [stage.layer for stage in config.stages if stage.ratio > 0]
-        recorded = [adapter.attention(layer) for layer in after if config.guidance != "none"]
+        recorded = [adapter.attention(layer) for layer in recorded_layers(config)]
         with ExitStack() as undo:
             hooks = Hooks(adapter, config, self._compressor, self._remember)
             hooks.install(undo)

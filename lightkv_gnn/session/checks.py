@@ -43,10 +43,15 @@ def check_seams(adapter: Adapter, config: LightKVConfig) -> None:
     """
     check_transformers()
     names_of(adapter.decoder.layers)
-    if config.guidance != "none":
-        for stage in config.stages:
-            if stage.ratio > 0:
-                check_attention(adapter.attention(stage.layer))
+    for layer in recorded_layers(config):
+        check_attention(adapter.attention(layer))
+
+
+def recorded_layers(config: LightKVConfig) -> list[int]:
+    """Layers whose attention is recorded: those that a stage runs after, with guidance."""
+    if config.guidance == "none":
+        return []
+    return [stage.layer for stage in config.stages if stage.ratio > 0]
 
 
 def check_schedule(adapter: Adapter, config: LightKVConfig) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, Protocol
@@ -101,7 +101,7 @@ class Hooks:
 
     @property
     def recorder(self) -> Callable[..., None]:
-        """Hears the attention of the layers that stages run after."""
+        """Records the attention of the layers that stages run after."""
         return self._outside.wrap(self._record, self._busy)
 
     def _record(self, query: Tensor, key: Tensor, scaling: float, softcap: float | None) -> None:
@@ -263,7 +263,7 @@ class Hooks:
         if output is None:
             cancel(ModelCall.of(self._signature, args, kwargs).cache)
         elif call is not None:
-            call.end(cache_in(output) if isinstance(output, Mapping) else None)
+            call.end(cache_in(output))
             self._finished(call)
 
 
