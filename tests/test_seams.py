@@ -38,8 +38,8 @@ def test_names_are_those_of_the_signature(name: str) -> None:
 
 
 def test_a_layer_with_a_forward_of_its_own_speaks_for_itself_alone() -> None:
-    plain, own = layer(), layer()
-    other = type(plain)()
+    plain = layer()
+    own, other = type(plain)(), type(plain)()
     own.forward = layer(cache="past_key_values").forward
     names = seams.names_of([plain, own, other])
     assert [one.cache for one in names] == ["cache", "past_key_values", "cache"]
