@@ -105,4 +105,4 @@ def test_gradients_through_two_stages(scatter: str) -> None:
             first.hidden_states, first.layout, guidance[first.kept], 1, scatter=scatter
         ).hidden_states
 
-    assert torch.autograd.gradcheck(run, (x, guidance))
+    assert torch.autograd.gradcheck(run, (x, guidance), fast_mode=True)
