@@ -1,6 +1,6 @@
 """Run once in each process of a tensor-parallel model: writes down what a test compares.
 
-``torchrun rank_worker.py FOLDER`` loads the models that :mod:`test_ranks` saved in FOLDER, split
+``rank_worker.py FOLDER`` loads the models that :mod:`test_ranks` saved in FOLDER, split
 over the processes and in one piece, and leaves ``whole.pt`` and one ``rank-N.pt`` there.
 """
 
@@ -85,8 +85,9 @@ def main(folder: Path) -> None:
     whole = {name: load(folder / name) for name in models}
     parts = {name: load(folder / name, distributed_config=split) for name in models}
     rank = dist.get_rank()
-    found: dict[str, dict[str, Any]] = {"whole": {}, f"rank-{rank}": {}}
-    for which, of in (("whole", whole), (f"rank-{rank}", parts)):
+    runs = {f"rank-{rank}": parts} if rank else {"whole": whole, "rank-0": parts}
+    found: dict[str, dict[str, Any]] = {which: {} for which in runs}
+    for which, of in runs.items():
         for case, (name, fields, options) in CASES.items():
             torch.manual_seed(rank)  # what is random is drawn otherwise on every process
             found[which][case] = run(of[name], inputs[name], fields, options)
@@ -94,8 +95,8 @@ def main(folder: Path) -> None:
         found[which]["forward"] = forward(of["llava"], inputs["llava"])
     sharded = load(folder / "llava", distributed_config=DistributedConfig(fsdp_size=2))
     found[f"rank-{rank}"]["sharded"] = forward(sharded, inputs["llava"])
-    for which in found if rank == 0 else [f"rank-{rank}"]:
-        torch.save(found[which], folder / f"{which}.pt")
+    for which, results in found.items():
+        torch.save(results, folder / f"{which}.pt")
     dist.barrier()
     dist.destroy_process_group()
 

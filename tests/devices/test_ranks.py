@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -22,16 +23,18 @@ from lightkv_gnn.stage.ranks import Ranks
 pytest.importorskip("accelerate", reason="transformers splits models with accelerate's help")
 pytestmark = pytest.mark.slow
 
-WORKER = Path(__file__).with_name("rank_worker.py")
-ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+EXAMPLE = str(ROOT / "examples" / "split_heads.py")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 
-def launched(script: Path, *arguments: Any) -> str:
-    """What a script prints that runs in two processes."""
-    path = os.pathsep.join([str(ROOT), str(ROOT / "graphs"), os.environ.get("PYTHONPATH", "")])
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+def launched(*arguments: str) -> str:
+    """What processes print that Python starts."""
+    ours = [str(folder) for folder in (ROOT, ROOT / "graphs")]
+    path = os.pathsep.join([*ours, os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, *launch, *map(str, arguments)],
+        [sys.executable, *arguments],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
@@ -39,13 +42,13 @@ def launched(script: Path, *arguments: Any) -> str:
         check=False,
     )
     told = [line for line in done.stderr.splitlines() if "[rank" in line]
-    assert done.returncode == 0, "\n".join(told)
+    assert done.returncode == 0, "\n".join(told) or done.stderr
     return done.stdout
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What the model gave in one piece, and on each of two processes."""
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A folder with what the worker found, and what the example printed."""
     folder = tmp_path_factory.mktemp("ranks")
     qwen = tiny("qwen2_5_vl")
     picture = PICTURES["qwen2_5_vl"][0]
@@ -56,8 +59,14 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     for name, model in {"llava": tiny_llava(), "qwen2_5_vl": qwen}.items():
         model.save_pretrained(folder / name)
         torch.save(inputs[name], folder / name / "inputs.pt")
-    launched(WORKER, folder)
-    return {n: torch.load(folder / f"{n}.pt") for n in ("whole", "rank-0", "rank-1")}
+    scripts = [[str(HERE / "rank_worker.py"), str(folder)], [EXAMPLE]]
+    return folder, launched(str(HERE / "side_by_side.py"), json.dumps(scripts))
+
+
+@pytest.fixture(scope="module")
+def found(ran: tuple[Path, str]) -> dict[str, dict[str, Any]]:
+    """What the model gave in one piece, and on each of two processes."""
+    return {name: torch.load(ran[0] / f"{name}.pt") for name in ("whole", "rank-0", "rank-1")}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -108,8 +117,9 @@ def test_gradients_are_those_of_one(found: dict[str, dict[str, Any]]) -> None:
         near(split[name], gradient, 1e-4)
 
 
-def test_the_example_runs() -> None:
-    printed = launched(ROOT / "examples" / "split_heads.py")
+@pytest.mark.parametrize("torchrun", [False, pytest.param(True, marks=pytest.mark.full)])
+def test_the_example_runs(ran: tuple[Path, str], torchrun: bool) -> None:
+    printed = launched(*TORCHRUN, EXAMPLE) if torchrun else ran[1]
     assert "MergeTrace(vision tokens 256 -> 128 -> 64 -> 32" in printed
     assert "this process has 2 heads" in printed
     assert "merged alike on all processes: True" in printed
