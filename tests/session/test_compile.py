@@ -18,7 +18,7 @@ from torch._dynamo.utils import counters
 import lightkv_gnn as lk
 
 CONFIG = lk.LightKVConfig([lk.Stage(0, 2, 0.5)])
-PLAIN, SHORT = [26, 26, 26], [26, 18, 18]
+PLAIN, SHORT = [26, 26], [26, 18]
 COMPILE: dict[str, Any] = {"backend": "eager"}
 
 SAYS = pytest.warns(
@@ -27,7 +27,7 @@ SAYS = pytest.warns(
 
 
 def model_of() -> Any:
-    return tiny_llava(layers=3)
+    return tiny_llava(layers=2)
 
 
 @pytest.fixture(autouse=True)
@@ -81,8 +81,8 @@ def marked(mark: pytest.MarkDecorator, *ways: Callable[[Any], Any]) -> list[Any]
     [
         layers,
         layer_forwards,
-        *marked(pytest.mark.slow, whole, forward, decoder),
-        *marked(pytest.mark.full, in_place),  # as a whole, but for how it is called
+        *marked(pytest.mark.slow, whole, decoder),
+        *marked(pytest.mark.full, in_place, forward),  # as a whole, but for how it is called
     ],
 )
 @torch.no_grad()
