@@ -303,11 +303,12 @@ def test_decoding_reads_nothing_back(attention: str, positions: str) -> None:
 @ways
 def test_compiled_decoding(attention: str, positions: str) -> None:
     """Compiled once, for all steps."""
-    model, inputs = tiny_llava(attention=attention), batch(*RAGGED)
+    model, inputs = tiny_llava(attention=attention, layers=2), batch(*RAGGED)
+    config = lk.LightKVConfig([lk.Stage(0, 2, 0.5)], positions=positions)
     how = CompileConfig(backend="eager", mode=None, fullgraph=False)
     how._compile_all_devices = True
     options = {"cache_implementation": "static", "compile_config": how}
-    with lk.attach(model, configured(positions)):
+    with lk.attach(model, config):
         expected = greedy(model, inputs, 8)
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()

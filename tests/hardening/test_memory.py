@@ -1,4 +1,4 @@
-"""A thousand calls hold no more than a hundred did."""
+"""Four hundred calls hold no more than a hundred did."""
 
 from __future__ import annotations
 
@@ -69,10 +69,10 @@ CONFIG = lk.LightKVConfig([lk.Stage(0, 1, 0.5)])
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_a_thousand_answers() -> None:
+def test_hundreds_of_answers() -> None:
     model = tiny_llava(layers=2, side=2)
     with lk.attach(model, CONFIG) as handle:
-        check_growth(lambda n: greedy(model, JOBS[n % 3], 1), 100, 1000)
+        check_growth(lambda n: greedy(model, JOBS[n % 3], 1), 100, 400)
         assert len(handle.trace) == 1
 
 
