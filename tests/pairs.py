@@ -2,13 +2,14 @@
 
 A test with three or more parameters runs with every value of each together with every value of each
 other one, in as few combinations as a greedy choice finds.  Two choices that go wrong together are
-found so; three that go wrong only together are found by ``make test-all``.  What is marked ``full``
-is like another case but for little, and runs with ``--all`` too.
+found so; three that go wrong only together are found by ``make test-all``.  A test marked ``each``
+has choices that have little to do with each other, and runs with each of them at least once.  What
+is marked ``full`` is like another case but for little.  Both run whole with ``--all``.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 from itertools import combinations
 
@@ -31,7 +32,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item not in left_out:
             of_test[item.nodeid.partition("[")[0]].append(item)
     for same in of_test.values():
-        chosen = covering([choices_of(item) for item in same])
+        rows = [choices_of(item) for item in same]
+        chosen = covering(rows, 1 if same[0].get_closest_marker("each") else 2)
         left_out |= {item for number, item in enumerate(same) if number not in chosen}
     if left_out:
         config.hook.pytest_deselected(items=[item for item in items if item in left_out])
@@ -54,17 +56,23 @@ def choices_of(item: pytest.Item) -> Choices:
     return {**choices, **{name: id(value) for name, value in left.items()}}
 
 
-def covering(rows: Sequence[Choices]) -> set[int]:
-    """Numbers of rows that have every pair of choices of all rows between them.
+def covering(rows: Sequence[Choices], together: int = 2) -> set[int]:
+    """Numbers of rows that have all choices of the others, so many together.
 
-    Rows of fewer than three parameters are all taken.
+    Rows of two parameters have nothing but pairs: of those, all are taken.
     """
-    if any(len(row) < 3 for row in rows):
+    groups = [set(combinations(sorted(row.items()), together)) for row in rows]
+    missing, chosen = set().union(*groups), set[int]()
+    if any(len(row) < together for row in rows):
         return set(range(len(rows)))
-    pairs = [set(combinations(sorted(row.items()), 2)) for row in rows]
-    missing, chosen = set().union(*pairs), set[int]()
+    used = Counter[tuple[str, Hashable]]()
     while missing:
-        best = max(range(len(rows)), key=lambda number: len(pairs[number] & missing))
+        # Most that is new, and of such rows the one whose choices were taken least.
+        best = max(
+            range(len(rows)),
+            key=lambda n: (len(groups[n] & missing), -sum(used[one] for one in rows[n].items())),
+        )
         chosen.add(best)
-        missing -= pairs[best]
+        used.update(rows[best].items())
+        missing -= groups[best]
     return chosen

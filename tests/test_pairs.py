@@ -30,6 +30,13 @@ def test_one_or_two_parameters_run_in_every_combination(choices: dict[str, int])
     assert covering(every) == set(range(len(every)))
 
 
+def test_each_choice_is_there_and_none_more_often_than_it_must() -> None:
+    every = rows({"a": 6, "b": 2})
+    chosen = [every[number] for number in covering(every, 1)]
+    assert sorted(row["a"] for row in chosen) == list(range(6))
+    assert sorted(row["b"] for row in chosen) == [0, 0, 0, 1, 1, 1]
+
+
 def test_combinations_that_are_not_there_are_not_asked_for() -> None:
     every = [row for row in rows(CHOICES) if row["a"] != row["b"]]
     chosen = [every[number] for number in covering(every)]
@@ -47,12 +54,16 @@ def test_the_option_brings_every_combination(pytester: pytest.Pytester) -> None:
         @pytest.mark.full
         @pytest.mark.parametrize("x", range(9))
         def test_more(x): pass
+        @pytest.mark.each
+        @pytest.mark.parametrize("x", range(4))
+        @pytest.mark.parametrize("y", range(2))
+        def test_each(x, y): pass
         """
     )
-    pytester.makeini("[pytest]\nmarkers = full")
+    pytester.makeini("[pytest]\nmarkers =\n  full\n  each")
     few = pytester.inline_run("-p", "pairs").countoutcomes()[0]
-    assert 9 <= few < 15
-    assert pytester.inline_run("-p", "pairs", "--all").countoutcomes()[0] == 36
+    assert 9 + 4 <= few < 15 + 4
+    assert pytester.inline_run("-p", "pairs", "--all").countoutcomes()[0] == 36 + 8
 
 
 def test_what_is_left_out_covers_nothing(pytester: pytest.Pytester) -> None:

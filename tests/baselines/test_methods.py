@@ -67,6 +67,7 @@ def test_the_methods_are_in_the_order_of_tables() -> None:
 
 
 @every
+@pytest.mark.each
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_the_model_is_left_as_it_was(name: str, attention: str) -> None:
     model = tiny_llava(attention=attention, side=SIDE)

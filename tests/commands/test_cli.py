@@ -137,6 +137,7 @@ def landscape(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.each
 @pytest.mark.parametrize("template", [True, False])
 @pytest.mark.parametrize("family", PARTS)
 def test_demo_on_a_checkpoint_of_any_family(capsys, tmp_path, landscape, family, template):

@@ -126,6 +126,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.each
 @pytest.mark.parametrize("border", [1, 5])
 @pytest.mark.parametrize("case", CASES)
 @torch.no_grad()

@@ -19,11 +19,12 @@ from evaluation.cued_scores import (
     Exam,
     binomial_band,
     keep_top,
+    quickly,
     saliency,
 )
 from lightkv_gnn.baselines import METHODS
 from lightkv_gnn.evaluation.asking import ask_all
-from lightkv_gnn.evaluation.cued import SUITES, closed_forms
+from lightkv_gnn.evaluation.cued import SUITES, CellRecipe, closed_forms
 
 CELLS, OBJECTS, CHOICES = 36, 12, 6
 
@@ -34,19 +35,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def exams(folder: Path) -> dict[str, Exam]:
+def recipe(pytestconfig: pytest.Config) -> CellRecipe:
+    return quickly(SUITES["cued"], pytestconfig, batch=16)
+
+
+@pytest.fixture(scope="module")
+def exams(folder: Path, recipe: CellRecipe) -> dict[str, Exam]:
     """One model, trained once, and every suite that asks it."""
     questions = {"cued": 768, "plain": 256, "two_images": 256, "second_question": 384}
-    suites = [SUITES[name]() for name in questions]
+    suites = [SUITES[name](recipe=recipe) for name in questions]
     return {
         suite.name: Exam(suite, suite.subject(0, folder), questions[suite.name]) for suite in suites
     }
 
 
 @pytest.fixture(scope="module")
-def twice(folder: Path, exams: dict[str, Exam]) -> Exam:
+def twice(folder: Path, recipe: CellRecipe, exams: dict[str, Exam]) -> Exam:
     """The same model behind two listening layers: closed forms for a quarter."""
-    suite = SUITES["cued"](listening=2)
+    suite = SUITES["cued"](listening=2, recipe=recipe)
     return Exam(suite, suite.subject(0, folder))
 
 

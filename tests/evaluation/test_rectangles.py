@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,16 +30,18 @@ from lightkv_gnn.stage.compressor import TokenCompressor
 from lightkv_gnn.stage.messages import Message, guided_mean, mean
 
 QUESTIONS = 256
-SUITE = Rectangles()
+QUICK = RectangleRecipe(batch=8, layers=1, shapes=2)
+"""A smaller model of fewer samples, in a third of the time; ``--all`` trains the suite's own."""
 HALF = [lk.Stage(0, 2, 0.5)]
 
 
+SUITE = Rectangles()
+
+
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield SUITE.subject(0, tmp_path_factory.mktemp("models"))
-    torch.set_num_threads(threads)
+def subject(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    suite = SUITE if pytestconfig.getoption("--all") else Rectangles(QUICK)
+    return suite.subject(0, tmp_path_factory.mktemp("models"))
 
 
 def accuracy(subject: Subject, group: str) -> float:
@@ -64,7 +65,7 @@ def compressed(
 
 
 def test_it_has_learnt(subject: Subject) -> None:
-    assert accuracy(subject, "shape") >= 0.99
+    assert accuracy(subject, "shape") >= 0.98
     assert accuracy(subject, "position") >= 0.95
 
 

@@ -255,6 +255,7 @@ def check_recovery(bench: Bench, error: type[BaseException], calls: int = 0) -> 
     assert "sdpa" not in ALL_ATTENTION_FUNCTIONS._local_mapping
 
 
+@pytest.mark.each
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("place", PLACES)
 @torch.no_grad()

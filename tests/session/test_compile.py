@@ -81,8 +81,8 @@ def marked(mark: pytest.MarkDecorator, *ways: Callable[[Any], Any]) -> list[Any]
     [
         layers,
         layer_forwards,
-        *marked(pytest.mark.slow, whole, decoder),
-        *marked(pytest.mark.full, in_place, forward),  # as a whole, but for how it is called
+        *marked(pytest.mark.slow, whole),
+        *marked(pytest.mark.full, in_place, forward, decoder),  # as a whole, but for where
     ],
 )
 @torch.no_grad()

@@ -30,7 +30,7 @@ def test_every_message_and_ratio_equals_the_reference(
 ) -> None:
     x, layout, guidance = batch(grids, seed=windows)
     tokens = tokens_of(x, layout)
-    for ratio in RATIOS.values():
+    for ratio in [HALF] if scatter == "triton" else RATIOS.values():  # its interpreter is slow
         edges = run_stage(tokens, layout.grids, windows, ratio).edges
         for name, message in MESSAGES.items():
             if message is not guided_mean and ratio != HALF:
