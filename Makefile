@@ -9,6 +9,8 @@ PY = $(VENV)/bin/python
 PIP = $(PY) -m pip --disable-pip-version-check
 INSTALL = $(PIP) install --quiet --constraint constraints.txt
 STAMPS = $(VENV)/.stamps
+# A file's tests share models; in the order of names, the last files are short ones.
+SPREAD = --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -25,10 +27,10 @@ demo: $(STAMPS)/runtime ## run the demo on the bundled tiny model (ARGS: options
 	@$(VENV)/bin/lightkv-gnn demo $(ARGS)
 
 test: $(STAMPS)/dev $(STAMPS)/scatter ## run the tests (ARGS: options of pytest, JOBS: processes)
-	$(PY) -m pytest --numprocesses=$(JOBS) --dist=loadfile $(ARGS)
+	$(PY) -m pytest $(SPREAD) $(ARGS)
 
 test-all: $(STAMPS)/dev $(STAMPS)/scatter ## the same with every combination of parameters, for releases
-	$(PY) -m pytest --all --numprocesses=$(JOBS) --dist=loadfile $(ARGS)
+	$(PY) -m pytest --all $(SPREAD) $(ARGS)
 
 check: $(STAMPS)/dev ## formatting, lint and types, changing nothing
 	$(PY) -m ruff format --check .

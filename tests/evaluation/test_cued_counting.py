@@ -30,5 +30,5 @@ def test_behind_the_layer_that_counts_merging_costs_nothing(exam: Exam) -> None:
 def test_one_counted_cell_less_costs_what_one_background_cell_less_does_not(exam: Exam) -> None:
     one = 1.5 / 36
     score = saliency(exam.subject, 6)
-    assert exam.accuracy(one, matcher=keep_top(score), **PRUNE) >= exam.accuracy() - 0.01
+    assert exam.accuracy(one, matcher=keep_top(score), **PRUNE) >= exam.accuracy() - 0.03
     assert exam.accuracy(one, matcher=keep_top(lambda x: -score(x)), **PRUNE) < 0.9

@@ -30,8 +30,8 @@ from lightkv_gnn.stage.compressor import TokenCompressor
 from lightkv_gnn.stage.messages import Message, guided_mean, mean
 
 QUESTIONS = 256
-QUICK = RectangleRecipe(batch=8, layers=1, shapes=2)
-"""A smaller model of fewer samples, in a third of the time; ``--all`` trains the suite's own."""
+QUICK = RectangleRecipe(batch=8, layers=2, shapes=2)
+"""A smaller model of fewer samples, in half the time; ``--all`` trains the suite's own."""
 HALF = [lk.Stage(0, 2, 0.5)]
 
 

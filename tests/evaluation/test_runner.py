@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,8 +76,25 @@ def evaluation(suite: Suite, methods=("guided", "mean"), retentions=(0.5,), dept
     return Evaluation({suite: suite.groups}, chosen, retentions, depths, (0, 1), n)
 
 
-def test_a_row_for_every_cell_in_order(tmp_path):
-    rows = evaluation(Halves()).run(tmp_path, tmp_path, progress=False)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run's folder, and its rows."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, evaluation(Halves()).run(folder, folder, progress=False)
+
+
+@pytest.fixture
+def rows(whole):
+    return whole[1]
+
+
+@pytest.fixture
+def done(whole, tmp_path):
+    """A copy of that folder."""
+    return shutil.copytree(whole[0], tmp_path / "done")
+
+
+def test_a_row_for_every_cell_in_order(rows, done):
     expected = [
         ("halves", group, method, retention, depth, seed)
         for seed in (0, 1)
@@ -87,12 +105,11 @@ def test_a_row_for_every_cell_in_order(tmp_path):
         ]
     ]
     assert [tuple(row.key) for row in rows] == expected
-    assert read_rows(tmp_path / ROWS) == rows
+    assert read_rows(done / ROWS) == rows
 
 
-def test_costs_are_the_plans_and_differences_are_paired(tmp_path):
+def test_costs_are_the_plans_and_differences_are_paired(rows, tmp_path):
     suite = Halves()
-    rows = evaluation(suite).run(tmp_path, tmp_path, progress=False)
     full = {(row.group, row.seed): row for row in rows if row.method == "none"}
     for row in rows:
         base = full[row.group, row.seed]
@@ -127,13 +144,9 @@ def test_costs_are_the_plans_and_differences_are_paired(tmp_path):
         assert row.held == pytest.approx(held / (6 * SIDE**2))
 
 
-def test_scores_are_those_of_asking_by_hand(tmp_path):
+def test_scores_are_those_of_asking_by_hand(rows, tmp_path):
     suite = Halves()
-    row = next(
-        row
-        for row in evaluation(suite).run(tmp_path, tmp_path, progress=False)
-        if tuple(row.key) == ("halves", "odd", "mean", 0.5, 1, 1)
-    )
+    row = next(row for row in rows if tuple(row.key) == ("halves", "odd", "mean", 0.5, 1, 1))
     subject = suite.subject(1, tmp_path)
     budget = Budget.of(subject.model, 0.5, 1)
     by_hand: list[float] = []
@@ -168,65 +181,57 @@ def test_asking_in_batches_is_asking_at_once(tmp_path):
         assert stage.error == pytest.approx(lost, rel=1e-4)
 
 
-def test_what_is_done_is_not_done_again(tmp_path):
-    first = evaluation(Halves()).run(tmp_path, tmp_path, progress=False)
+def test_what_is_done_is_not_done_again(rows, done):
     again = Halves()
-    assert evaluation(again).run(tmp_path, tmp_path, progress=False) == first
+    assert evaluation(again).run(done, done, progress=False) == rows
     assert again.asked == []
     more = Halves()
-    rows = evaluation(more, methods=("guided", "mean", "stride")).run(
-        tmp_path, tmp_path, progress=False
-    )
+    rows = evaluation(more, methods=("guided", "mean", "stride")).run(done, done, progress=False)
     assert {row.method for row in rows} == {"none", "guided", "mean", "stride"}
     assert sum(number for number, _ in more.asked) == 10 * sum(r.method == "stride" for r in rows)
 
 
-def test_a_run_that_was_stopped_goes_on(tmp_path):
-    whole = evaluation(Halves()).run(tmp_path / "whole", tmp_path / "whole", progress=False)
+def test_a_run_that_was_stopped_goes_on(rows, tmp_path):
     stopped = Halves()
     stopped.fail_after = 10
     with pytest.raises(KeyboardInterrupt):
-        evaluation(stopped).run(tmp_path / "parts", tmp_path / "parts", progress=False)
-    kept = read_rows(tmp_path / "parts" / ROWS)
-    assert 0 < len(kept) < len(whole)
-    rows = evaluation(Halves()).run(tmp_path / "parts", tmp_path / "parts", progress=False)
-    assert [(row.key, row.scores) for row in rows] == [(row.key, row.scores) for row in whole]
-    assert len(read_rows(tmp_path / "parts" / ROWS)) == len(whole)
+        evaluation(stopped).run(tmp_path, tmp_path, progress=False)
+    kept = read_rows(tmp_path / ROWS)
+    assert 0 < len(kept) < len(rows)
+    found = evaluation(Halves()).run(tmp_path, tmp_path, progress=False)
+    assert [(row.key, row.scores) for row in found] == [(row.key, row.scores) for row in rows]
+    assert len(read_rows(tmp_path / ROWS)) == len(rows)
 
 
 @pytest.mark.parametrize("cut", [1, 40])
-def test_a_line_that_was_being_written_is_written_again(tmp_path, cut):
-    whole = evaluation(Halves()).run(tmp_path, tmp_path, progress=False)
-    file = tmp_path / ROWS
+def test_a_line_that_was_being_written_is_written_again(rows, done, cut):
+    file = done / ROWS
     file.write_text(file.read_text()[:-cut])
     again = Halves()
-    rows = evaluation(again).run(tmp_path, tmp_path, progress=False)
-    assert [(row.key, row.scores) for row in rows] == [(row.key, row.scores) for row in whole]
-    assert {row.key for row in read_rows(file)} == {row.key for row in whole}
+    found = evaluation(again).run(done, done, progress=False)
+    assert [(row.key, row.scores) for row in found] == [(row.key, row.scores) for row in rows]
+    assert {row.key for row in read_rows(file)} == {row.key for row in rows}
     assert sum(number for number, _ in again.asked) == 10
 
 
-def test_a_line_that_is_no_row_is_named(tmp_path):
-    evaluation(Halves()).run(tmp_path, tmp_path, progress=False)
-    with (tmp_path / ROWS).open("a") as stream:
+def test_a_line_that_is_no_row_is_named(done):
+    with (done / ROWS).open("a") as stream:
         stream.write('{"suite": "halves"}\n')
     with pytest.raises(ValueError, match=r"rows\.jsonl, line 21: a row has the fields"):
-        evaluation(Halves()).run(tmp_path, tmp_path, progress=False)
+        evaluation(Halves()).run(done, done, progress=False)
 
 
-def test_rows_of_another_number_of_questions_are_refused(tmp_path):
-    evaluation(Halves()).run(tmp_path, tmp_path, progress=False)
+def test_rows_of_another_number_of_questions_are_refused(done):
     with pytest.raises(ValueError, match=r"rows of \[10\] questions, this run asks 12"):
-        evaluation(Halves(), n=12).run(tmp_path, tmp_path, progress=False)
+        evaluation(Halves(), n=12).run(done, done, progress=False)
 
 
-def test_rows_of_another_version_are_refused(tmp_path, monkeypatch):
-    evaluation(Halves()).run(tmp_path, tmp_path, progress=False)
-    before = (tmp_path / ROWS).read_bytes()
+def test_rows_of_another_version_are_refused(done, monkeypatch):
+    before = (done / ROWS).read_bytes()
     monkeypatch.setattr(store, "__version__", "9.9.9")
     with pytest.raises(ValueError, match=f"made by version {__version__}, this is 9.9.9"):
-        evaluation(Halves()).run(tmp_path, tmp_path, progress=False)
-    assert (tmp_path / ROWS).read_bytes() == before
+        evaluation(Halves()).run(done, done, progress=False)
+    assert (done / ROWS).read_bytes() == before
 
 
 def test_a_budget_out_of_reach_is_left_out_noted_and_said(tmp_path, capsys):

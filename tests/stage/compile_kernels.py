@@ -69,10 +69,9 @@ def compiled(dtype: torch.dtype, name: str, version: int) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    sizes = {}
-    for name in kernels_of(torch.float32):
-        for dtype in (torch.bfloat16, torch.float32):
-            sizes[f"{name} {dtype} sm_90"] = compiled(dtype, name, 90)
-    for name in ("totals", "shares"):
-        sizes[f"{name} float32 sm_86"] = compiled(torch.float32, name, 86)
+    sizes = {
+        f"{name} {dtype} sm_{version}": compiled(dtype, name, version)
+        for name in kernels_of(torch.float32)
+        for dtype, version in ((torch.bfloat16, 90), (torch.float32, 86))
+    }
     print(json.dumps(sizes))
