@@ -161,7 +161,7 @@ def loop_logits(loop: FamilyLoop, inputs: dict[str, Any]) -> Tensor:
     return loop.run(inputs, tiles("llava", loop.model, Picture()) * count)
 
 
-def greedy(model: nn.Module, inputs: dict[str, Tensor], steps: int = 16, **options) -> Tensor:
+def greedy(model: nn.Module, inputs: dict[str, Tensor], steps: int = 8, **options) -> Tensor:
     """The tokens that greedy decoding appends, `[batch, step]`."""
     out = model.generate(**inputs, max_new_tokens=steps, do_sample=False, **options)
     return out[:, inputs["input_ids"].shape[1] :]

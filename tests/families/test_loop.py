@@ -24,7 +24,7 @@ from families.loop_stock import (
 )
 from families.models import DECODERS, FAMILIES, tiny
 
-STEPS = 8
+STEPS = 4
 
 SINGLE = [(family, (4, picture, 6)) for family in FAMILIES for picture in PICTURES[family]]
 

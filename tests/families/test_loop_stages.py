@@ -16,7 +16,7 @@ from families.loop_stage import Heads
 from families.loop_stock import error, hidden_from_layers, inputs_of, model_of, stock_steps
 from families.models import FAMILIES
 
-STEPS = 8
+STEPS = 4
 STAGES = ((1, 2, 0.5), (3, 1, 0.25), (4, 1, 0.5))
 
 

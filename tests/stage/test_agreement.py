@@ -30,10 +30,11 @@ def test_every_message_and_ratio_equals_the_reference(
 ) -> None:
     x, layout, guidance = batch(grids, seed=windows)
     tokens = tokens_of(x, layout)
-    for ratio in [HALF] if scatter == "triton" else RATIOS.values():  # its interpreter is slow
+    slow = scatter == "triton"  # in its interpreter; what messages and ratios change is not there
+    for ratio in [HALF] if slow else RATIOS.values():
         edges = run_stage(tokens, layout.grids, windows, ratio).edges
         for name, message in MESSAGES.items():
-            if message is not guided_mean and ratio != HALF:
+            if message is not guided_mean and (slow or ratio != HALF):
                 continue
             found = compress(
                 x, layout, guidance, windows, float(ratio), message=message, scatter=scatter
