@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from torch_geometric.nn import MessagePassing
 
 from lightkv_gnn.adapters import adapter_for
-from lightkv_gnn.choices import GUIDANCE, GuidanceName
+from lightkv_gnn.choices import GUIDANCE, GuidanceName, ScatterName
 from lightkv_gnn.costs.schedule import Stage, find_stages
 from lightkv_gnn.stage.compressor import MATCHERS, check_callable, check_ratio
 from lightkv_gnn.stage.guidance import GuidanceFunction
 from lightkv_gnn.stage.messages import MESSAGES, Message, guided_mean
-from lightkv_gnn.stage.scatter import ScatterName
 from lightkv_graphs import Matcher, cosine_matching
 
 if TYPE_CHECKING:

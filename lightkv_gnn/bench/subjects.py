@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from lightkv_gnn.bench.cases import StageCase
+from lightkv_gnn.choices import ScatterName
 from lightkv_gnn.stage.compressor import TokenCompressor
 from lightkv_gnn.stage.guidance import prompt_guidance
-from lightkv_gnn.stage.scatter import ScatterName
 
 Step = Callable[[], Tensor]
 """Returns the survivors' features, `[survivor, channel]`."""

@@ -11,10 +11,11 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 from torch_geometric.nn import MessagePassing
 
+from lightkv_gnn.choices import ScatterName
 from lightkv_gnn.stage.merges import Merges, merges_of
 from lightkv_gnn.stage.messages import MergeConv, Message, WeightedMean, guided_mean
 from lightkv_gnn.stage.ranks import Ranks
-from lightkv_gnn.stage.scatter import ScatterName, backend
+from lightkv_gnn.stage.scatter import backend
 from lightkv_graphs import (
     Matcher,
     Matching,

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch_geometric.nn.aggr import Aggregation
 
+from lightkv_gnn.choices import SCATTER, ScatterName
 from lightkv_gnn.stage.guidance import text_shares
 from lightkv_graphs import nearest_destinations
-
-ScatterName = Literal["torch", "torch_scatter", "triton"]
-SCATTER: tuple[ScatterName, ...] = ("torch", "torch_scatter", "triton")
 
 
 class ScatterBackend(Protocol):
