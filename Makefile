@@ -3,7 +3,9 @@
 VENV ?= .venv
 PYTHON ?= python3
 ARGS ?=
-JOBS ?= auto
+CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+# One more than cores: some tests wait for processes of their own.
+JOBS ?= $(shell echo $$(($(CORES) + 1)))
 
 PY = $(VENV)/bin/python
 PIP = $(PY) -m pip --disable-pip-version-check
@@ -104,7 +106,7 @@ SCATTER_WORKS = $(PY) -c 'import torch, torch_scatter as s; \
 # side by side, about 2 GB of memory each, where no CUDA compiler takes part. Debugging symbols
 # would be stripped in the end; without them it is quicker. CPPFLAGS adds to Python's own flags,
 # whereas CFLAGS and CXXFLAGS would replace them.
-SCATTER_JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); echo $$((n < 4 ? n : 4)))
+SCATTER_JOBS ?= $(shell echo $$(($(CORES) < 4 ? $(CORES) : 4)))
 
 $(STAMPS)/scatter: $(STAMPS)/torch constraints.txt
 	@if $(SCATTER_WORKS) >$(SCATTER_LOG) 2>&1; then touch $@; exit 0; fi; \
