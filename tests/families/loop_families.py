@@ -127,6 +127,7 @@ def features_of(
     found: dict[str, Tensor] = {}
     deep: dict[str, list[Tensor]] = {}
     base = model.model
+    order = [kind for kind in kinds if kind != "text"]
     if inputs.get("pixel_values") is not None:
         out = base.get_image_features(**chosen(inputs, traits.images))
         found["image"], deep["image"] = flat(out.pooler_output), deepstack_of(out)
@@ -134,8 +135,10 @@ def features_of(
         given = chosen(inputs, traits.videos)
         pixels = given.pop("pixel_values_videos")  # not every transformers calls them so
         out = base.get_video_features(pixels, **given)
-        found["video"], deep["video"] = flat(out.pooler_output), deepstack_of(out)
-    order = [kind for kind in kinds if kind != "text"]
+        videos = list(out.pooler_output)
+        if order.count("video") == sum(map(len, videos)) + len(videos):  # in transformers 5.17
+            videos = [torch.cat([video, base.image_newline[None]]) for video in videos]
+        found["video"], deep["video"] = flat(videos), deepstack_of(out)
     assert all(len(found[kind]) == order.count(kind) for kind in found)
     levels = zip(*deep.values(), strict=True)
     together = [in_order(order, dict(zip(deep, level, strict=True))) for level in levels]
