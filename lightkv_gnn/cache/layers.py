@@ -231,10 +231,10 @@ def compressed_layer(cache: Cache, index: int) -> CompressedMixin:
 
     The cache's first layer is told to refuse calls that nobody looks after.
 
-    Raises:
-        UnsupportedInputError: The layer is of a kind that cannot hold fewer entries.
+    Args:
+        cache: Checked by :func:`check_cache`.
+        index: Of the layer.
     """
-    check_cache(cache, index)
     while len(cache.layers) <= index:
         cache.layers.append((cache.layer_class_to_replicate or DynamicLayer)())
     _compressible(cache, 0).guard = True
