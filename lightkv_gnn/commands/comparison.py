@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lightkv_gnn import tiny
 from lightkv_gnn.adapters import adapter_for
@@ -60,24 +59,6 @@ class Score:
     value: float
     low: float
     high: float
-
-
-def load_model(folder: str | None) -> tuple[Any, Any]:
-    """The model in ``folder`` with its processor, or the bundled tiny one.
-
-    Raises:
-        FileNotFoundError: There is no such folder.
-    """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if folder is None:
-        return tiny.load(device)
-    if not Path(folder).is_dir():
-        raise FileNotFoundError(
-            f"{folder} is no folder: give one that save_pretrained wrote, with model and processor"
-        )
-    dtype = torch.float32 if device == "cpu" else "auto"
-    model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
-    return model.to(device).eval(), AutoProcessor.from_pretrained(folder)
 
 
 def schedules(model: Any, retention: float) -> dict[str, LightKVConfig]:

@@ -17,6 +17,7 @@ import typer
 from PIL import Image
 
 from lightkv_gnn import __version__, tiny
+from lightkv_gnn.asking.loading import TINY, load
 from lightkv_gnn.commands import comparison as demos
 from lightkv_gnn.commands.comparison import Report
 from lightkv_gnn.commands.options import Json, Retention, make_app
@@ -29,8 +30,8 @@ Table = dict[str, dict[str, demos.Score]]
 
 app = make_app()
 
-ModelFolder = Annotated[
-    str | None, typer.Option(metavar="PATH", help="A folder of your own (default: bundled).")
+Model = Annotated[
+    str | None, typer.Option(help="A folder of your own, or a hub id (default: bundled).")
 ]
 ImageFile = Annotated[str | None, typer.Option(metavar="FILE", help="A picture of your own.")]
 Prompt = Annotated[str | None, typer.Option(help="A question of your own.")]
@@ -41,7 +42,7 @@ Out = Annotated[Path, typer.Option(help="Folder of pictures.")]
 
 @app.command()
 def demo(
-    model: ModelFolder = None,
+    model: Model = None,
     image: ImageFile = None,
     prompt: Prompt = None,
     retention: Retention = 0.55,
@@ -58,7 +59,7 @@ def demo(
 
 
 def show(
-    folder: str | None,
+    source: str | None,
     image: str | None,
     prompt: str | None,
     retention: float,
@@ -73,13 +74,13 @@ def show(
         ValueError: Options that do not go together, or a file that is no picture.
         OSError: A file or folder cannot be read or written.
     """
-    own = folder is not None or image is not None or prompt is not None
-    if folder and not (image and prompt):
+    own = source is not None or image is not None or prompt is not None
+    if source and not (image and prompt):
         raise ValueError("--model needs --image FILE and --prompt TEXT to ask about")
     picture, asked = _picture_and_questions(image, prompt, seed)
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"--out {out} is a file: give a folder for the pictures")
-    model, processor = demos.load_model(folder)
+    model, processor = load(source or TINY)
     config = LightKVConfig.for_model(model, retention)
     report(_machine(model))
     report(f"merged away: {in_words(config.stages)}\n")

@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 from transformers.image_utils import load_image
 
-from lightkv_gnn.asking.prompts import as_chat, marks
+from lightkv_gnn.asking.prompts import as_chat, processed
 from lightkv_gnn.errors import UnsupportedInputError
 
 Chat = Sequence[Mapping[str, Any]]
@@ -45,16 +45,9 @@ def as_inputs(
         chats: Conversations that all have pictures, or all have none.
         pictures: Of each; see :func:`pictures_of`.
     """
+    images = list(pictures) if any(pictures) else None
     texts = [as_text(processor, chat) for chat in chats]
-    inputs = processor(
-        images=list(pictures) if any(pictures) else None,
-        text=texts,
-        padding=True,
-        padding_side="left",
-        return_tensors="pt",
-        **marks(processor, texts[0]),
-    )
-    return inputs.to(model.device, model.dtype)
+    return processed(model, processor, images, texts, padding=True, padding_side="left")
 
 
 def as_text(processor: Any, chat: Chat) -> str:

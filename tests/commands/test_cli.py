@@ -76,7 +76,10 @@ def test_demo_on_a_model_picture_and_question_of_ones_own(capsys, tmp_path, phot
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "nowhere/", "--image", "{photo}", "--prompt", "?"], "nowhere/ is no folder"),
+        (
+            ["--model", "nowhere/", "--image", "{photo}", "--prompt", "?"],
+            "there is no such folder",
+        ),
         (["--model", "nowhere/"], "--model needs --image FILE and --prompt TEXT"),
         (["--image", "nowhere.jpg", "--prompt", "?"], "nowhere.jpg"),
         (["--image", "{text}", "--prompt", "?"], "is not a picture"),
