@@ -20,6 +20,7 @@ GRAPH_ORDER = (
     "partition",
     "matching",
     "prompt_matching",
+    "coverage",
     "dropping",
     "build",
     "stage",

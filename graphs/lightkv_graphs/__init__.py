@@ -8,6 +8,7 @@ from lightkv_graphs.build import (
     stage_graph,
     survivors,
 )
+from lightkv_graphs.coverage import CoverageMatching, coverage_matching
 from lightkv_graphs.draw import (
     draw_guidance,
     draw_layers,
@@ -50,6 +51,7 @@ from lightkv_graphs.stage import StageTrace
 from lightkv_graphs.trace import MergeTrace
 
 __all__ = [
+    "CoverageMatching",
     "Grid",
     "LayerBar",
     "Matcher",
@@ -68,6 +70,7 @@ __all__ = [
     "balanced_cut",
     "bipartition",
     "cosine_matching",
+    "coverage_matching",
     "draw_guidance",
     "draw_layers",
     "draw_lineage",

@@ -32,8 +32,8 @@ class Stage:
     Attributes:
         layer: The stage runs after this decoder layer (0-based), which keeps its full cache.
         windows: Windows per side, W; 1 to 1000.
-        ratio: Fraction of the vision tokens that is merged away, 0 to 0.5; a matcher of one's
-            own may go up to 0.99.
+        ratio: Fraction of the vision tokens that is merged away, 0 to 0.5; a matcher that
+            does not alternate sources and destinations may go up to 0.99.
     """
 
     layer: int
@@ -57,7 +57,7 @@ class Stage:
         if not 0 <= self.ratio <= 0.99:
             raise ValueError(
                 f"Stage.ratio is {self.ratio}: expected the fraction merged away, 0 to 0.5, or to "
-                "0.99 with a matcher of your own"
+                "0.99 with a matcher such as coverage_matching"
             )
 
 

@@ -24,6 +24,7 @@ from lightkv_graphs import (
     TokenLayout,
     WindowPartition,
     cosine_matching,
+    coverage_matching,
     message_edges,
     protecting_matching,
     random_matching,
@@ -37,17 +38,20 @@ MATCHERS: dict[str, Matcher] = {
     "stride_matching": stride_matching,
     "resisting_matching": resisting_matching,
     "protecting_matching": protecting_matching,
+    "coverage_matching": coverage_matching,
 }
-"""Matchers that have a name in a file.  All alternate sources and destinations."""
+"""Matchers that have a name in a file."""
+
+_ALTERNATE = (cosine_matching, random_matching, stride_matching)
 
 
 def check_ratio(matcher: Matcher, ratio: float) -> None:
-    """Raises ValueError if a matcher of the library is to merge more than half away."""
-    if ratio > 0.5 and (matcher in MATCHERS.values() or isinstance(matcher, PromptMatching)):
+    """Raises ValueError if one that alternates sources and destinations is to merge most away."""
+    if ratio > 0.5 and (matcher in _ALTERNATE or isinstance(matcher, PromptMatching)):
         name = getattr(matcher, "__name__", matcher)
         raise ValueError(
             f"ratio is {ratio}, but {name} merges every other token away at most: expected 0 to "
-            "0.5, or a matcher of your own"
+            "0.5, or another matcher, such as lightkv_gnn.graphs.coverage_matching"
         )
 
 
