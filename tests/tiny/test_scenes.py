@@ -16,6 +16,7 @@ from lightkv_gnn.tiny.scenes import (
     render,
     sample_scene,
 )
+from lightkv_gnn.tiny.shapes import stencil
 
 GREY = Background(start=(140, 140, 140), end=(140, 140, 140))
 
@@ -82,3 +83,12 @@ def test_bad_requests_say_what_was_expected() -> None:
         sample_scene(rng, sizes=(9, 16))
     with pytest.raises(ValueError, match="unknown shape 'blob'"):
         render(Scene((SceneObject("red", "blob", 0, 0, 10),), GREY))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shapes_are_their_own_mirror_images(shape: str) -> None:
+    """But for what rounding makes of an edge; the round and the square ones turned, too."""
+    mask = np.asarray(stencil(shape, 28)).astype(int)
+    assert np.abs(mask - mask[:, ::-1]).max() <= 32
+    if shape in ("circle", "ring", "square", "diamond", "cross"):
+        assert np.array_equal(mask, mask.T)
