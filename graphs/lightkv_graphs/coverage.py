@@ -128,12 +128,10 @@ coverage_matching = CoverageMatching()
 
 
 def _most_staying(plan: StagePlan) -> int:
-    """Most tokens of a window that may stay, as far as the host knows."""
+    """Most tokens of a window that may stay: of a larger window more leave, and more stay."""
     if plan.leaving is None:
         return plan.largest
-    windows = [image.in_windows(plan.windows, plan.cut) for image in plan.before]
-    sizes = [int(n) for counts in windows if counts is not None for n in counts.flatten()]
-    return max((size - gone for size, gone in zip(sizes, plan.leaving, strict=True)), default=0)
+    return plan.largest - max(plan.leaving, default=0)
 
 
 def _cosines(x: Tensor, slots: Tensor) -> Tensor:
