@@ -268,6 +268,8 @@ def test_broken_tokens_stay_and_tokens_of_no_length_are_like_no_other(
     matching = matched(how, x, layout, guidance, 0.6)
     assert {3, 11} <= set(staying(matching, 20))
     assert not torch.isin(matching.edge_index[1], torch.tensor([3, 11])).any()
+    x[5:] = math.nan
+    assert staying(matched(how, x, layout, guidance, 0.6), 20) == [3, *range(5, 12)]
     x[:] = math.nan
     matching = matched(how, x, layout, guidance, 0.6)
     assert staying(matching, 20) == list(range(8))
