@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightkv_graphs.layout import TokenLayout
-from lightkv_graphs.matching import Matching, source_cosines, take_edges
+from lightkv_graphs.matching import Matching, padded, source_cosines, staying, take_edges
 from lightkv_graphs.partition import StagePlan, WindowPartition
 from lightkv_graphs.prompt_matching import relevance
 
@@ -83,8 +83,8 @@ class CoverageMatching:
             weight = weight * layout.mass
         cosine = _cosines(x, slots)
         broken = ~x.detach().isfinite().all(1)
-        first = _in_slots(heard.masked_fill(broken, torch.inf), slots, -torch.inf)
-        rank = self._ranks(cosine, _in_slots(weight, slots, 0.0), first, partition)
+        first = padded(heard.masked_fill(broken, torch.inf), -torch.inf)[slots]
+        rank = self._ranks(cosine, padded(weight, 0.0)[slots], first, partition)
         leaving, _ = take_edges(partition, slots, slots, -rank.float())
         return _joined(leaving[0], slots, cosine, tokens)
 
@@ -140,16 +140,9 @@ def _cosines(x: Tensor, slots: Tensor) -> Tensor:
     return source_cosines(x, slots, slots).masked_fill(own, 1.0)
 
 
-def _in_slots(values: Tensor, slots: Tensor, padding: float) -> Tensor:
-    """Values of tokens, `[token]`, in their slots, `[window, slot]`."""
-    return torch.cat([values, values.new_full((1,), padding)])[slots]
-
-
 def _joined(leaving: Tensor, slots: Tensor, cosine: Tensor, tokens: int) -> Matching:
     """Edges from tokens that leave, `[edge]`, to the most similar that stay."""
-    stays = torch.ones(tokens + 1, dtype=torch.bool, device=slots.device)
-    stays = stays.index_fill(0, leaving, False)
-    stays[tokens] = False
+    stays = staying(leaving, tokens)
     least = -2.0  # of a token with a NaN, which is like none of those that stay
     cosine = cosine.clamp(min=least).masked_fill(~stays[slots][:, None, :], -torch.inf)
     similarity, slot = cosine.max(dim=2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightkv_graphs.matching import Matching, edge_cosine, take_edges
+from lightkv_graphs.matching import Matching, edge_cosine, padded, staying, take_edges
 from lightkv_graphs.partition import WindowPartition
 
 
@@ -21,13 +21,10 @@ def drop_lowest(score: Tensor, x: Tensor, partition: WindowPartition) -> Matchin
         partition: The windows, with the number of tokens to drop.
     """
     slots = partition.slots()
-    padding = x.shape[0]
-    cost = torch.cat([score.detach().float(), score.new_zeros(1, dtype=torch.float32)])[slots]
+    cost = padded(score.detach().float(), 0.0)[slots]
     taken, _ = take_edges(partition, slots, slots, cost)
-    stays = torch.ones(padding + 1, dtype=torch.bool, device=x.device)
-    stays = stays.index_fill(0, taken[0], False)
-    stays[padding] = False
-    edge_index = torch.stack([taken[0], heirs(slots, stays)[taken[0]]])
+    heir = heirs(slots, staying(taken[0], x.shape[0]))
+    edge_index = torch.stack([taken[0], heir[taken[0]]])
     dropped = torch.ones_like(edge_index[0], dtype=torch.bool)
     return Matching(edge_index, edge_cosine(x, edge_index), dropped)
 

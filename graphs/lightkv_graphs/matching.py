@@ -255,6 +255,24 @@ def edge_cosine(x: Tensor, edge_index: Tensor) -> Tensor:
     return torch.nn.functional.cosine_similarity(ends[0], ends[1], dim=1)
 
 
+def padded(values: Tensor, padding: bool | float) -> Tensor:
+    """Values of tokens, `[token]`, with an entry at the end for slots that hold none."""
+    return torch.cat([values, values.new_full((1,), padding)])
+
+
+def staying(leaving: Tensor, tokens: int) -> Tensor:
+    """Which tokens stay, `[token + 1]` bool, the last entry, of the padding, being False.
+
+    Args:
+        leaving: Tokens that do not, `[edge]`.
+        tokens: How many there are.
+    """
+    stays = torch.ones(tokens + 1, dtype=torch.bool, device=leaving.device)
+    stays = stays.index_fill(0, leaving, False)
+    stays[tokens] = False
+    return stays
+
+
 def _beside(destinations: Tensor, padding: int) -> Tensor:
     """The destination next to each source: the one after it, or before it at a window's end."""
     before = torch.cat([destinations[:, :1], destinations[:, :-1]], dim=1)

@@ -8,7 +8,14 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from lightkv_graphs.matching import Matching, bipartition, edge_cosine, source_cosines, take_edges
+from lightkv_graphs.matching import (
+    Matching,
+    bipartition,
+    edge_cosine,
+    padded,
+    source_cosines,
+    take_edges,
+)
 from lightkv_graphs.partition import WindowPartition
 
 _LAST = 1e6
@@ -46,13 +53,13 @@ class PromptMatching:
             guidance: Logarithm of the prompt's guidance, `[token]`.
         """
         sources, destinations = bipartition(partition.slots())
-        safe = _padded(top_of_images(guidance, partition, self.protect), False)
+        safe = padded(top_of_images(guidance, partition, self.protect), False)
         cosine = source_cosines(x, sources, destinations)
         cosine = cosine - 4 * safe[destinations].to(cosine.dtype)[:, None, :]
         nearest = destinations.gather(1, cosine.argmax(dim=2))
         divergence = 1 - cosine.amax(dim=2) - 4 * safe[nearest].to(cosine.dtype)
         if self.resist:
-            divergence = divergence * _padded(relevance(guidance, partition), 1.0)[sources]
+            divergence = divergence * padded(relevance(guidance, partition), 1.0)[sources]
         # Scaled, not shifted alone: what is protected keeps its order in few digits.
         last = _LAST * (2 - 1 / (1 + divergence))
         divergence = torch.where(safe[sources], last, divergence)
@@ -100,8 +107,3 @@ def image_of(partition: WindowPartition) -> Tensor:
     return torch.div(partition.window, partition.per_image, rounding_mode="floor").clamp(
         max=partition.images
     )
-
-
-def _padded(values: Tensor, padding: bool | float) -> Tensor:
-    """``values`` with an entry at the end, for slots that hold no token."""
-    return torch.cat([values, values.new_full((1,), padding)])
