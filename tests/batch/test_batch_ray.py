@@ -99,12 +99,14 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(cluster, photos, expect
         run_batch(photos, tmp_path / "two", TINY, RayEngine(gpus_per_worker=100), **options)
 
 
-def test_a_killed_driver_is_gone_on_with_by_the_command(photos, expected, tmp_path):
+def test_a_killed_driver_is_gone_on_with_by_the_command(cluster, photos, expected, tmp_path):
     out = tmp_path / "out"
     options = ["--model", "tiny", "--max-new-tokens", "4", "--prompt", "list the objects ."]
     spread = ["--engine", "ray", "--batch", "1", "--rows-per-part", "1"]
     command = [sys.executable, "-m", "lightkv_gnn", "batch", str(photos), str(out), *options]
-    with subprocess.Popen([*command, *spread], stderr=subprocess.DEVNULL) as running:
+    joining = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    call = {"env": joining, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([*command, *spread], **call) as running:
         while running.poll() is None and not list(out.glob("part-*")):
             time.sleep(0.01)
         running.kill()

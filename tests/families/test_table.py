@@ -140,6 +140,7 @@ def test_videos(family: str, attention: str) -> None:
     check(family, attention, films_of(family))
 
 
+@pytest.mark.each
 @pytest.mark.parametrize("size", ["one", "ragged"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("family", FAMILIES)

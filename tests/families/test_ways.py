@@ -74,8 +74,10 @@ def test_prompt_lookup_equals_greedy(family: str) -> None:
     assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("family", ["llava_next", "qwen2_5_vl", "idefics3", "internvl"])
+@pytest.mark.parametrize(
+    ("family", "attention"),
+    [("llava_next", "eager"), ("qwen2_5_vl", "sdpa"), ("idefics3", "eager"), ("internvl", "sdpa")],
+)
 @torch.no_grad()
 def test_eight_samples_equal_each_alone(family: str, attention: str) -> None:
     model, (first, *others) = model_of(family, attention), PICTURES[family]

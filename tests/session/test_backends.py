@@ -31,6 +31,7 @@ def attention(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
+@pytest.mark.each
 @policies
 @pytest.mark.parametrize("parts", test_equivalence.PROMPTS)
 def test_one_sample_equals_the_loop(parts: str, attention: str, positions: str) -> None:
@@ -55,6 +56,7 @@ def test_generate_goes_on_from_a_cache(attention: str) -> None:
     test_turns.test_generate_goes_on_from_a_cache(attention, "preserve")
 
 
+@pytest.mark.each
 @pytest.mark.parametrize(("padding", "positions"), [("left", "preserve"), ("right", "reindex")])
 @pytest.mark.parametrize("name", test_batches.BATCHES)
 def test_batches_equal_each_alone(name: str, padding: str, attention: str, positions: str) -> None:
@@ -83,6 +85,7 @@ def test_the_answers_are_those_of_sdpa(padding: str, attention: str) -> None:
         near(other(**inputs).logits[real], plain(**inputs).logits[real])
 
 
+@pytest.mark.each
 @pytest.mark.parametrize("kind", ["vision_to_text", "text_to_vision", "last_token"])
 @pytest.mark.parametrize("prompts", ["one", "ragged"])
 @torch.no_grad()

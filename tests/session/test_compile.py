@@ -81,8 +81,8 @@ def marked(mark: pytest.MarkDecorator, *ways: Callable[[Any], Any]) -> list[Any]
     [
         layers,
         layer_forwards,
-        *marked(pytest.mark.slow, whole),
-        *marked(pytest.mark.full, in_place, forward, decoder),  # as a whole, but for where
+        # In more pieces than those, which takes a minute: .ci/run has them too.
+        *marked(pytest.mark.full, whole, in_place, forward, decoder),
     ],
 )
 @torch.no_grad()

@@ -23,6 +23,8 @@ from lightkv_gnn.stage.compressor import MATCHERS, TokenCompressor
 from lightkv_gnn.stage.messages import MESSAGES, WeightedMean
 from lightkv_graphs import TokenLayout, message_edges, plan_stage
 
+pytestmark = pytest.mark.each  # every way to add up, not with every message, type and shift
+
 UNKNOWN = [(3, 2), (4, 3, 2), (2, 3, 1), (1, 2)]
 
 
