@@ -9,6 +9,9 @@ from lightkv_gnn.errors import ScheduleError
 GuidanceName = Literal["text_to_vision", "vision_to_text", "last_token", "none"]
 GUIDANCE: tuple[GuidanceName, ...] = ("text_to_vision", "vision_to_text", "last_token", "none")
 
+AttentionName = Literal["plain", "mass"]
+ATTENTION: tuple[AttentionName, ...] = ("plain", "mass")
+
 ScatterName = Literal["torch", "torch_scatter", "triton"]
 SCATTER: tuple[ScatterName, ...] = ("torch", "torch_scatter", "triton")
 

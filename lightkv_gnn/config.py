@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from torch_geometric.nn import MessagePassing
 
 from lightkv_gnn.adapters import adapter_for
-from lightkv_gnn.choices import GUIDANCE, GuidanceName, ScatterName
+from lightkv_gnn.choices import ATTENTION, GUIDANCE, AttentionName, GuidanceName, ScatterName
 from lightkv_gnn.costs.schedule import Stage, find_stages
 from lightkv_gnn.stage.compressor import MATCHERS, check_callable, check_ratio
 from lightkv_gnn.stage.guidance import GuidanceFunction
@@ -38,6 +38,9 @@ class LightKVConfig:
             protecting_matching, or a callable.
         positions: "preserve": a survivor keeps its own position; "reindex": positions close up;
             with M-RoPE, entries of a compressed layer are numbered, three coordinates alike.
+        attention: "plain": a survivor counts once, as in the paper; "mass": in every later layer
+            and decoding step as often as the tokens it stands for, by the logarithm of their number
+            on its logits.
         scatter: Who reduces: "torch", "torch_scatter", or "triton", which has fused kernels for the
             three costly parts of a stage and needs a GPU; tried in Triton's interpreter alone.
     """
@@ -48,6 +51,7 @@ class LightKVConfig:
     message: Message | MessagePassing = field(default=guided_mean)
     matcher: Matcher = field(default=cosine_matching)
     positions: Positions = "preserve"
+    attention: AttentionName = "plain"
     scatter: ScatterName = "torch"
 
     def __post_init__(self) -> None:
@@ -74,7 +78,12 @@ class LightKVConfig:
             raise ValueError(
                 f"guidance is {self.guidance!r}: expected one of {GUIDANCE} or a callable"
             )
-        for name, kinds in (("positions", get_args(Positions)), ("scatter", get_args(ScatterName))):
+        named = {
+            "positions": get_args(Positions),
+            "attention": ATTENTION,
+            "scatter": get_args(ScatterName),
+        }
+        for name, kinds in named.items():
             if getattr(self, name) not in kinds:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: expected one of {kinds}")
 
@@ -110,6 +119,7 @@ class LightKVConfig:
             "message": _name_of(self.message, MESSAGES, "message"),
             "matcher": _name_of(self.matcher, MATCHERS, "matcher"),
             "positions": self.positions,
+            "attention": self.attention,
             "scatter": self.scatter,
         }
 

@@ -17,7 +17,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import cache_utils, masking_utils, modeling_utils
 
-from lightkv_gnn.errors import UnsupportedModelError
+from lightkv_gnn.errors import UnsupportedInputError, UnsupportedModelError
 
 OLDEST, NEWEST = "5.17", "5.24"
 """The first and the last minor version of transformers that the tests have run on."""
@@ -30,6 +30,10 @@ ENCODED = "mm_encoder_outputs"
 
 CACHE = ("cache", "past_key_values")
 """The cache among the arguments and outputs of models and layers: since 5.24, and before."""
+
+BIAS = "position_bias"
+"""The argument of an attention function that is added to its logits, `[batch, head, query, key]`.
+"""
 
 _INTERFACE = "ALL_ATTENTION_FUNCTIONS"
 _OF_A_CACHE_LAYER = ("update", "get_seq_length", "get_mask_sizes", "get_max_length", "reset")
@@ -170,6 +174,16 @@ def check_attention(module: nn.Module) -> None:
         raise UnsupportedModelError(
             f"{type(module).__name__} does not go through transformers' attention interface "
             f'({_INTERFACE}), so the prompt\'s guidance cannot be recorded: use guidance="none"'
+        )
+
+
+def check_bias(implementation: str) -> None:
+    """Raises UnsupportedInputError for an attention function that adds nothing to its logits."""
+    function = modeling_utils.ALL_ATTENTION_FUNCTIONS[implementation]
+    if BIAS not in inspect.signature(function).parameters:
+        raise UnsupportedInputError(
+            f"the attention function of {implementation!r} takes no {BIAS}, so it cannot count a "
+            f'token as often as it stands for: use attention="plain"; {tested()}'
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import pytest
@@ -34,3 +35,15 @@ def scatter(request: pytest.FixtureRequest) -> Iterator[str]:
         pytest.importorskip("triton", reason="Triton is not installed")
     with np.errstate(all="ignore"):
         yield request.param
+
+
+@pytest.fixture
+def mass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Configurations and loops, those of other files too, are made with ``attention="mass"``."""
+    from families.loop import FamilyLoop
+
+    import lightkv_gnn as lk
+
+    monkeypatch.setattr(lk, "LightKVConfig", partial(lk.LightKVConfig, attention="mass"))
+    defaults = {**(FamilyLoop.__init__.__kwdefaults__ or {}), "attention": "mass"}
+    monkeypatch.setattr(FamilyLoop.__init__, "__kwdefaults__", defaults)

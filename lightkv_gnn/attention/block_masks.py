@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+
+_LOG_MASS = "_lightkv_log_mass"
 
 
 def compressed_block_mask(mask: BlockMask, rows: Tensor | None, columns: Tensor) -> BlockMask:
@@ -33,3 +37,14 @@ def compressed_block_mask(mask: BlockMask, rows: Tensor | None, columns: Tensor)
         device=columns.device,
         BLOCK_SIZE=mask.BLOCK_SIZE,
     )
+
+
+def with_mass(mask: BlockMask, log_mass: Tensor | None) -> BlockMask:
+    """The mask, with what is to be added to the logits of each key, `[batch, key]`, beside it."""
+    setattr(mask, _LOG_MASS, log_mass)
+    return mask
+
+
+def mass_beside(mask: Any) -> Tensor | None:
+    """What :func:`with_mass` put beside a mask, `[batch, key]`; None of any other mask."""
+    return getattr(mask, _LOG_MASS, None) if isinstance(mask, BlockMask) else None

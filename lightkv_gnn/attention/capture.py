@@ -1,8 +1,8 @@
 """Records the queries and keys of chosen attention modules, whatever the backend.
 
 transformers looks attention functions up in one registry.  While a model is attached, the function
-of its backend is wrapped there; the wrapper changes nothing, and only modules that carry a
-recorder are recorded.
+of its backend is wrapped there; only modules that carry a recorder are recorded.  What a mask of
+blocks cannot say, how many tokens a key stands for, the wrapper hands on beside it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from lightkv_gnn import seams
+from lightkv_gnn.attention.block_masks import mass_beside
 
 Recorder = Callable[[Tensor, Tensor, float, "float | None"], None]
 """``recorder(query, key, scaling, softcap)`` with `[batch, head, token, channel]` states."""
@@ -72,6 +75,10 @@ def _recording(function: Callable[..., Any] | None) -> Callable[..., Any]:
             scaling = kwargs.get("scaling")
             scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
             recorder(query, key, scaling, kwargs.get("softcap"))
+        log_mass = mass_beside(args[1] if len(args) > 1 else kwargs.get("attention_mask"))
+        if log_mass is not None:
+            sizes = (-1, query.shape[1], query.shape[2], -1)
+            kwargs[seams.BIAS] = log_mass[:, None, None, :].expand(*sizes)
         attention = function or _eager_attention(module)
         return attention(module, query, key, *args, **kwargs)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from lightkv_gnn.attention.backends import MaskForm
-from lightkv_gnn.attention.block_masks import compressed_block_mask
+from lightkv_gnn.attention.block_masks import compressed_block_mask, with_mass
 from lightkv_gnn.errors import UnsupportedInputError
 
 Mask = Tensor | BlockMask | None
@@ -24,6 +24,8 @@ def compressed_mask(
     ragged: bool,
     past: int = 0,
     form: MaskForm = "dense",
+    log_mass: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Mask:
     """The mask between the entries a compressed layer holds.
 
@@ -36,22 +38,44 @@ def compressed_mask(
         ragged: Whether ``columns`` may hold padding.
         past: Logical tokens before the call.
         form: Of the masks that the layer's attention takes.
+        log_mass: To be added to the logits of each key, `[batch, key']`; None for nothing.
+        dtype: Of a mask that adds, unless ``mask`` does.
 
     Returns:
         A mask of the same kind, on the device of ``columns``, or None where plain causal attention
-        still is right.
+        still is right.  With ``log_mass`` a dense mask adds, and one of blocks carries it for
+        :mod:`lightkv_gnn.attention.capture`.
 
     Raises:
         UnsupportedInputError: A dense mask for attention that knows of padding only.
     """
     if isinstance(mask, BlockMask):
-        return compressed_block_mask(mask, rows, columns)
+        return with_mass(compressed_block_mask(mask, rows, columns), log_mass)
     mask = None if mask is None else mask.to(columns.device)
     if form == "padding":
         return _padding_mask(mask, columns, ragged)
+    if mask is not None:
+        mask = _dense_mask(mask, rows, columns, ragged)
+    elif ragged or (log_mass is not None and rows is not None):
+        mask = _causal_mask(rows, columns, past)
+    return mask if log_mass is None else with_log_mass(mask, log_mass, dtype)
+
+
+def with_log_mass(mask: Tensor | None, log_mass: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask that adds to the logits of each key, `[batch, 1 or head, query' or 1, key']`.
+
+    Args:
+        mask: Dense, or None where every key is seen.
+        log_mass: What it adds, `[batch, key']`; see :func:`compressed_mask`.
+        dtype: Of the result, unless ``mask`` adds already.
+    """
+    dtype = mask.dtype if mask is not None and mask.dtype != torch.bool else dtype
+    term = log_mass.to(dtype)[:, None, None, :]
     if mask is None:
-        return _causal_mask(rows, columns, past) if ragged else None
-    return _dense_mask(mask, rows, columns, ragged)
+        return term
+    if mask.dtype == torch.bool:
+        return torch.where(mask, term, torch.finfo(dtype).min)
+    return mask + term
 
 
 def check_padding_mask(mask: Mask) -> None:

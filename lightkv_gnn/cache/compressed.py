@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 class Expected(NamedTuple):
@@ -18,6 +19,8 @@ class Expected(NamedTuple):
         tail: Trailing entries that are the call's last tokens, one by one.
         ragged: Whether ``source`` holds padding.
         merged: To be added to the layer's, or None.
+        log_mass: Logarithm of how many tokens each entry stands for, `[batch, entry]`, where
+            attention is to hear it; or None.
     """
 
     source: Tensor
@@ -26,6 +29,7 @@ class Expected(NamedTuple):
     tail: int
     ragged: bool
     merged: Tensor | None
+    log_mass: Tensor | None
 
     @property
     def removed(self) -> int:
@@ -47,6 +51,8 @@ class CompressedMixin:
         merged: Tokens of each sample merged away, `[batch, 1]`; None unless positions close up.
             Where they count entries `[batch, 2]`: tokens without one, padding too, and those of
             them that were merged away.
+        log_mass: Logarithm of how many tokens each of the first entries stands for, like
+            ``logical``, in float32; None where attention does not hear it.  Later ones have 0.
         tail: Entries at the end of ``logical`` that follow each other one by one.
         ragged: Whether ``logical`` holds padding.
         guard: Whether another layer of its cache was compressed.  The first layer is told, and
@@ -57,6 +63,7 @@ class CompressedMixin:
     logical: Tensor | None = None
     shift: int = 0
     merged: Tensor | None = None
+    log_mass: Tensor | None = None
     tail: int = 0
     ragged: bool = False
     guard: bool = False
@@ -145,6 +152,38 @@ class CompressedMixin:
         index = index - offset
         return torch.where((index < 0) | (index >= width), -1, index), True
 
+    def log_masses(self, queries: int, batch: int, device: torch.device) -> Tensor | None:
+        """What attention adds to the logits of the keys that :meth:`columns` lists.
+
+        Args:
+            queries: Entries of the update.
+            batch: Samples.
+            device: Of the result.
+
+        Returns:
+            `[batch, key]` in float32, or None if it adds nothing.
+        """
+        known = self._log_mass()
+        if known is None:
+            return None
+        first, last = self._span(queries)
+        later = last - max(first, known.shape[1])
+        return pad(known[:, first:].to(device).expand(batch, -1), (0, later))
+
+    def _log_mass(self) -> Tensor | None:
+        """``log_mass`` once what was announced is committed."""
+        known, new = self.log_mass, self._pending
+        if new is None or (known is None and new.log_mass is None):
+            return known
+        added = torch.zeros_like(new.source).float() if new.log_mass is None else new.log_mass
+        before = new.past - self.shift  # entries
+        if before == 0:
+            return added
+        if known is None:
+            return pad(added, (before, 0))
+        known = pad(known, (0, before - known.shape[1])).to(added.device)
+        return torch.cat([known.expand(added.shape[0], -1), added], dim=1)
+
     def _span(self, queries: int) -> tuple[int, int]:
         """First physical entry that the next update returns, and the one after the last."""
         return 0, self.entries() + queries
@@ -163,6 +202,7 @@ class CompressedMixin:
 
     def _commit(self, new: Expected) -> None:
         """Takes over what was announced."""
+        self.log_mass = self._log_mass()
         self.logical, self.shift, self.ragged = self._state()
         self.tail, self._pending = new.tail, None
         if new.merged is not None:
@@ -192,6 +232,7 @@ class CompressedMixin:
         """Empties the layer; it is an ordinary one again."""
         super().reset()  # type: ignore[misc]
         self.logical, self.shift, self.merged, self.tail = None, 0, None, 0
+        self.log_mass = None
         self._pending, self._padding = None, None
         self.open, self.ragged, self.guard = False, False, False
 
@@ -203,3 +244,4 @@ class CompressedMixin:
     def _select(self, rows: Any) -> None:
         self.logical = None if self.logical is None else rows(self.logical)
         self.merged = None if self.merged is None else rows(self.merged)
+        self.log_mass = None if self.log_mass is None else rows(self.log_mass)

@@ -51,6 +51,8 @@ class _GrowingMixin(CompressedMixin):
         super().crop(-drop)  # type: ignore[misc]
         into = max(0, drop - free)
         self.logical, self.tail = self.logical[:, : explicit - into], self.tail - into
+        if self.log_mass is not None:
+            self.log_mass = self.log_mass[:, : explicit - into]
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeats every sample."""
@@ -69,6 +71,8 @@ class CompressedLayer(_GrowingMixin, DynamicLayer):
     def rewrite(self, keys: Tensor, values: Tensor, logical: Tensor) -> None:
         """Puts other entries in the place of all that it holds; its logical length stays.
 
+        Each counts once from then on.
+
         Args:
             keys: `[batch, head, entry, channel]`.
             values: The same.
@@ -77,7 +81,7 @@ class CompressedLayer(_GrowingMixin, DynamicLayer):
         """
         length = self.get_seq_length()
         self.keys, self.values = keys, values
-        self.logical, self.shift = logical, length - logical.shape[1]
+        self.logical, self.shift, self.log_mass = logical, length - logical.shape[1], None
         self.ragged = bool((logical < 0).any())
         last = torch.arange(self.shift, length, device=logical.device)
         in_line = (logical == last).all(0).flip(0).long().cumprod(0)

@@ -99,11 +99,14 @@ class Ledger:
         compressor_seconds: Time the stages took themselves, guidance included.
         fused: Whether messages were summed as they were read, as weighted means are, and not
             written down one by one; None if no stage ran.
+        attention: Which attention ran after the first stage, "mass" or "plain", and where only one
+            can, why; None if no stage ran.
     """
 
     rows: tuple[LayerRow, ...]
     compressor_seconds: float
     fused: bool | None = None
+    attention: str | None = None
 
     @property
     def retention(self) -> float:
@@ -125,6 +128,7 @@ class Ledger:
             "flops_ratio": self._share("flops"),
             "compressor_seconds": self.compressor_seconds,
             "fused": self.fused,
+            "attention": self.attention,
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -158,6 +162,7 @@ class Ledger:
             f"vision tokens held {self.retention:.1%} (layer average), KV bytes "
             f"{totals['kv_ratio']:.1%}, prefill FLOPs {totals['flops_ratio']:.1%} of full; "
             f"compressor {self.compressor_seconds * 1e3:.1f} ms{_MESSAGES[self.fused]}"
+            + ("" if self.attention is None else f", attention {self.attention}")
         )
         return "\n".join(lines)
 

@@ -126,7 +126,7 @@ class Handle:
         with ExitStack() as undo:
             hooks = Hooks(adapter, config, self._compressor, self._remember)
             hooks.install(undo)
-            if recorded:
+            if recorded or hooks.needs_wrapper:
                 backend = adapter.decoder.config._attn_implementation
                 capture.install(backend)
                 # At the latest when an attached model is garbage: the registry outlives it.

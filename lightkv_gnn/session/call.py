@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from lightkv_gnn.adapters import Adapter
@@ -19,6 +20,21 @@ from lightkv_gnn.costs.plan import plan_costs
 from lightkv_gnn.seams import LayerNames
 from lightkv_gnn.session.checks import check_flash_call, check_flash_windows, check_held
 from lightkv_gnn.session.prefill import Prefill
+
+
+class Keys(NamedTuple):
+    """The keys of a compressed layer's attention.
+
+    Attributes:
+        columns: Where they are in the mask that the layer was given, `[batch, key]`, -1 for
+            padding.
+        ragged: Whether there is padding.
+        log_mass: To be added to their logits, `[batch, key]`, or None.
+    """
+
+    columns: Tensor
+    ragged: bool
+    log_mass: Tensor | None
 
 
 class Call:
@@ -78,11 +94,11 @@ class Call:
     ) -> dict[str, Any]:
         """The layer's arguments, fitted to the tokens that are left."""
         kwargs, prefill, names = dict(kwargs), self.prefill, self._names[number]
-        columns, ragged = prefill.source, prefill.ragged
-        assert columns is not None
+        assert prefill.source is not None
+        keys = Keys(prefill.source, prefill.ragged, prefill.log_mass)
         if cache is not None:
-            columns, ragged = self._columns(compressed_layer(cache, number), columns)
-        kwargs[names.mask] = self._mask(kwargs.get(names.mask), columns, ragged)
+            keys = self._keys(compressed_layer(cache, number), prefill.source)
+        kwargs[names.mask] = self._mask(kwargs.get(names.mask), keys, hidden_states.dtype)
         earlier = None if cache is None else cache.layers[number].merged
         tables = self._tables(number, kwargs, hidden_states, earlier)
         kwargs[names.tables] = prefill.tables = tables
@@ -90,8 +106,8 @@ class Call:
         kwargs[names.positions] = None
         return kwargs
 
-    def _columns(self, layer: CompressedMixin, source: Tensor) -> tuple[Tensor, bool]:
-        """Announces a layer's entries; returns where its keys are in the mask it was given.
+    def _keys(self, layer: CompressedMixin, source: Tensor) -> Keys:
+        """Announces a layer's entries; returns what its keys will be.
 
         Made once for all layers of a kind that share them.
         """
@@ -100,24 +116,32 @@ class Call:
         merged = prefill.merged
         if merged is not None and prefill.padded is not None and layer.merged is None:
             merged = merged + prefill.padded
-        layer.announce(Expected(source, past, length, tail, ragged, merged))
-        key = ("columns", id(source), type(layer), layer.get_max_length())
+        layer.announce(Expected(source, past, length, tail, ragged, merged, prefill.log_mass))
+        key = ("keys", id(source), type(layer), layer.get_max_length())
         if past or key not in self._memo:  # every layer has a past of its own
-            made = layer.columns(source.shape[1], prefill.batch, source.device)
-            self._memo[key] = source, *made
-        _, columns, hidden = self._memo[key]
-        return columns, hidden
+            asked = source.shape[1], prefill.batch, source.device
+            keys = Keys(*layer.columns(*asked), layer.log_masses(*asked))
+            self._memo[key] = source, keys
+        made: Keys = self._memo[key][-1]
+        return made
 
-    def _mask(self, mask: Mask, columns: Tensor, ragged: bool) -> Mask:
+    def _mask(self, mask: Mask, keys: Keys, dtype: torch.dtype) -> Mask:
         """The mask of a compressed layer; made once for all layers that share it."""
-        past, key = self.prefill.past, ("mask", id(mask), id(columns))
+        past, key = self.prefill.past, ("mask", id(mask), id(keys.columns))
         if key not in self._memo:
             made = compressed_mask(
-                mask, self.prefill.source, columns, ragged=ragged, past=past, form=self._form
+                mask,
+                self.prefill.source,
+                keys.columns,
+                ragged=keys.ragged,
+                past=past,
+                form=self._form,
+                log_mass=keys.log_mass,
+                dtype=dtype,
             )
             if past:  # every layer has a past of its own
                 return made
-            self._memo[key] = mask, columns, made
+            self._memo[key] = mask, keys, made
         return self._memo[key][-1]
 
     def _tables(
@@ -195,8 +219,12 @@ class Call:
     @property
     def ledger(self) -> Ledger:
         """The bill; waits for the device's clock."""
-        fused = self.prefill.compressor.fused if self.prefill.records else None
-        return Ledger(self._rows, self.prefill.stopwatch.seconds(), fused)
+        prefill = self.prefill
+        seconds, attention = prefill.stopwatch.seconds(), prefill.config.attention
+        if not prefill.records:
+            return Ledger(self._rows, seconds)
+        only = " (the only one with flash attention)" if self._form == "padding" else ""
+        return Ledger(self._rows, seconds, prefill.compressor.fused, attention + only)
 
     @property
     def ledgers(self) -> tuple[Ledger, ...]:

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from lightkv_gnn.adapters import Adapter
-from lightkv_gnn.attention.backends import SUPPORTED, mask_form
+from lightkv_gnn.attention.backends import SUPPORTED, form_of, mask_form
 from lightkv_gnn.attention.masks import check_padding_mask
 from lightkv_gnn.cache.compressed import CompressedMixin
 from lightkv_gnn.cache.sizes import entries_written
 from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.errors import ScheduleError, UnsupportedInputError, UnsupportedModelError
-from lightkv_gnn.seams import check_attention, check_transformers, names_of, tested
+from lightkv_gnn.seams import check_attention, check_bias, check_transformers, names_of, tested
 
 
 def check_adapter(adapter: Adapter) -> None:
@@ -79,6 +79,8 @@ def check_backend(adapter: Adapter, config: LightKVConfig) -> None:
             f"model with attn_implementation one of {SUPPORTED}, or with a function of your own "
             "whose masks one of theirs makes: AttentionMaskInterface.register(name, sdpa_mask)"
         )
+    if config.attention == "mass":
+        check_mass(decoder._attn_implementation)
     if config.positions == "preserve":
         return
     growing = {"dynamic", "longrope"} & _rope_types(getattr(decoder, "rope_parameters", None) or {})
@@ -86,6 +88,28 @@ def check_backend(adapter: Adapter, config: LightKVConfig) -> None:
         raise UnsupportedInputError(
             f'positions="reindex" does not work with {growing.pop()!r} rotary positions, whose '
             'tables depend on the longest one: use positions="preserve"'
+        )
+
+
+def check_mass(implementation: str) -> None:
+    """Raises UnsupportedInputError for attention that nothing can be added to the logits of."""
+    form = form_of(implementation)
+    if form == "padding":
+        raise UnsupportedInputError(
+            f"{implementation!r} adds nothing to the logits of a key, so it cannot count a token "
+            'as often as it stands for: use attention="plain", or load the model with '
+            'attn_implementation="sdpa"'
+        )
+    if form == "block":
+        check_bias(implementation)
+
+
+def check_no_mass(cache: Any) -> None:
+    """Raises UnsupportedInputError for a cache whose entries count as often as they stand for."""
+    if any(getattr(layer, "log_mass", None) is not None for layer in cache.layers):
+        raise UnsupportedInputError(
+            'this cache was made with attention="mass", and flash attention adds nothing to the '
+            "logits of a key: go on with the attention implementation that it was made with"
         )
 
 

@@ -15,14 +15,19 @@ from torch.nn.functional import pad
 
 from lightkv_gnn.adapters import Adapter, Encoded
 from lightkv_gnn.attention.backends import form_of
-from lightkv_gnn.attention.masks import compressed_mask
+from lightkv_gnn.attention.masks import compressed_mask, with_log_mass
 from lightkv_gnn.attention.positions import closed_up, numbered, padding_before
 from lightkv_gnn.cache.compressed import CompressedMixin
 from lightkv_gnn.cache.layers import cancel
 from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.seams import ModelCall, cache_in, names_of
 from lightkv_gnn.session.call import Call
-from lightkv_gnn.session.checks import check_checkpointing, check_flash_windows, check_same_backend
+from lightkv_gnn.session.checks import (
+    check_checkpointing,
+    check_flash_windows,
+    check_no_mass,
+    check_same_backend,
+)
 from lightkv_gnn.session.compiling import OutsideGraphs
 from lightkv_gnn.session.encoders import Watched, record_of
 from lightkv_gnn.session.prefill import Prefill
@@ -98,6 +103,11 @@ class Hooks:
     def _busy(self, *args: Any, **kwargs: Any) -> bool:
         """Whether a prefill with pictures is running."""
         return self._request is not None or self._call is not None
+
+    @property
+    def needs_wrapper(self) -> bool:
+        """Whether masks carry something for the attention function's wrapper."""
+        return self._form == "block"
 
     @property
     def recorder(self) -> Callable[..., None]:
@@ -198,6 +208,7 @@ class Hooks:
             return
         check_same_backend(self._adapter, self._implementation)
         if self._form == "padding":
+            check_no_mass(cache)
             check_flash_windows(self._adapter, merged, cache.get_seq_length() + queries)
 
     def _continued(
@@ -211,11 +222,20 @@ class Hooks:
         """Arguments of a layer in which nothing is merged now, but something was before."""
         kwargs, names = dict(kwargs), self._names[number]
         batch, queries = hidden_states.shape[:2]
-        mask = kwargs.get(names.mask)
-        if mask is not None or layer.ragged:
-            columns, hidden = layer.columns(queries, batch, hidden_states.device)
+        mask, device = kwargs.get(names.mask), hidden_states.device
+        log_mass = layer.log_masses(queries, batch, device)
+        if mask is None and not layer.ragged and log_mass is not None:
+            kwargs[names.mask] = with_log_mass(None, log_mass, hidden_states.dtype)
+        elif mask is not None or layer.ragged:
+            columns, hidden = layer.columns(queries, batch, device)
             kwargs[names.mask] = compressed_mask(
-                mask, None, columns, ragged=hidden, form=self._form
+                mask,
+                None,
+                columns,
+                ragged=hidden,
+                form=self._form,
+                log_mass=log_mass,
+                dtype=hidden_states.dtype,
             )
         if layer.merged is not None:
             kwargs[names.tables] = self._closed_up(number, layer, hidden_states, kwargs, padding)

@@ -63,6 +63,7 @@ class Prefill:
         self.ragged = False
         self.merged_before: Tensor | None = None
         self.merged: Tensor | None = None
+        self.log_mass: Tensor | None = None
         self.tables: tuple[Tensor, Tensor] | None = None
         self.first_key: int | None = None
         self._recorded: tuple[Tensor, Tensor, float, float | None] | None = None
@@ -157,6 +158,10 @@ class Prefill:
         order = stays.to(torch.uint8).argsort(dim=1, stable=True)[:, tokens - width :]
         self._follow(planned, order, gone, into)
         self.layout = done.layout
+        if self.config.attention == "mass":
+            known = self.real.new_zeros(batch * width, dtype=torch.float32)
+            known.index_copy_(0, self.vision_rows, done.layout.mass.float().log())
+            self.log_mass = known.view(batch, width)
         first = tokens * torch.arange(batch, device=order.device)[:, None]
         short = rows.index_select(0, (first + order).reshape(-1))
         short.index_copy_(0, self.vision_rows, done.hidden_states)
@@ -269,6 +274,7 @@ _FOLLOWING = (
     "source",
     "merged_before",
     "merged",
+    "log_mass",
 )
 """Attributes of a prefill that are tensors beside the hidden states."""
 

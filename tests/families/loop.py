@@ -56,6 +56,7 @@ class FamilyLoop:
         rotary: Whether guidance sees rotated queries and keys.
         message: A name, or an :data:`families.loop_stage.OwnMessage`.
         positions: "preserve" or "reindex".
+        attention: "plain", or "mass": a row counts as often as the tokens it stands for.
         sees: Which tokens of a window see which, instead of the past and their own group.
     """
 
@@ -69,11 +70,12 @@ class FamilyLoop:
         rotary: bool = True,
         message: str | OwnMessage = "guided_mean",
         positions: str = "preserve",
+        attention: str = "plain",
         sees: Sees | None = None,
     ) -> None:
         self.model, self.traits, self.stages = model, TRAITS[family], stages
         self.rotary, self.positions = rotary, positions
-        self.sees = sees
+        self.sees, self.attention = sees, attention
         decoder = decoder_of(model)
         self.embed, self.norm = decoder.embed_tokens, decoder.norm
         config = self.config = decoder.config
@@ -185,7 +187,8 @@ class FamilyLoop:
             turned, _ = plain_positions(len(rows), self.traits.first + before)
         places = [seen + row.members[0] for row in rows]
         sees = partial(self._sees, layer.window)
-        hidden, plain, rotated = layer(hidden, places, turned, sees)
+        counts = [row.mass if self.attention == "mass" else 1 for row in rows]
+        hidden, plain, rotated = layer(hidden, places, turned, sees, counts)
         return (hidden, *(rotated if self.rotary else plain))
 
     def _sees(self, window: int | None, i: int, j: int) -> bool:

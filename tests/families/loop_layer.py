@@ -37,6 +37,8 @@ class Layer:
     values: list[Tensor] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
     """Position of each entry in the original sequence."""
+    counts: list[int] = field(default_factory=list)
+    """How often each entry counts."""
 
     @property
     def length(self) -> int:
@@ -46,7 +48,12 @@ class Layer:
         return min(len(self.keys), self.window - 1)
 
     def __call__(
-        self, hidden: Tensor, places: list[int], positions: Sequence[Position], sees: Sees
+        self,
+        hidden: Tensor,
+        places: list[int],
+        positions: Sequence[Position],
+        sees: Sees,
+        counts: list[int],
     ) -> tuple[Tensor, Pair, Pair]:
         """Appends tokens.
 
@@ -55,6 +62,7 @@ class Layer:
             places: Their places in the original sequence.
             positions: What turns their queries and keys.
             sees: Which place sees which.
+            counts: How often each of them counts as a key.
 
         Returns:
             Hidden states, and queries and keys before and after the rotation.
@@ -62,6 +70,7 @@ class Layer:
         query, key, value = self._project(self.block.input_layernorm(hidden))
         rotated = self.rotary(query, positions), self.rotary(key, positions)
         self.places += places
+        self.counts += counts
         self.keys += rotated[1].unbind(1)
         self.values += value.unbind(1)
         blind = [[not sees(i, j) for j in self.places] for i in places]
@@ -81,12 +90,13 @@ class Layer:
 
     def _attend(self, query: Tensor, blind: Tensor) -> Tensor:
         keys, values = torch.stack(self.keys, 1), torch.stack(self.values, 1)
-        out = []
+        out, often = [], torch.tensor(self.counts, dtype=query.dtype)
         for head, queries in enumerate(query):
             shared = head * len(keys) // len(query)
             logits = queries @ keys[shared].T * scaling_of(self.config)
             logits = capped(logits, attention_cap_of(self.config))
-            out.append(logits.masked_fill(blind, -math.inf).softmax(1) @ values[shared])
+            weights = logits.masked_fill(blind, -math.inf).softmax(1) * often
+            out.append(weights / weights.sum(1, keepdim=True) @ values[shared])
         return self.block.self_attn.o_proj(torch.cat(out, dim=1))
 
     def _finish(self, hidden: Tensor, attended: Tensor) -> Tensor:

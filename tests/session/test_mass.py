@@ -1,0 +1,220 @@
+"""Attention that counts a survivor as often as the tokens it stands for.
+
+That copies may be merged without a trace is a law of its own; everything else is what the other
+files see, with mass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import test_backends
+import test_batches
+import test_equivalence
+import test_generation
+import test_turns
+import torch
+from families.loop import FamilyLoop
+from marks import attentions, policies, ways
+from models import CACHE, batch, left_untouched, near, prompt, tiny_llava
+from own_attention import runnable
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.flex_attention import flex_attention_forward
+from transformers.masking_utils import flex_attention_mask
+
+import lightkv_gnn as lk
+
+STAGES = [lk.Stage(0, 2, 0.25), lk.Stage(2, 2, 0.5), lk.Stage(4, 1, 0.5)]
+
+
+def copies(model: torch.nn.Module) -> torch.nn.Module:
+    """The model, to which all vision tokens of a picture look the same."""
+    model.model.multi_modal_projector.register_forward_hook(
+        lambda module, args, output: output[:, :1].expand_as(output)
+    )
+    return model
+
+
+def at_one_place(inputs: dict[str, Tensor], steps: int) -> tuple[Tensor, Tensor]:
+    """Positions of a prompt that begins with a picture, and of the steps after it."""
+    vision = inputs["input_ids"] == tiny_llava().config.image_token_id
+    places = (~vision).long().cumsum(1)
+    return places, places[:, -1:] + torch.arange(1, steps + 1)
+
+
+@pytest.mark.parametrize("text", ["llama", "mistral", "qwen2"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("matcher", [lk.graphs.cosine_matching, lk.graphs.coverage_matching])
+@torch.no_grad()
+def test_copies_may_be_merged(text: str, attention: str, matcher: Any) -> None:
+    """In a prompt that begins with the picture, all of them stay copies through all layers."""
+    model = copies(tiny_llava(text, attention))
+    inputs = batch(prompt("image", 6), prompt("image", 6, seed=1))
+    places, later = at_one_place(inputs, 3)
+    answers = {}
+    for kind in ("uncompressed", "mass", "plain"):
+        stages = [] if kind == "uncompressed" else STAGES
+        named = "plain" if kind == "uncompressed" else kind
+        config = lk.LightKVConfig(stages, matcher=matcher, attention=named)
+        with lk.attach(model, config):
+            out = model(**inputs, position_ids=places)
+            answers[kind] = [out.logits]
+            mask = inputs["attention_mask"]
+            for step in range(3):
+                mask = torch.cat([mask, torch.ones(2, 1, dtype=torch.int64)], 1)
+                call = {"attention_mask": mask, "position_ids": later[:, step : step + 1]}
+                token = torch.tensor([[9 + step], [30 + step]])
+                out = model(input_ids=token, **call, **{CACHE: out[CACHE]})
+                answers[kind].append(out.logits)
+    for number, expected in enumerate(answers["uncompressed"]):
+        near(answers["mass"][number], expected)
+        assert float((answers["plain"][number] - expected).abs().max()) > 1e-3
+
+
+@policies
+@attentions
+@pytest.mark.parametrize("parts", test_equivalence.PROMPTS)
+@pytest.mark.parametrize("text", ["llama", "mistral", "qwen2"])
+def test_equals_the_loop(text: str, parts: str, attention: str, positions: str, mass: None) -> None:
+    schedule = test_equivalence.SCHEDULES["[0, 2, 4]"]
+    model = test_equivalence.model_of(text, attention)
+    inputs = test_equivalence.inputs_of(test_equivalence.PROMPTS[parts], seed=test_equivalence.SEED)
+    loop = FamilyLoop(model, "llava", schedule, positions=positions)
+    config = lk.LightKVConfig([lk.Stage(*stage) for stage in schedule], positions=positions)
+    test_equivalence.compare(model, config, inputs, test_equivalence.written_out(loop, inputs))
+
+
+@pytest.mark.parametrize("padding", ["left", "right"])
+@ways
+@pytest.mark.parametrize("name", test_batches.BATCHES)
+def test_prefill_of_a_batch(
+    name: str, attention: str, positions: str, padding: str, mass: None
+) -> None:
+    test_batches.test_prefill_equals_each_alone(padding, name, attention, positions)
+
+
+@ways
+@pytest.mark.parametrize("turns", test_turns.TURNS)
+def test_later_turns(turns: str, attention: str, positions: str, mass: None) -> None:
+    test_turns.test_later_turns_equal_the_loop(turns, attention, positions)
+
+
+@ways
+def test_turns_of_a_batch(attention: str, positions: str, mass: None) -> None:
+    test_turns.test_turns_of_a_ragged_batch_equal_each_alone(attention, positions)
+    test_turns.test_generate_goes_on_from_a_cache(attention, positions)
+
+
+@ways
+@pytest.mark.parametrize("method", ["several samples", "several beams"])
+def test_cached_equals_uncached(method: str, attention: str, positions: str, mass: None) -> None:
+    test_generation.test_cached_equals_uncached(method, attention, positions)
+
+
+@ways
+def test_without_a_cache(attention: str, positions: str, mass: None) -> None:
+    test_generation.test_prefill_without_a_cache(attention, positions)
+
+
+@ways
+@torch.no_grad()
+def test_a_cache_as_an_object(attention: str, positions: str, mass: None) -> None:
+    session = test_turns.Session(attention, positions)
+    with lk.attach(session.model, session.config):
+        for rows in ([0, 0, 1, 1, 2, 2], [2, 0, 1], [1]):
+            test_turns.test_rows_of_a_cache_can_be_chosen(session, rows)
+        test_turns.test_a_copied_cache_is_independent(session)
+        test_turns.test_dropped_tokens_leave_no_trace(session, 3)
+    test_turns.test_the_end_of_the_prefill_can_be_dropped(attention, positions)
+
+
+@policies
+def test_flex_attention(positions: str, mass: None) -> None:
+    with runnable("flex_attention"):
+        test_turns.test_later_turns_equal_the_loop("text, image, text", "flex_attention", positions)
+        test_batches.test_prefill_equals_each_alone(
+            "left", "0, 1 and 2 images", "flex_attention", positions
+        )
+        test_backends.test_the_answers_are_those_of_sdpa("right", "flex_attention")
+
+
+@torch.no_grad()
+def test_a_cache_goes_on_with_what_it_was_made_with() -> None:
+    """Whether survivors count is the cache's own matter, not that of the next call."""
+    model, inputs = tiny_llava(), batch(prompt(4, "image", 6))
+    step, found = torch.tensor([[7]]), []
+    for later in ("mass", "plain"):
+        with lk.attach(model, lk.LightKVConfig(STAGES, attention="mass")):
+            cache = model(**inputs)[CACHE]
+        with lk.attach(model, lk.LightKVConfig(STAGES, attention=later)):
+            found.append(model(input_ids=step, **{CACHE: cache}).logits)
+    assert torch.equal(*found)
+
+
+@torch.no_grad()
+def test_layers_before_the_first_stage_pay_nothing() -> None:
+    """They get the masks they would get anyway, and layers that share a mask share one."""
+    model, inputs = tiny_llava(layers=6), batch(prompt(4, "image", 6))
+    seen: list[Any] = []
+    for layer in model.model.language_model.layers:
+        layer.self_attn.register_forward_pre_hook(
+            lambda module, args, kwargs: seen.append(kwargs["attention_mask"]), with_kwargs=True
+        )
+    config = lk.LightKVConfig([lk.Stage(1, 2, 0.5), lk.Stage(3, 1, 0.5)], attention="mass")
+    with lk.attach(model, config):
+        model(**inputs)
+    assert seen[0] is seen[1] is None
+    assert seen[2] is seen[3] is not None
+    assert seen[4] is seen[5] is not seen[3]
+
+
+FLASH = r"'flash_attention_2' adds nothing to the logits.*attention=\"plain\""
+
+
+@torch.no_grad()
+def test_flash_attention_is_refused() -> None:
+    with runnable("flash_attention_2"):
+        model, inputs = tiny_llava(attention="flash_attention_2"), batch(prompt(4, "image", 6))
+        with left_untouched(model, inputs), pytest.raises(lk.UnsupportedInputError, match=FLASH):
+            lk.attach(model, lk.LightKVConfig(STAGES, attention="mass"))
+
+
+@torch.no_grad()
+def test_flash_attention_refuses_a_cache_with_mass() -> None:
+    model, inputs = tiny_llava(), batch(prompt(4, "image", 6))
+    with lk.attach(model, lk.LightKVConfig(STAGES, attention="mass")):
+        cache = model(**inputs)[CACHE]
+    step = {"input_ids": torch.tensor([[7]]), CACHE: cache}
+    with runnable("flash_attention_2"):
+        model = tiny_llava(attention="flash_attention_2")
+        refused = pytest.raises(lk.UnsupportedInputError, match=r'made with attention="mass"')
+        with lk.attach(model, lk.LightKVConfig(STAGES)), refused:
+            model(**step)
+    assert cache.get_seq_length() == inputs["input_ids"].shape[1]
+
+
+@pytest.fixture
+def blocks() -> Iterator[str]:
+    """An attention function of the user's, with masks of blocks, that adds nothing to logits."""
+
+    def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **_: Any) -> Any:
+        return flex_attention_forward(module, query, key, value, mask)
+
+    AttentionInterface.register("blocks", attend)
+    AttentionMaskInterface.register("blocks", flex_attention_mask)
+    yield "blocks"
+    for interface in (AttentionInterface, AttentionMaskInterface):
+        interface._global_mapping.pop("blocks", None)
+
+
+@torch.no_grad()
+def test_an_attention_function_that_adds_nothing_is_refused(blocks: str) -> None:
+    model, inputs = tiny_llava(attention=blocks), batch(prompt(4, "image", 6))
+    refused = pytest.raises(lk.UnsupportedInputError, match="takes no position_bias")
+    with runnable("flex_attention"), left_untouched(model, inputs):
+        with refused:
+            lk.attach(model, lk.LightKVConfig(STAGES, attention="mass"))
+        lk.attach(model, lk.LightKVConfig(STAGES)).remove()
