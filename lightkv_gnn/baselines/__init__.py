@@ -16,7 +16,10 @@ from lightkv_gnn.baselines.elastic_cache import ELASTIC_CACHE_LIKE
 from lightkv_gnn.baselines.fastv import FASTV
 from lightkv_gnn.baselines.losses import Loss, MeasuredCompressor
 from lightkv_gnn.baselines.merging import (
+    COVERAGE,
+    COVERAGE_MASS,
     GUIDED,
+    GUIDED_MASS,
     MASS_MEAN,
     MEAN,
     NONE,
@@ -38,6 +41,9 @@ METHODS: dict[str, Method] = {
     for method in (
         NONE,
         GUIDED,
+        GUIDED_MASS,
+        COVERAGE,
+        COVERAGE_MASS,
         VISION_TO_TEXT,
         MEAN,
         MASS_MEAN,

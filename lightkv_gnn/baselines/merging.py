@@ -12,6 +12,7 @@ from lightkv_gnn.baselines.method import Budget, StageMethod
 from lightkv_gnn.costs.schedule import Stage
 from lightkv_gnn.stage.guidance import GuidanceBlock, share_of_text, total_share
 from lightkv_gnn.stage.messages import mass_mean, mean
+from lightkv_graphs import coverage_matching
 
 
 class NoCompression(StageMethod):
@@ -45,6 +46,22 @@ NONE = NoCompression("none", "no compression")
 GUIDED = StageMethod(
     "guided",
     "LightKV (Chen et al. 2026) as this library does it by default: text queries, vision keys",
+)
+GUIDED_MASS = StageMethod(
+    "guided_mass",
+    "the same, and survivors count in attention as often as the tokens they stand for",
+    {"attention": "mass"},
+)
+COVERAGE = StageMethod(
+    "coverage",
+    "those stay that cover most of what the prompt asks about, by facility location (Nemhauser, "
+    "Wolsey and Fisher 1978); the others join the most similar one",
+    {"matcher": coverage_matching},
+)
+COVERAGE_MASS = StageMethod(
+    "coverage_mass",
+    "the same, and survivors count in attention as often as the tokens they stand for",
+    {"matcher": coverage_matching, "attention": "mass"},
 )
 VISION_TO_TEXT = StageMethod(
     "vision_to_text",

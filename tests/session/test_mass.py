@@ -171,6 +171,22 @@ def test_layers_before_the_first_stage_pay_nothing() -> None:
     assert seen[4] is seen[5] is not seen[3]
 
 
+@torch.no_grad()
+def test_the_ledger_tells_which_attention_ran_and_why() -> None:
+    inputs, alone = batch(prompt(4, "image", 6)), "plain (the only one with flash attention)"
+    for backend, asked, told in (
+        ("sdpa", "mass", "mass"),
+        ("sdpa", "plain", "plain"),
+        ("flash_attention_2", "plain", alone),
+    ):
+        with runnable(backend):
+            model = tiny_llava(attention=backend)
+            with lk.attach(model, lk.LightKVConfig(STAGES, attention=asked)) as handle:
+                model(**inputs)
+        assert handle.ledger.totals()["attention"] == told
+        assert str(handle.ledger).endswith(f", attention {told}")
+
+
 FLASH = r"'flash_attention_2' adds nothing to the logits.*attention=\"plain\""
 
 

@@ -61,8 +61,8 @@ def test_the_ledger_tells_how_messages_were_passed() -> None:
         return weight[:, None] * x_j
 
     for stages, message, fused, words in (
-        (STAGES, lk.guided_mean, True, "messages fused"),
-        (STAGES, pulled, False, "messages one by one"),
+        (STAGES, lk.guided_mean, True, "messages fused, attention plain"),
+        (STAGES, pulled, False, "messages one by one, attention plain"),
         ((), lk.guided_mean, None, " ms"),
     ):
         with lk.attach(model, lk.LightKVConfig(stages, message=message)) as handle:
