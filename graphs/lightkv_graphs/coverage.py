@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from lightkv_graphs.layout import TokenLayout
-from lightkv_graphs.matching import Matching, padded, source_cosines, staying, take_edges
+from lightkv_graphs.matching import Matching, padded, staying, take_edges, window_cosines
 from lightkv_graphs.partition import StagePlan, WindowPartition
 from lightkv_graphs.prompt_matching import relevance
 
 Objective = Literal["sum", "max"]
+
+_LEAST = 1e-6
+"""Of what is not covered yet, where something is divided by it."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,10 @@ class CoverageMatching:
     with its mass m, and the prompt's guidance g relative to the mean of its image.  With
     ``objective="sum"`` the next token is the one that raises ``sum_j w_j * cover_j`` most
     (facility location: a greedy choice reaches at least 1 - 1/e of the best one; Nemhauser, Wolsey
-    and Fisher 1978).  With ``"max"`` it is the one for which ``w_j * (1 - cover_j)`` is largest
-    (weighted k-centre, farthest point first; Gonzalez 1985; Dyer and Frieze 1985).
+    and Fisher 1978).  What each would add is summed up for each of the first nine, and then four
+    times until twice as many are chosen; in between it shrinks as ``1 - cover_j`` does.  With
+    ``"max"`` the next is the one for which ``w_j * (1 - cover_j)`` is largest (weighted k-centre,
+    farthest point first; Gonzalez 1985; Dyer and Frieze 1985).
 
     Every token that leaves joins the most similar one that stays.  Ties go to the lowest index.  A
     token with a NaN stays before all others.  Any ratio up to 0.99 will do.
@@ -81,50 +86,80 @@ class CoverageMatching:
         weight = heard**self.guidance_power
         if layout is not None:
             weight = weight * layout.mass
-        cosine = _cosines(x, slots)
-        broken = ~x.detach().isfinite().all(1)
-        first = padded(heard.masked_fill(broken, torch.inf), -torch.inf)[slots]
-        rank = self._ranks(cosine, padded(weight, 0.0)[slots], first, partition)
-        leaving, _ = take_edges(partition, slots, slots, -rank.float())
+        cosine = window_cosines(x, slots)
+        own = cosine.diagonal(dim1=1, dim2=2)
+        # None are chosen before tokens with a NaN, and none after what is no token.
+        urgent = torch.zeros_like(own).masked_fill(own == -torch.inf, torch.inf)
+        urgent = urgent.masked_fill(slots == tokens, -torch.inf)
+        own.fill_(1.0)
+        heard, weight = (padded(value, 0.0)[slots] for value in (heard, weight))
+        rank = self._ranks(cosine, weight, heard, urgent, partition)
+        leaving, _ = take_edges(partition, slots, slots, -rank)
         return _joined(leaving[0], slots, cosine, tokens)
 
     def _ranks(
-        self, cosine: Tensor, weight: Tensor, first: Tensor, partition: WindowPartition
+        self,
+        cosine: Tensor,
+        weight: Tensor,
+        heard: Tensor,
+        urgent: Tensor,
+        partition: WindowPartition,
     ) -> Tensor:
         """When each token is chosen, `[window, slot]`, from 0; those that are not, last of all.
 
         Args:
             cosine: Of the tokens of each window, `[window, slot, slot]`.
             weight: What each token counts, `[window, slot]`.
-            first: Guidance, by which anchors are chosen, `[window, slot]`; infinity for what has to
-                stay, minus infinity for padding.
+            heard: Guidance, by which anchors are chosen, `[window, slot]`.
+            urgent: Infinity for what has to stay, minus infinity for padding, else 0, likewise.
             partition: The windows.
         """
-        plan, size = partition.plan, partition.sizes()
-        anchors = ((size - plan.count(size, plan.ratio)) * self.anchors).floor()[:, None]
-        must, taken = first == torch.inf, first == -torch.inf
+        plan, slots = partition.plan, weight.shape[1]
         steps = _most_staying(plan)
-        rank = torch.full_like(taken, steps, dtype=torch.int64)
-        covered = torch.zeros_like(weight)
-        place = torch.arange(weight.shape[1], device=weight.device)
+        anchored = self._anchored(partition)
+        chosen: list[Tensor] = []
+        covered, rows = torch.zeros_like(weight), cosine.reshape(-1, slots)
+        begins = torch.arange(0, len(rows), slots, device=weight.device)[:, None]
         for step in range(steps):
-            if self.objective == "sum":
-                gain = ((cosine - covered[:, :, None]).clamp(min=0) * weight[:, :, None]).sum(1)
-            else:
+            if self.objective == "max":
                 gain = weight * (1 - covered)
-            gain = torch.where(step < anchors, first, gain)
-            gain = gain.masked_fill(must, torch.inf).masked_fill(taken, -torch.inf)
-            best = gain.argmax(dim=1, keepdim=True)
-            chosen = (place == best) & ~taken
-            rank = rank.masked_fill(chosen, step)
-            taken = taken | chosen
-            cover = cosine.gather(2, best[:, None].expand(-1, cosine.shape[1], 1))[:, :, 0]
-            covered = torch.maximum(covered, cover)
-        return rank
+            elif _summed_up(step):
+                gain = self._gains(cosine, weight, covered)
+                fresh = gain / (1 - covered).clamp(min=_LEAST)
+            else:
+                gain = fresh * (1 - covered)
+            if anchored is not None:
+                gain = torch.where(step < anchored, heard, gain)
+            chosen.append((gain + urgent).argmax(dim=1, keepdim=True))
+            urgent = urgent.scatter(1, chosen[-1], -torch.inf)
+            covered = torch.maximum(covered, rows.index_select(0, (chosen[-1] + begins)[:, 0]))
+        rank = torch.full_like(heard, steps)
+        if not chosen:
+            return rank
+        order = torch.arange(steps, device=rank.device).to(rank.dtype).expand(len(rank), -1)
+        return rank.scatter_reduce(1, torch.cat(chosen, dim=1), order, "amin")
+
+    def _anchored(self, partition: WindowPartition) -> Tensor | None:
+        """How many of each window's tokens are anchors, `[window, 1]`; None if there are none."""
+        if self.anchors == 0:
+            return None
+        plan, size = partition.plan, partition.sizes()
+        return ((size - plan.count(size, plan.ratio)) * self.anchors).floor()[:, None]
+
+    @staticmethod
+    def _gains(cosine: Tensor, weight: Tensor, covered: Tensor) -> Tensor:
+        """What each token would add to the coverage of its window, `[window, slot]`."""
+        more = (cosine - covered[:, :, None]).clamp(min=0)
+        return more.mul_(weight[:, :, None]).sum(1)
 
 
 coverage_matching = CoverageMatching()
 """Facility location, in which the prompt counts with the root of its guidance."""
+
+
+def _summed_up(step: int) -> bool:
+    """Whether gains are summed up before that choice; the same in windows of any size."""
+    return step % max(1, 2 ** step.bit_length() // 8) == 0
 
 
 def _most_staying(plan: StagePlan) -> int:
@@ -134,21 +169,18 @@ def _most_staying(plan: StagePlan) -> int:
     return plan.largest - max(plan.leaving, default=0)
 
 
-def _cosines(x: Tensor, slots: Tensor) -> Tensor:
-    """Cosines of the tokens of each window, `[window, slot, slot]`; 1 of every token and itself."""
-    own = torch.eye(slots.shape[1], dtype=torch.bool, device=slots.device)
-    return source_cosines(x, slots, slots).masked_fill(own, 1.0)
-
-
 def _joined(leaving: Tensor, slots: Tensor, cosine: Tensor, tokens: int) -> Matching:
     """Edges from tokens that leave, `[edge]`, to the most similar that stay."""
-    stays = staying(leaving, tokens)
-    least = -2.0  # of a token with a NaN, which is like none of those that stay
-    cosine = cosine.clamp(min=least).masked_fill(~stays[slots][:, None, :], -torch.inf)
-    similarity, slot = cosine.max(dim=2)
+    flat, width = slots.reshape(-1), slots.shape[1]
+    place = torch.arange(len(flat), device=flat.device)
+    place = place.new_zeros(tokens + 1).index_copy(0, flat, place)[leaving]
+    window = place // width
+    # Below any cosine, but above what leaves: of a token with a NaN, which is like none that stay.
+    least = -2.0
+    most = torch.full_like(slots, -torch.inf, dtype=cosine.dtype)
+    most = most.masked_fill(staying(leaving, tokens)[slots], torch.inf)
+    cosine = cosine.reshape(-1, width).index_select(0, place).clamp(min=least)
+    similarity, slot = torch.minimum(cosine, most.index_select(0, window)).max(dim=1)
+    heir = flat.index_select(0, window * width + slot)
     similarity = similarity.masked_fill(similarity == least, -torch.inf)
-    flat = slots.reshape(-1)
-    heir = torch.zeros_like(stays, dtype=torch.int64)
-    heir = heir.index_copy(0, flat, slots.gather(1, slot).reshape(-1))[leaving]
-    like = similarity.new_zeros(tokens + 1).index_copy(0, flat, similarity.reshape(-1))[leaving]
-    return Matching(torch.stack([leaving, heir]), like)
+    return Matching(torch.stack([leaving, heir]), similarity)

@@ -154,21 +154,48 @@ def source_cosines(x: Tensor, sources: Tensor, destinations: Tensor) -> Tensor:
         `[window, source slot, destination slot]`; minus infinity where there is no destination or
         a feature is NaN.
     """
-    wide, tokens = x.detach().float(), x.shape[0]
-    if tokens == 0:
-        return wide.new_full((*sources.shape, destinations.shape[1]), -torch.inf)
-    both = torch.cat([sources, destinations], dim=1).clamp(max=tokens - 1)
-    features = wide.index_select(0, both.reshape(-1)).unflatten(0, both.shape)
-    length = torch.linalg.vector_norm(features, dim=2, keepdim=True).clamp(min=SHORTEST)
+    if x.shape[0] == 0:
+        return x.new_full((*sources.shape, destinations.shape[1]), -torch.inf).float()
     widths = [sources.shape[1], destinations.shape[1]]
-    (rows, columns), (row_length, column_length) = (
-        part.split(widths, dim=1) for part in (features, length)
-    )
+    both = _gathered(x, torch.cat([sources, destinations], dim=1))
+    rows, columns = zip(*(part.split(widths, dim=1) for part in both), strict=True)
+    return _without_padding(_cosines(*rows, *columns), destinations == x.shape[0])
+
+
+def window_cosines(x: Tensor, slots: Tensor) -> Tensor:
+    """Cosine of every two tokens of each window, in float32; see :func:`source_cosines`.
+
+    Args:
+        x: Features, `[token, channel]`.
+        slots: `[window, slot]`, the number of tokens standing for none.
+
+    Returns:
+        `[window, slot, slot]`; minus infinity in columns of padding, and where a feature is NaN.
+    """
+    if x.shape[0] == 0:
+        return x.new_full((*slots.shape, slots.shape[1]), -torch.inf).float()
+    features, length = _gathered(x, slots)
+    return _without_padding(_cosines(features, length, features, length), slots == x.shape[0])
+
+
+def _gathered(x: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
+    """Features of tokens by slots and their lengths, both `[window, slot, channel or 1]`."""
+    rows = slots.clamp(max=x.shape[0] - 1).reshape(-1)
+    features = x.detach().float().index_select(0, rows).unflatten(0, slots.shape)
+    length = torch.linalg.vector_norm(features, dim=2, keepdim=True)
+    return features, length.clamp(min=SHORTEST)
+
+
+def _cosines(rows: Tensor, row_length: Tensor, columns: Tensor, column_length: Tensor) -> Tensor:
     cosine = rows @ columns.transpose(1, 2) / row_length / column_length.transpose(1, 2)
-    cosine = cosine.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    return cosine.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+
+
+def _without_padding(cosine: Tensor, padding: Tensor) -> Tensor:
+    """Minus infinity in the columns of padding, `[window, column]` bool."""
     # A minimum with the row instead of masked_fill, which is slow for masks that are broadcast.
-    most = torch.full_like(destinations, torch.inf, dtype=cosine.dtype)
-    return torch.minimum(cosine, most.masked_fill(destinations == tokens, -torch.inf)[:, None, :])
+    most = torch.full_like(padding, torch.inf, dtype=cosine.dtype)
+    return torch.minimum(cosine, most.masked_fill(padding, -torch.inf)[:, None, :])
 
 
 def random_matching(x: Tensor, partition: WindowPartition) -> Matching:
