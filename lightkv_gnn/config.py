@@ -1,21 +1,28 @@
-"""What the user wants: stages, guidance, message, matcher, positions.  Frozen."""
+"""What the user wants: stages, guidance, message, matcher, positions, attention.  Frozen."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from torch_geometric.nn import MessagePassing
 
 from lightkv_gnn.adapters import adapter_for
+from lightkv_gnn.attention.backends import mask_form
 from lightkv_gnn.choices import ATTENTION, GUIDANCE, AttentionName, GuidanceName, ScatterName
-from lightkv_gnn.costs.schedule import Stage, find_stages
-from lightkv_gnn.stage.compressor import MATCHERS, check_callable, check_ratio
+from lightkv_gnn.costs.schedule import Stage, find_stages, two_stages
+from lightkv_gnn.stage.compressor import (
+    MATCHERS,
+    alternates,
+    by_name,
+    check_callable,
+    check_ratio,
+)
 from lightkv_gnn.stage.guidance import GuidanceFunction
 from lightkv_gnn.stage.messages import MESSAGES, Message, guided_mean
-from lightkv_graphs import Matcher, cosine_matching
+from lightkv_graphs import Matcher, cosine_matching, coverage_matching
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,17 +32,17 @@ Positions = Literal["preserve", "reindex"]
 
 @dataclass(frozen=True)
 class LightKVConfig:
-    """How to compress.
+    """How to compress; the fields' defaults are the paper's method, :meth:`for_model` has the best.
 
     Attributes:
         stages: In ascending order of their layers.
         guidance: "text_to_vision", "vision_to_text", "last_token", "none", or a callable; see
             :func:`lightkv_gnn.stage.guidance.prompt_guidance`.
         rotary: Whether guidance sees queries and keys with their rotary positions.
-        message: guided_mean, mean, mass_mean, destination_only, a callable
+        message: guided_mean, mean, mass_mean, destination_only, or their names; a callable
             ``(x_i, x_j, weight)``, or a ``MessagePassing``.
-        matcher: cosine_matching, random_matching, stride_matching, resisting_matching,
-            protecting_matching, or a callable.
+        matcher: coverage_matching, cosine_matching, random_matching, stride_matching,
+            resisting_matching, protecting_matching, or their names; or a callable.
         positions: "preserve": a survivor keeps its own position; "reindex": positions close up;
             with M-RoPE, entries of a compressed layer are numbered, three coordinates alike.
         attention: "plain": a survivor counts once, as in the paper; "mass": in every later layer
@@ -48,8 +55,8 @@ class LightKVConfig:
     stages: Sequence[Stage]
     guidance: GuidanceName | GuidanceFunction = "text_to_vision"
     rotary: bool = True
-    message: Message | MessagePassing = field(default=guided_mean)
-    matcher: Matcher = field(default=cosine_matching)
+    message: Message | MessagePassing | str = field(default=guided_mean)
+    matcher: Matcher | str = field(default=cosine_matching)
     positions: Positions = "preserve"
     attention: AttentionName = "plain"
     scatter: ScatterName = "torch"
@@ -67,10 +74,14 @@ class LightKVConfig:
         layers = [stage.layer for stage in self.stages]
         if sorted(set(layers)) != layers:
             raise ValueError(f"stages run after layers {layers}: expected each once, ascending")
-        check_callable("message", self.message, "guided_mean")
-        check_callable("matcher", self.matcher, "graphs.cosine_matching")
+        message = by_name("message", self.message, MESSAGES)
+        matcher = by_name("matcher", self.matcher, MATCHERS)
+        check_callable("message", message, "guided_mean")
+        check_callable("matcher", matcher, "graphs.cosine_matching")
+        object.__setattr__(self, "message", message)
+        object.__setattr__(self, "matcher", matcher)
         for stage in self.stages:
-            check_ratio(self.matcher, stage.ratio)
+            check_ratio(matcher, stage.ratio)
         if not isinstance(self.rotary, bool):
             raise TypeError(f"rotary is {self.rotary!r}: expected True or False")
         own = callable(self.guidance) and not isinstance(self.guidance, type)
@@ -91,7 +102,37 @@ class LightKVConfig:
     def for_model(
         cls, model: PreTrainedModel, retention: float = 0.55, **options: Any
     ) -> LightKVConfig:
-        """A schedule of halving stages that keeps about ``retention`` of the vision tokens.
+        """What keeps the answers best at ``retention``: coverage, and mass where attention can.
+
+        With a matcher that takes every other token at most, stages are those of :meth:`lightkv`.
+
+        Args:
+            model: A model with an adapter.
+            retention: Vision tokens kept, averaged over the decoder's layers; fraction.
+            **options: Fields of the configuration in place of ``matcher=coverage_matching`` and
+                ``attention="mass"``, which is "plain" on flash attention.
+
+        Raises:
+            ScheduleError: No schedule of this model's depth comes near ``retention``.
+            UnsupportedModelError: The model has no adapter.
+        """
+        adapter = adapter_for(model)
+        where = adapter.layers, retention, adapter.grid, adapter.legal_layers
+        flash = mask_form(adapter.decoder.config._attn_implementation) == "padding"
+        best = {"matcher": coverage_matching, "attention": "plain" if flash else "mass"}
+        named = cls((), **{**best, **options})
+        assert not isinstance(named.matcher, str)
+        find = find_stages if alternates(named.matcher) else two_stages
+        return replace(named, stages=find(*where))
+
+    @classmethod
+    def lightkv(
+        cls, model: PreTrainedModel, retention: float = 0.55, **options: Any
+    ) -> LightKVConfig:
+        """The paper's method: every other token leaves, in up to three halving stages.
+
+        Its formula has vision tokens ask the prompt; attention is as it was.  Source: Chen et al.
+        2026, section 3.
 
         Args:
             model: A model with an adapter.
@@ -104,7 +145,7 @@ class LightKVConfig:
         """
         adapter = adapter_for(model)
         stages = find_stages(adapter.layers, retention, adapter.grid, adapter.legal_layers)
-        return cls(stages, **options)
+        return cls(stages, **{"guidance": "vision_to_text", **options})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a file.
@@ -149,9 +190,9 @@ class LightKVConfig:
                 f"stages is {values['stages']!r}: expected a list of objects with layer, windows "
                 "and ratio"
             ) from error
-        for name, table in (("message", MESSAGES), ("matcher", MATCHERS)):
-            if name in fields:
-                fields[name] = _object_of(fields[name], table, name)
+        for name in ("message", "matcher"):
+            if name in fields and not isinstance(fields[name], str):
+                raise ValueError(f"{name} is {fields[name]!r}: expected a name")
         return cls(**fields)
 
     def to_json(self) -> str:
@@ -181,9 +222,3 @@ def _name_of(value: object, table: Mapping[str, object], field_name: str) -> str
         f"{field_name} is {value!r}, a callable of your own: a configuration file can only name "
         f"{sorted(table)}; pass your callable in code"
     )
-
-
-def _object_of(name: object, table: Mapping[str, Callable[..., Any]], field_name: str) -> Any:
-    if not isinstance(name, str) or name not in table:
-        raise ValueError(f"{field_name} is {name!r}: expected one of {sorted(table)}")
-    return table[name]

@@ -54,7 +54,7 @@ BELOW = {
     "attention": ("errors", "choices", "seams"),
     "cache": ("errors", "choices", "seams"),
     "adapters": ("errors", "choices", "seams", "costs"),
-    "config": ("errors", "choices", "stage", "costs", "adapters"),
+    "config": ("errors", "choices", "attention", "stage", "costs", "adapters"),
 }
 """What the small files and the lower rooms may import; graphs may be imported by all."""
 

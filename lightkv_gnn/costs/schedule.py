@@ -21,6 +21,9 @@ PUBLISHED = {28: (8, 16, 24), 32: (11, 17, 23), 40: (15, 21, 27)}
 
 LEAST_TOKENS_PER_WINDOW = 8
 
+MANY_TOKENS = 32
+"""Tokens that a window has at least where a matcher chooses among all of them."""
+
 CLOSE = 0.005
 """Retentions nearer than this to the one asked for count as equal."""
 
@@ -84,10 +87,73 @@ def layer_average(stages: Sequence[Stage], layers: int) -> float:
     return (held + kept * (layers - done)) / layers
 
 
+def two_stages(
+    layers: int, retention: float, grid: Grid | None = None, legal: Sequence[int] | None = None
+) -> tuple[Stage, ...]:
+    """Two stages of equal ratio whose layer average is ``retention``, for matchers of any ratio.
+
+    The first one runs early, after a sixteenth of the layers, and earlier still where it would
+    have to take more than three quarters of the tokens; the second halfway from there to the end.
+    Windows are large: the more tokens a choice is made among, the less is lost.
+
+    Args:
+        layers: Decoder layers.
+        retention: Vision tokens to keep, averaged over layers; fraction.
+        grid: The images' grid where it is always the same; limits the windows.
+        legal: Layers that a stage may run after; all but the last if not given.
+
+    Raises:
+        ScheduleError: ``retention`` is not in (0, 1], or out of reach for this depth.
+        TypeError: ``retention`` is no number.
+    """
+    legal = _checked(layers, retention, legal)
+    if retention == 1:
+        return ()
+    found = None
+    for first in sorted({layer for layer in legal if layer <= layers // 16} or legal[:1])[::-1]:
+        second = [layer for layer in legal if layer > first and layer <= (first + layers - 1) // 2]
+        chosen = (first, *second[-1:])
+        ratio = _ratio_of(chosen, layers, retention)
+        if ratio is not None:
+            found = tuple(
+                Stage(layer, windows_of(step, grid, (1 - ratio) ** step, MANY_TOKENS), ratio)
+                for step, layer in enumerate(chosen)
+            )
+            if ratio <= 0.75:
+                break
+    if found is None:
+        nearest = layer_average([Stage(layer, 1, 0.99) for layer in legal[:2]], layers)
+        raise ScheduleError(
+            f"two stages on {layers} layers do not keep {retention:.0%} of the vision tokens, as "
+            f"stages may run after layers {list(legal)}: the layers before them hold all; ask for "
+            f"{math.ceil(nearest * 100)}% or more"
+        )
+    return found
+
+
+def _ratio_of(chosen: Sequence[int], layers: int, retention: float) -> float | None:
+    """The ratio of stages after these layers, to four digits; None beyond 0.99."""
+    low, high = 0, 9900
+    while low < high:
+        middle = (low + high) // 2
+        held = layer_average([Stage(layer, 1, middle / 10_000) for layer in chosen], layers)
+        low, high = (low, middle) if held <= retention else (middle + 1, high)
+    held = layer_average([Stage(layer, 1, low / 10_000) for layer in chosen], layers)
+    return low / 10_000 if held <= retention + CLOSE else None
+
+
+def _checked(layers: int, retention: float, legal: Sequence[int] | None) -> Sequence[int]:
+    """Layers that a stage may run after; see :func:`find_stages` for what is raised."""
+    if not isinstance(retention, Real):
+        raise TypeError(f"retention is {retention!r}: expected a number")
+    check_retention(retention)
+    return range(layers - 1) if legal is None else legal
+
+
 def find_stages(
     layers: int, retention: float, grid: Grid | None = None, legal: Sequence[int] | None = None
 ) -> tuple[Stage, ...]:
-    """Halving stages whose layer average is close to ``retention``.
+    """Halving stages whose layer average is close to ``retention``, as the paper's.
 
     Three stages if they come close, evenly spaced before unevenly, else two, one, or none.
 
@@ -101,10 +167,7 @@ def find_stages(
         ScheduleError: ``retention`` is not in (0, 1], or out of reach for this depth.
         TypeError: ``retention`` is no number.
     """
-    if not isinstance(retention, Real):
-        raise TypeError(f"retention is {retention!r}: expected a number")
-    check_retention(retention)
-    legal = range(layers - 1) if legal is None else legal
+    legal = _checked(layers, retention, legal)
     published = PUBLISHED.get(layers, ())
     if published and abs(retention - 0.55) < CLOSE and set(published) <= set(legal):
         return halving(published, grid)
@@ -146,18 +209,21 @@ def halving(chosen: Sequence[int], grid: Grid | None) -> tuple[Stage, ...]:
     )
 
 
-def windows_of(stage: int, grid: Grid | None, left: float) -> int:
+def windows_of(
+    stage: int, grid: Grid | None, left: float, least: int = LEAST_TOKENS_PER_WINDOW
+) -> int:
     """Windows per side of the stage of that number, fewer where a grid has too few tokens.
 
     Args:
         stage: Number of the stage, from 0.
         grid: The images' grid, or None where it is not always the same.
         left: Share of the tokens that is left when the stage runs.
+        least: Tokens that each window shall have.
     """
     windows = WINDOWS[min(stage, len(WINDOWS) - 1)]
     if grid is None:
         return windows
     tokens = grid[0] * grid[1] * left
-    while windows > 1 and (tokens < LEAST_TOKENS_PER_WINDOW * windows**2 or windows > min(grid)):
+    while windows > 1 and (tokens < least * windows**2 or windows > min(grid)):
         windows //= 2
     return windows

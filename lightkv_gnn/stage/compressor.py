@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch_geometric.nn import MessagePassing
 
 from lightkv_gnn.choices import ScatterName
 from lightkv_gnn.stage.merges import Merges, merges_of
-from lightkv_gnn.stage.messages import MergeConv, Message, WeightedMean, guided_mean
+from lightkv_gnn.stage.messages import MESSAGES, MergeConv, Message, WeightedMean, guided_mean
 from lightkv_gnn.stage.ranks import Ranks
 from lightkv_gnn.stage.scatter import backend
 from lightkv_graphs import (
@@ -44,10 +45,30 @@ MATCHERS: dict[str, Matcher] = {
 
 _ALTERNATE = (cosine_matching, random_matching, stride_matching)
 
+Part = TypeVar("Part")
+
+
+def by_name(field: str, value: Part | str, table: Mapping[str, Part]) -> Part:
+    """What a name stands for; anything else is returned as it is.
+
+    Raises:
+        ValueError: The table does not have the name.
+    """
+    if not isinstance(value, str):
+        return value
+    if value not in table:
+        raise ValueError(f"{field} is {value!r}: expected one of {sorted(table)}, or a callable")
+    return table[value]
+
+
+def alternates(matcher: Matcher) -> bool:
+    """Whether a matcher takes every other token as a source, and so one half at most."""
+    return matcher in _ALTERNATE or isinstance(matcher, PromptMatching)
+
 
 def check_ratio(matcher: Matcher, ratio: float) -> None:
     """Raises ValueError if one that alternates sources and destinations is to merge most away."""
-    if ratio > 0.5 and (matcher in _ALTERNATE or isinstance(matcher, PromptMatching)):
+    if ratio > 0.5 and alternates(matcher):
         name = getattr(matcher, "__name__", matcher)
         raise ValueError(
             f"ratio is {ratio}, but {name} merges every other token away at most: expected 0 to "
@@ -94,10 +115,10 @@ class TokenCompressor:
     """Partition, matching, message passing, pooling: a whole batch as one disjoint graph.
 
     Args:
-        message: A callable ``(x_i, x_j, weight)``, or a ``MessagePassing`` called as
+        message: A name, a callable ``(x_i, x_j, weight)``, or a ``MessagePassing`` called as
             ``conv((x, x_survivor), edge_index, edge_weight=weight)``, in float32 at least; one row
             per survivor; its own aggregation counts then.
-        matcher: See :data:`lightkv_graphs.Matcher`.
+        matcher: A name, or see :data:`lightkv_graphs.Matcher`.
         scatter: Backend of the reductions.
 
     Attributes:
@@ -110,10 +131,12 @@ class TokenCompressor:
 
     def __init__(
         self,
-        message: Message | MessagePassing = guided_mean,
-        matcher: Matcher = cosine_matching,
+        message: Message | MessagePassing | str = guided_mean,
+        matcher: Matcher | str = cosine_matching,
         scatter: ScatterName = "torch",
     ) -> None:
+        message = by_name("message", message, MESSAGES)
+        matcher = by_name("matcher", matcher, MATCHERS)
         check_callable("message", message, "guided_mean")
         check_callable("matcher", matcher, "graphs.cosine_matching")
         self.message = message

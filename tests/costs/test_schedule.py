@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from fractions import Fraction
@@ -10,11 +11,14 @@ import pytest
 
 from lightkv_gnn import ScheduleError, Stage
 from lightkv_gnn.costs.schedule import (
+    CLOSE,
     LEAST_TOKENS_PER_WINDOW,
+    MANY_TOKENS,
     PUBLISHED,
     WINDOWS,
     find_stages,
     layer_average,
+    two_stages,
 )
 
 
@@ -140,3 +144,47 @@ def test_no_layer_is_legal() -> None:
     assert find_stages(8, 1.0, legal=()) == ()
     with pytest.raises(ScheduleError, match="nearest keeps 100%"):
         find_stages(8, 0.55, legal=())
+
+
+@pytest.mark.parametrize("layers", [4, 6, 8, 12, 16, 24, 28, 32, 40, 64])
+@pytest.mark.parametrize("retention", [0.1, 0.16, 0.3, 0.55, 0.75, 0.999, 1.0])
+def test_two_stages_keep_what_the_first_layer_leaves_room_for(
+    layers: int, retention: float
+) -> None:
+    least = float(counted([Stage(0, 1, 0.99), Stage((layers - 1) // 2, 1, 0.99)], layers))
+    if retention < least - 1e-9:
+        with pytest.raises(ScheduleError, match=rf"{layers} layers do not keep {retention:.0%}"):
+            two_stages(layers, retention)
+        assert two_stages(layers, math.ceil(least * 100) / 100)  # what the message advises
+        return
+    stages = two_stages(layers, retention)
+    assert abs(float(counted(stages, layers)) - retention) <= CLOSE
+    assert len(stages) == 2 * (retention < 1)
+    if stages:
+        first, second = (stage.layer for stage in stages)
+        assert first <= layers // 16
+        assert second == (first + layers - 1) // 2
+        assert stages[0].ratio == stages[1].ratio
+        assert stages[0].ratio <= 0.75 or first == 0
+
+
+def test_a_tenth_is_kept_on_any_depth_that_allows_it() -> None:
+    for layers in range(12, 100):
+        assert abs(float(counted(two_stages(layers, 0.1), layers)) - 0.1) <= CLOSE
+
+
+def test_two_stages_where_few_layers_are_legal() -> None:
+    assert [stage.layer for stage in two_stages(48, 0.55, legal=range(5, 47, 6))] == [5, 23]
+    assert [stage.layer for stage in two_stages(8, 0.7, legal=[3])] == [3]
+    assert two_stages(8, 1.0, legal=()) == ()
+    with pytest.raises(ScheduleError, match="ask for 100% or more"):
+        two_stages(8, 0.55, legal=())
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (6, 6), (16, 16), (24, 24), (3, 40), (1, 9)])
+def test_windows_have_many_tokens_to_choose_among(grid: tuple[int, int]) -> None:
+    left = grid[0] * grid[1]
+    for number, stage in enumerate(two_stages(32, 0.55, grid)):
+        assert stage.windows == 1 or left >= MANY_TOKENS * stage.windows**2
+        assert 1 <= stage.windows <= min(*grid, WINDOWS[number])
+        left *= 1 - stage.ratio
