@@ -12,7 +12,7 @@ from torch_geometric.nn import MessagePassing
 from lightkv_gnn.adapters import adapter_for
 from lightkv_gnn.attention.backends import mask_form
 from lightkv_gnn.choices import ATTENTION, GUIDANCE, AttentionName, GuidanceName, ScatterName
-from lightkv_gnn.costs.schedule import Stage, find_stages, two_stages
+from lightkv_gnn.costs.schedule import Stage, find_stages, one_stage
 from lightkv_gnn.stage.compressor import (
     MATCHERS,
     alternates,
@@ -122,7 +122,7 @@ class LightKVConfig:
         best = {"matcher": coverage_matching, "attention": "plain" if flash else "mass"}
         named = cls((), **{**best, **options})
         assert not isinstance(named.matcher, str)
-        find = find_stages if alternates(named.matcher) else two_stages
+        find = find_stages if alternates(named.matcher) else one_stage
         return replace(named, stages=find(*where))
 
     @classmethod

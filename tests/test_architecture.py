@@ -18,6 +18,7 @@ GRAPH_ORDER = (
     "occupancy",
     "layout",
     "partition",
+    "certificate",
     "matching",
     "prompt_matching",
     "coverage",

@@ -13,7 +13,7 @@ from models import batch, prompt, tiny_llava
 
 import lightkv_gnn as lk
 from lightkv_gnn.choices import GUIDANCE
-from lightkv_gnn.costs.schedule import find_stages, layer_average, two_stages
+from lightkv_gnn.costs.schedule import find_stages, layer_average, one_stage
 from lightkv_gnn.stage.compressor import MATCHERS, TokenCompressor
 from lightkv_gnn.stage.messages import MESSAGES
 
@@ -158,7 +158,7 @@ def preset(name: str, model: torch.nn.Module, *args: Any, **options: Any) -> lk.
     if name == "lightkv":
         return lk.LightKVConfig.lightkv(model, *args, **options)
     if name != "for_model":
-        options["matcher"] = name.split()[-1]
+        options["matcher"] = name.rsplit(maxsplit=1)[-1]
     return lk.LightKVConfig.for_model(model, *args, **options)
 
 
@@ -185,7 +185,7 @@ def test_the_presets_are_the_papers_method_and_the_best() -> None:
     assert paper.stages == find_stages(6, 0.55, (4, 4))
     assert best.matcher is lk.graphs.coverage_matching
     assert (best.guidance, best.attention) == ("text_to_vision", "mass")
-    assert best.stages == two_stages(6, 0.55, (4, 4))
+    assert best.stages == one_stage(6, 0.55, (4, 4))
     assert lk.LightKVConfig.for_model(model, attention="plain").attention == "plain"
 
 
@@ -210,7 +210,9 @@ def test_presets_out_of_reach() -> None:
     for name in PARITY:
         with pytest.raises(lk.ScheduleError, match=r"nearest keeps 75%.*write the stages out"):
             preset(name, tiny_llava(layers=2), 0.55)
-    with pytest.raises(lk.ScheduleError, match=r"two stages on 4 layers .*ask for 26% or more"):
+    with pytest.raises(
+        lk.ScheduleError, match=r"no stage on 4 layers keeps 16%.*ask for 26% or more"
+    ):
         lk.LightKVConfig.for_model(tiny_llava(layers=4), 0.16)
 
 

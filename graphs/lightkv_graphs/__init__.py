@@ -8,6 +8,7 @@ from lightkv_graphs.build import (
     stage_graph,
     survivors,
 )
+from lightkv_graphs.certificate import Certificate
 from lightkv_graphs.coverage import CoverageMatching, coverage_matching
 from lightkv_graphs.draw import (
     draw_guidance,
@@ -51,6 +52,7 @@ from lightkv_graphs.stage import StageTrace
 from lightkv_graphs.trace import MergeTrace
 
 __all__ = [
+    "Certificate",
     "CoverageMatching",
     "Grid",
     "LayerBar",

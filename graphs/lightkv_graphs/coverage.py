@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from lightkv_graphs.certificate import certified
 from lightkv_graphs.layout import TokenLayout
 from lightkv_graphs.matching import Matching, padded, staying, take_edges, window_cosines
 from lightkv_graphs.partition import StagePlan, WindowPartition
@@ -35,8 +36,9 @@ class CoverageMatching:
     ``"max"`` the next is the one for which ``w_j * (1 - cover_j)`` is largest (weighted k-centre,
     farthest point first; Gonzalez 1985; Dyer and Frieze 1985).
 
-    Every token that leaves joins the most similar one that stays.  Ties go to the lowest index.  A
-    token with a NaN stays before all others.  Any ratio up to 0.99 will do.
+    Every token that leaves joins the most similar one that stays; the matching carries a
+    :class:`~lightkv_graphs.Certificate` of what is lost, ``w_j * (1 - cover_j)``.  Ties go to the
+    lowest index.  A token with a NaN stays before all others.  Any ratio up to 0.99 will do.
 
     Attributes:
         guidance_power: The exponent p; 0 hears nothing of the prompt.
@@ -91,11 +93,19 @@ class CoverageMatching:
         # None are chosen before tokens with a NaN, and none after what is no token.
         urgent = torch.zeros_like(own).masked_fill(own == -torch.inf, torch.inf)
         urgent = urgent.masked_fill(slots == tokens, -torch.inf)
+        own.fill_(-torch.inf)
+        nearest = cosine.amax(dim=2)
         own.fill_(1.0)
         heard, weight = (padded(value, 0.0)[slots] for value in (heard, weight))
         rank = self._ranks(cosine, weight, heard, urgent, partition)
         leaving, _ = take_edges(partition, slots, slots, -rank)
-        return _joined(leaving[0], slots, cosine, tokens)
+        stays = staying(leaving[0], tokens)
+        matching = _joined(leaving[0], slots, cosine, stays)
+        covered = stays.to(cosine.dtype).index_copy(0, leaving[0], matching.similarity)
+        covered = covered.clamp(0, 1)[slots]
+        gains = _gains(cosine, weight, covered)
+        certificate = certified(weight, covered, nearest, gains, stays[slots], partition.images)
+        return replace(matching, certificate=certificate)
 
     def _ranks(
         self,
@@ -124,7 +134,7 @@ class CoverageMatching:
             if self.objective == "max":
                 gain = weight * (1 - covered)
             elif _summed_up(step):
-                gain = self._gains(cosine, weight, covered)
+                gain = _gains(cosine, weight, covered)
                 fresh = gain / (1 - covered).clamp(min=_LEAST)
             else:
                 gain = fresh * (1 - covered)
@@ -146,15 +156,15 @@ class CoverageMatching:
         plan, size = partition.plan, partition.sizes()
         return ((size - plan.count(size, plan.ratio)) * self.anchors).floor()[:, None]
 
-    @staticmethod
-    def _gains(cosine: Tensor, weight: Tensor, covered: Tensor) -> Tensor:
-        """What each token would add to the coverage of its window, `[window, slot]`."""
-        more = (cosine - covered[:, :, None]).clamp(min=0)
-        return more.mul_(weight[:, :, None]).sum(1)
-
 
 coverage_matching = CoverageMatching()
 """Facility location, in which the prompt counts with the root of its guidance."""
+
+
+def _gains(cosine: Tensor, weight: Tensor, covered: Tensor) -> Tensor:
+    """What each token would add to the coverage of its window, `[window, slot]`."""
+    more = (cosine - covered[:, :, None]).clamp(min=0)
+    return more.mul_(weight[:, :, None]).sum(1)
 
 
 def _summed_up(step: int) -> bool:
@@ -169,16 +179,16 @@ def _most_staying(plan: StagePlan) -> int:
     return plan.largest - max(plan.leaving, default=0)
 
 
-def _joined(leaving: Tensor, slots: Tensor, cosine: Tensor, tokens: int) -> Matching:
-    """Edges from tokens that leave, `[edge]`, to the most similar that stay."""
+def _joined(leaving: Tensor, slots: Tensor, cosine: Tensor, stays: Tensor) -> Matching:
+    """Edges from tokens that leave, `[edge]`, to the most similar of those that stay."""
     flat, width = slots.reshape(-1), slots.shape[1]
     place = torch.arange(len(flat), device=flat.device)
-    place = place.new_zeros(tokens + 1).index_copy(0, flat, place)[leaving]
+    place = place.new_zeros(len(stays)).index_copy(0, flat, place)[leaving]
     window = place // width
     # Below any cosine, but above what leaves: of a token with a NaN, which is like none that stay.
     least = -2.0
     most = torch.full_like(slots, -torch.inf, dtype=cosine.dtype)
-    most = most.masked_fill(staying(leaving, tokens)[slots], torch.inf)
+    most = most.masked_fill(stays[slots], torch.inf)
     cosine = cosine.reshape(-1, width).index_select(0, place).clamp(min=least)
     similarity, slot = torch.minimum(cosine, most.index_select(0, window)).max(dim=1)
     heir = flat.index_select(0, window * width + slot)

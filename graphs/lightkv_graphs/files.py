@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from lightkv_graphs.certificate import Certificate
 from lightkv_graphs.header import FORMAT, VERSION, check_header, parse_header, short
 from lightkv_graphs.layout import TokenLayout
 from lightkv_graphs.stage import StageTrace
@@ -24,10 +25,15 @@ _LAYOUT = {"row": _INTEGER, "col": _INTEGER, "mass": _INTEGER, "protected": _BOO
 """Tensors of the first layout, `[token]`, with what may hold them."""
 
 _STAGE = {"window": _INTEGER, "stays": _BOOL, "weight": _FLOAT}
-"""Tensors of a stage, `[token]`; ``guidance`` comes to them where the prompt was heard."""
+"""Tensors of a stage, `[token]`; ``guidance`` comes to them where the prompt was heard, and
+``certificate``, `[3, image]`, where the matcher told what it lost."""
 
 _MERGED = {"survivor": _INTEGER, "similarity": _FLOAT}
 """Tensors of a stage for the tokens that do not stay, `[merged]`."""
+
+
+_OPTIONAL = ("guidance", "certificate")
+"""Tensors that a stage may have."""
 
 
 class TraceFileError(ValueError):
@@ -98,6 +104,8 @@ def _encode(parts: Parts) -> tuple[dict[str, Any], dict[str, Tensor]]:
         own.update({name: getattr(stage, name)[~stage.stays] for name in _MERGED})
         if stage.guidance is not None:
             own["guidance"] = stage.guidance
+        if stage.certificate is not None:
+            own["certificate"] = torch.stack(stage.certificate)
         tensors.update({f"{number}.{name}": value for name, value in own.items()})
     return header, {name: _narrowed(value.detach().cpu()) for name, value in tensors.items()}
 
@@ -118,11 +126,11 @@ def _narrowed(value: Tensor) -> Tensor:
 def _check_tensors(header: Mapping[str, Any], dtypes: Mapping[str, str]) -> None:
     """Verifies that there are the tensors that the header promises, and no others."""
     expected = dict(_LAYOUT)
-    optional = {}
+    optional: dict[str, tuple[str, ...]] = {}
     for number in range(len(header["layers"])):
         for name, kinds in {**_STAGE, **_MERGED}.items():
             expected[f"{number}.{name}"] = kinds
-        optional[f"{number}.guidance"] = _FLOAT
+        optional |= {f"{number}.{name}": _FLOAT for name in _OPTIONAL}
     for name in expected:
         if name not in dtypes:
             raise ValueError(f"it has no tensor {name!r}: expected one, as its header says")
@@ -155,7 +163,7 @@ def _decode(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Parts:
     ):
         own = {
             name: tensors[f"{number}.{name}"]
-            for name in (*_STAGE, *_MERGED, "guidance")
+            for name in (*_STAGE, *_MERGED, *_OPTIONAL)
             if f"{number}.{name}" in tensors
         }
         try:
@@ -170,7 +178,13 @@ def _decode(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Parts:
     return Parts(first, tuple(stages), tuple(header["prompts"]))
 
 
-def _whole(own: dict[str, Tensor], tokens: int) -> dict[str, Tensor]:
+def _certificate(rows: Tensor) -> Certificate:
+    if rows.ndim != 2 or len(rows) != len(Certificate._fields):
+        raise ValueError(f"certificate has shape {list(rows.shape)}: expected [3, image]")
+    return Certificate(*rows)
+
+
+def _whole(own: dict[str, Any], tokens: int) -> dict[str, Any]:
     """Entries for every token, where the file has them for those that do not stay."""
     stays = own.pop("stays")
     if stays.shape != (tokens,):
@@ -183,4 +197,6 @@ def _whole(own: dict[str, Tensor], tokens: int) -> dict[str, Tensor]:
             )
     survivor = (stays.cumsum(0) - 1).masked_scatter(~stays, own["survivor"].long())
     similarity = torch.ones(tokens).masked_scatter(~stays, own["similarity"])
+    if "certificate" in own:
+        own["certificate"] = _certificate(own["certificate"])
     return {**own, "kept": stays.nonzero()[:, 0], "survivor": survivor, "similarity": similarity}

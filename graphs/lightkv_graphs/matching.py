@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightkv_graphs.certificate import Certificate
 from lightkv_graphs.host import to_device
 from lightkv_graphs.partition import WindowPartition
 
@@ -24,11 +25,13 @@ class Matching:
         similarity: Cosine of the two tokens' features, `[edge]`.
         dropped: True for edges whose source is dropped: its survivor counts it, but hears nothing
             of it; `[edge]`, or None where every source sends its message.
+        certificate: What the choice loses, where the matcher can tell; else None.
     """
 
     edge_index: Tensor
     similarity: Tensor
     dropped: Tensor | None = None
+    certificate: Certificate | None = None
 
     def check(self, partition: WindowPartition) -> None:
         """Verifies what every matcher owes; reads the device, so only user matchers pass here.

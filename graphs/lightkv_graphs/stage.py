@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from lightkv_graphs.build import KEEPS, MERGES, stage_graph
+from lightkv_graphs.certificate import Certificate
 from lightkv_graphs.layout import TokenLayout
 from lightkv_graphs.matching import Matching
 
@@ -36,6 +38,7 @@ class StageTrace:
         guidance: Logarithm of the prompt's guidance of each token before the stage, `[token]`,
             minus infinity for none at all; None where the prompt was not heard.
         layout: The tokens after the stage.
+        certificate: What it lost, where the matcher could tell; else None.
     """
 
     layer: int
@@ -47,6 +50,7 @@ class StageTrace:
     similarity: Tensor
     guidance: Tensor | None
     layout: TokenLayout
+    certificate: Certificate | None = None
 
     @classmethod
     def from_graph(
@@ -58,6 +62,7 @@ class StageTrace:
         layer: int,
         windows: int,
         guidance: Tensor | None = None,
+        certificate: Certificate | None = None,
     ) -> StageTrace:
         """What the messages' graph of a stage, from ``merge_graph``, tells of it.
 
@@ -68,6 +73,7 @@ class StageTrace:
             layer: The decoder layer (0-based) the stage ran after.
             windows: Windows per side.
             guidance: Logarithm of the prompt's guidance, `[token]`.
+            certificate: Of what was lost.
         """
         kept, source = graph[KEEPS].edge_index[0], graph[MERGES].edge_index[0]
         weight = torch.zeros_like(survivor, dtype=graph[KEEPS].weight.dtype)
@@ -75,8 +81,8 @@ class StageTrace:
         weight = weight.index_copy(0, source, graph[MERGES].weight)
         cosine = graph[MERGES].similarity
         similarity = torch.ones_like(survivor, dtype=cosine.dtype).index_copy(0, source, cosine)
-        window = graph["vision"].window
-        return cls(layer, windows, window, kept, survivor, weight, similarity, guidance, layout)
+        told = graph["vision"].window, kept, survivor, weight, similarity, guidance, layout
+        return cls(layer, windows, *told, certificate)
 
     @classmethod
     def from_tokens(
@@ -91,6 +97,7 @@ class StageTrace:
         weight: Tensor,
         similarity: Tensor,
         guidance: Tensor | None = None,
+        certificate: Certificate | None = None,
     ) -> StageTrace:
         """Checks what became of each token, and derives the layout after the stage.
 
@@ -105,6 +112,7 @@ class StageTrace:
             weight: Share of each token in its survivor, `[token]`.
             similarity: Cosine of each token and the one it ends in, `[token]`.
             guidance: Logarithm of the prompt's guidance, `[token]`.
+            certificate: Of what was lost, `[image]` each.
 
         Raises:
             ValueError: Tensors of another shape, tokens, survivors or windows that do not exist,
@@ -129,8 +137,9 @@ class StageTrace:
         _check_similarity(similarity, kept)
         if guidance is not None:
             _require(guidance < torch.inf, "guidance", guidance, "a logarithm, not NaN or infinity")
-        layout = _after(before, kept, survivor)
-        return cls(layer, windows, window, kept, survivor, weight, similarity, guidance, layout)
+        certificate = None if certificate is None else _checked(certificate, len(before.grids))
+        told = window, kept, survivor, weight, similarity, guidance
+        return cls(layer, windows, *told, _after(before, kept, survivor), certificate)
 
     @property
     def stays(self) -> Tensor:
@@ -155,9 +164,26 @@ class StageTrace:
     def to(self, device: torch.device | str) -> StageTrace:
         """The same stage on another device."""
         names = ("window", "kept", "survivor", "weight", "similarity")
-        moved = {name: getattr(self, name).to(device) for name in names}
-        guidance = None if self.guidance is None else self.guidance.to(device)
-        return replace(self, **moved, guidance=guidance, layout=self.layout.to(device))
+        moved: dict[str, Any] = {name: getattr(self, name).to(device) for name in names}
+        for name in ("guidance", "certificate"):
+            value = getattr(self, name)
+            moved[name] = None if value is None else value.to(device)
+        return replace(self, **moved, layout=self.layout.to(device))
+
+
+def _checked(certificate: Certificate, images: int) -> Certificate:
+    certificate = Certificate(*(value.detach().cpu() for value in certificate))
+    for name, value in zip(certificate._fields, certificate, strict=True):
+        if value.shape != (images,):
+            raise ValueError(
+                f"certificate.{name} has shape {list(value.shape)}: expected [image] = [{images}]"
+            )
+    weight, lost, least = certificate
+    most = weight * (1 + TOLERANCE)
+    _require(weight.isfinite() & (weight >= 0), "certificate.weight", weight, "0 or more")
+    _require((lost >= 0) & (lost <= most), "certificate.lost", lost, "0 to the weight")
+    _require((least >= 0) & (least <= lost), "certificate.least", least, "0 to what is lost")
+    return certificate
 
 
 def _check_shapes(tokens: int, **values: Tensor | None) -> None:

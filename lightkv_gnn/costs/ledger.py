@@ -91,6 +91,27 @@ class LayerRow:
 
 
 @dataclass(frozen=True)
+class Lost:
+    """What one stage lost of what the prompt asks about; see ``lightkv_graphs.Certificate``.
+
+    Attributes:
+        layer: The stage ran after this decoder layer.
+        share: Prompt-weighted divergence of what was merged away, of all tokens' weight; fraction.
+        least: What any choice of as many tokens of each window would have lost at least.
+    """
+
+    layer: int
+    share: float
+    least: float
+
+    def __str__(self) -> str:
+        return (
+            f"lost after layer {self.layer}: {self.share:.1%} of what the prompt asks about; "
+            f"{self.least:.1%} at least with any other choice of as many"
+        )
+
+
+@dataclass(frozen=True)
 class Ledger:
     """What one prefill cost, layer by layer.
 
@@ -101,12 +122,14 @@ class Ledger:
             written down one by one; None if no stage ran.
         attention: Which attention ran after the first stage, "mass" or "plain", and where only one
             can, why; None if no stage ran.
+        lost: What each stage lost, where its matcher can tell.
     """
 
     rows: tuple[LayerRow, ...]
     compressor_seconds: float
     fused: bool | None = None
     attention: str | None = None
+    lost: tuple[Lost, ...] = ()
 
     @property
     def retention(self) -> float:
@@ -132,8 +155,12 @@ class Ledger:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Rows and totals as plain values."""
-        return {"rows": [asdict(row) for row in self.rows], "totals": self.totals()}
+        """Rows, losses and totals as plain values."""
+        return {
+            "rows": [asdict(row) for row in self.rows],
+            "lost": [asdict(lost) for lost in self.lost],
+            "totals": self.totals(),
+        }
 
     def draw(self) -> Figure:
         """Vision tokens and cache of every layer as bars, as planned (needs matplotlib)."""
@@ -164,7 +191,7 @@ class Ledger:
             f"compressor {self.compressor_seconds * 1e3:.1f} ms{_MESSAGES[self.fused]}"
             + ("" if self.attention is None else f", attention {self.attention}")
         )
-        return "\n".join(lines)
+        return "\n".join([*lines, *map(str, self.lost)])
 
 
 def _total(numbers: Sequence[int | None]) -> int | None:

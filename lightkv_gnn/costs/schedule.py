@@ -21,8 +21,14 @@ PUBLISHED = {28: (8, 16, 24), 32: (11, 17, 23), 40: (15, 21, 27)}
 
 LEAST_TOKENS_PER_WINDOW = 8
 
-MANY_TOKENS = 32
-"""Tokens that a window has at least where a matcher chooses among all of them."""
+STAYING = 16
+"""Tokens of a window that stay at least where a matcher chooses among all of them."""
+
+LARGE, MOST = 0.75, 0.99
+"""Ratios of a single stage: up to which it may run later than the first, and the largest."""
+
+USUAL_GRID = (24, 24)
+"""Of pictures that have no size of their own, to choose windows by."""
 
 CLOSE = 0.005
 """Retentions nearer than this to the one asked for count as equal."""
@@ -87,19 +93,19 @@ def layer_average(stages: Sequence[Stage], layers: int) -> float:
     return (held + kept * (layers - done)) / layers
 
 
-def two_stages(
+def one_stage(
     layers: int, retention: float, grid: Grid | None = None, legal: Sequence[int] | None = None
 ) -> tuple[Stage, ...]:
-    """Two stages of equal ratio whose layer average is ``retention``, for matchers of any ratio.
+    """One early stage whose layer average is ``retention``, for matchers of any ratio.
 
-    The first one runs early, after a sixteenth of the layers, and earlier still where it would
-    have to take more than three quarters of the tokens; the second halfway from there to the end.
-    Windows are large: the more tokens a choice is made among, the less is lost.
+    It runs after a sixteenth of the layers, and earlier where it would have to take more than three
+    quarters of the tokens; in windows of which each keeps 16 tokens or more.  Why:
+    docs/evidence/coverage.
 
     Args:
         layers: Decoder layers.
         retention: Vision tokens to keep, averaged over layers; fraction.
-        grid: The images' grid where it is always the same; limits the windows.
+        grid: The images' grid where it is always the same; 24x24 is assumed where it is not.
         legal: Layers that a stage may run after; all but the last if not given.
 
     Raises:
@@ -109,37 +115,19 @@ def two_stages(
     legal = _checked(layers, retention, legal)
     if retention == 1:
         return ()
-    found = None
-    for first in sorted({layer for layer in legal if layer <= layers // 16} or legal[:1])[::-1]:
-        second = [layer for layer in legal if layer > first and layer <= (first + layers - 1) // 2]
-        chosen = (first, *second[-1:])
-        ratio = _ratio_of(chosen, layers, retention)
-        if ratio is not None:
-            found = tuple(
-                Stage(layer, windows_of(step, grid, (1 - ratio) ** step, MANY_TOKENS), ratio)
-                for step, layer in enumerate(chosen)
-            )
-            if ratio <= 0.75:
-                break
-    if found is None:
-        nearest = layer_average([Stage(layer, 1, 0.99) for layer in legal[:2]], layers)
+    ratios = {layer: (1 - retention) * layers / (layers - 1 - layer) for layer in legal}
+    early = [layer for layer in legal if layer <= layers // 16] or list(legal[:1])
+    if not early or ratios[early[0]] > MOST:
+        reach = layer_average([Stage(layer, 1, MOST) for layer in early[:1]], layers)
         raise ScheduleError(
-            f"two stages on {layers} layers do not keep {retention:.0%} of the vision tokens, as "
-            f"stages may run after layers {list(legal)}: the layers before them hold all; ask for "
-            f"{math.ceil(nearest * 100)}% or more"
+            f"no stage on {layers} layers keeps {retention:.0%} of the vision tokens, as stages "
+            f"may run after layers {list(legal)}: the layers up to the first of them hold all; "
+            f"ask for {math.ceil(reach * 100)}% or more"
         )
-    return found
-
-
-def _ratio_of(chosen: Sequence[int], layers: int, retention: float) -> float | None:
-    """The ratio of stages after these layers, to four digits; None beyond 0.99."""
-    low, high = 0, 9900
-    while low < high:
-        middle = (low + high) // 2
-        held = layer_average([Stage(layer, 1, middle / 10_000) for layer in chosen], layers)
-        low, high = (low, middle) if held <= retention else (middle + 1, high)
-    held = layer_average([Stage(layer, 1, low / 10_000) for layer in chosen], layers)
-    return low / 10_000 if held <= retention + CLOSE else None
+    layer = next((layer for layer in reversed(early) if ratios[layer] <= LARGE), early[0])
+    ratio = round(ratios[layer], 4)
+    windows = windows_of(0, grid or USUAL_GRID, 1 - ratio, STAYING)
+    return (Stage(layer, windows, ratio),)
 
 
 def _checked(layers: int, retention: float, legal: Sequence[int] | None) -> Sequence[int]:

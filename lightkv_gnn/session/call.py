@@ -15,7 +15,7 @@ from lightkv_gnn.attention.positions import closed_up, numbered, positions_of, r
 from lightkv_gnn.cache.compressed import CompressedMixin, Expected
 from lightkv_gnn.cache.layers import cancel, compressed_layer
 from lightkv_gnn.cache.sizes import entries_written, first_new_key, room, stored_bytes
-from lightkv_gnn.costs.ledger import DecoderSize, LayerRow, Ledger
+from lightkv_gnn.costs.ledger import DecoderSize, LayerRow, Ledger, Lost
 from lightkv_gnn.costs.plan import plan_costs
 from lightkv_gnn.seams import LayerNames
 from lightkv_gnn.session.checks import check_flash_call, check_flash_windows, check_held
@@ -224,7 +224,12 @@ class Call:
         if not prefill.records:
             return Ledger(self._rows, seconds)
         only = " (the only one with flash attention)" if self._form == "padding" else ""
-        return Ledger(self._rows, seconds, prefill.compressor.fused, attention + only)
+        lost = tuple(
+            Lost(record.stage.layer, *certificate.shares())
+            for record in prefill.records
+            if (certificate := record.merges.matching.certificate) is not None
+        )
+        return Ledger(self._rows, seconds, prefill.compressor.fused, attention + only, lost)
 
     @property
     def ledgers(self) -> tuple[Ledger, ...]:

@@ -59,6 +59,7 @@ class StageRecord(NamedTuple):
             layer=self.stage.layer,
             windows=self.stage.windows,
             guidance=self.guidance,
+            certificate=self.merges.matching.certificate,
         )
 
     def with_text(self) -> HeteroData:

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightkv_gnn.errors import UnsupportedInputError
-from lightkv_graphs import Matching
+from lightkv_graphs import Certificate, Matching
 
 
 class Ranks:
@@ -67,11 +67,12 @@ class Ranks:
         """The first process's matching, which may be random, or rounded otherwise than here."""
         if self.size == 1:
             return matching
-        dropped = matching.dropped
+        dropped, certificate = matching.dropped, matching.certificate
         return Matching(
             self._first(matching.edge_index),
             self._first(matching.similarity),
             None if dropped is None else self._first(dropped.to(torch.uint8)).bool(),
+            None if certificate is None else Certificate(*map(self._first, certificate)),
         )
 
     def _first(self, x: Tensor) -> Tensor:

@@ -11,14 +11,14 @@ import pytest
 
 from lightkv_gnn import ScheduleError, Stage
 from lightkv_gnn.costs.schedule import (
-    CLOSE,
+    LARGE,
     LEAST_TOKENS_PER_WINDOW,
-    MANY_TOKENS,
     PUBLISHED,
+    STAYING,
     WINDOWS,
     find_stages,
     layer_average,
-    two_stages,
+    one_stage,
 )
 
 
@@ -146,45 +146,48 @@ def test_no_layer_is_legal() -> None:
         find_stages(8, 0.55, legal=())
 
 
-@pytest.mark.parametrize("layers", [4, 6, 8, 12, 16, 24, 28, 32, 40, 64])
+@pytest.mark.parametrize("layers", [2, 4, 6, 8, 12, 16, 24, 28, 32, 40, 64])
 @pytest.mark.parametrize("retention", [0.1, 0.16, 0.3, 0.55, 0.75, 0.999, 1.0])
-def test_two_stages_keep_what_the_first_layer_leaves_room_for(
+def test_one_stage_keeps_what_the_first_layer_leaves_room_for(
     layers: int, retention: float
 ) -> None:
-    least = float(counted([Stage(0, 1, 0.99), Stage((layers - 1) // 2, 1, 0.99)], layers))
-    if retention < least - 1e-9:
-        with pytest.raises(ScheduleError, match=rf"{layers} layers do not keep {retention:.0%}"):
-            two_stages(layers, retention)
-        assert two_stages(layers, math.ceil(least * 100) / 100)  # what the message advises
+    least = float(counted([Stage(0, 1, 0.99)], layers))
+    if retention < least:
+        with pytest.raises(ScheduleError, match=rf"{layers} layers keeps {retention:.0%}"):
+            one_stage(layers, retention)
+        assert one_stage(layers, math.ceil(least * 100) / 100)  # what the message advises
         return
-    stages = two_stages(layers, retention)
-    assert abs(float(counted(stages, layers)) - retention) <= CLOSE
-    assert len(stages) == 2 * (retention < 1)
-    if stages:
-        first, second = (stage.layer for stage in stages)
-        assert first <= layers // 16
-        assert second == (first + layers - 1) // 2
-        assert stages[0].ratio == stages[1].ratio
-        assert stages[0].ratio <= 0.75 or first == 0
+    stages = one_stage(layers, retention)
+    assert float(counted(stages, layers)) == pytest.approx(retention, abs=1e-4)
+    assert len(stages) == (retention < 1)
+    for stage in stages:
+        assert stage.layer <= layers // 16
+        assert stage.ratio <= LARGE or stage.layer == 0
+        later = Stage(stage.layer + 1, 1, LARGE)
+        assert later.layer > layers // 16 or float(counted([later], layers)) > retention
 
 
 def test_a_tenth_is_kept_on_any_depth_that_allows_it() -> None:
     for layers in range(12, 100):
-        assert abs(float(counted(two_stages(layers, 0.1), layers)) - 0.1) <= CLOSE
+        kept = float(counted(one_stage(layers, 0.1), layers))
+        assert kept == pytest.approx(0.1, abs=1e-4)
 
 
-def test_two_stages_where_few_layers_are_legal() -> None:
-    assert [stage.layer for stage in two_stages(48, 0.55, legal=range(5, 47, 6))] == [5, 23]
-    assert [stage.layer for stage in two_stages(8, 0.7, legal=[3])] == [3]
-    assert two_stages(8, 1.0, legal=()) == ()
+def test_one_stage_where_few_layers_are_legal() -> None:
+    assert [stage.layer for stage in one_stage(48, 0.55, legal=range(5, 47, 6))] == [5]
+    assert [stage.layer for stage in one_stage(8, 0.7, legal=[3])] == [3]
+    assert [stage.layer for stage in one_stage(32, 0.55, legal=range(1, 31))] == [2]
+    assert one_stage(8, 1.0, legal=()) == ()
     with pytest.raises(ScheduleError, match="ask for 100% or more"):
-        two_stages(8, 0.55, legal=())
+        one_stage(8, 0.55, legal=())
 
 
-@pytest.mark.parametrize("grid", [(4, 4), (6, 6), (16, 16), (24, 24), (3, 40), (1, 9)])
-def test_windows_have_many_tokens_to_choose_among(grid: tuple[int, int]) -> None:
-    left = grid[0] * grid[1]
-    for number, stage in enumerate(two_stages(32, 0.55, grid)):
-        assert stage.windows == 1 or left >= MANY_TOKENS * stage.windows**2
-        assert 1 <= stage.windows <= min(*grid, WINDOWS[number])
-        left *= 1 - stage.ratio
+@pytest.mark.parametrize("retention", [0.55, 0.3, 0.1])
+@pytest.mark.parametrize("grid", [None, (4, 4), (6, 6), (16, 16), (24, 24), (3, 40), (1, 9)])
+def test_of_each_window_many_stay(grid: tuple[int, int] | None, retention: float) -> None:
+    (stage,) = one_stage(32, retention, grid)
+    rows, cols = grid or (24, 24)
+    stay = rows * cols * (1 - stage.ratio)
+    assert stage.windows == 1 or stay >= STAYING * stage.windows**2
+    assert stage.windows in (1, 2, 4)
+    assert stage.windows <= min(rows, cols)

@@ -309,3 +309,60 @@ def test_ties_go_to_the_lowest_index() -> None:
 def test_bad_options(given: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         CoverageMatching(**given)
+
+
+# --- the certificate ------------------------------------------------------------------------------
+
+
+@ways
+@pytest.mark.parametrize("seed", range(4))
+def test_no_choice_loses_less_than_the_certificate_says(seed: int, how: CoverageMatching) -> None:
+    """Nor covers more: by exhaustive search, whatever was chosen, and whatever share leaves."""
+    layout = make_layout([[(2, 5)]])
+    layout = replace(layout, mass=torch.arange(10) % 3 + 1)
+    x, guidance = features(layout, seed, channels=3)
+    tokens, window = tokens_of(x, layout), list(range(10))
+    _, weight = counts(tokens, guidance.tolist(), how.guidance_power)
+    bounds = []
+    for ratio in (0.2, 0.5, 0.7, 0.9):
+        matching = matched(how, x, layout, guidance, ratio)
+        stay = staying(matching, 10)
+
+        def lost(some: list[int]) -> float:
+            return sum(weight) - coverage(tokens, weight, window, some)
+
+        assert matching.certificate is not None
+        total, told, least = (float(value) for value in matching.certificate)
+        assert total == pytest.approx(sum(weight), rel=1e-5)
+        assert told == pytest.approx(lost(stay), rel=1e-4)
+        best = min(lost(list(some)) for some in combinations(window, len(stay)))
+        assert 0 <= least <= best * (1 + 1e-5)
+        bounds.append(least / best)
+    assert max(bounds) > 0.5  # a bound that says something
+
+
+def test_the_certificate_of_a_batch_is_that_of_its_images() -> None:
+    layout = make_layout([[(4, 5), (3, 3)], [], [(6, 2)]])
+    x, guidance = features(layout, seed=7)
+    together = matched(coverage_matching, x, layout, guidance, 0.6).certificate
+    first, alone = 0, []
+    for grid in layout.grids:
+        single = make_layout([[grid]])
+        own = slice(first, first + len(single))
+        alone.append(matched(coverage_matching, x[own], single, guidance[own], 0.6).certificate)
+        first += len(single)
+    for value, *parts in zip(together, *alone, strict=True):
+        torch.testing.assert_close(value, torch.cat(parts))
+
+
+def test_the_certificate_of_copies_is_nothing_and_of_broken_tokens_no_nan() -> None:
+    layout = make_layout([[(4, 5)]])
+    certificate = matched(coverage_matching, torch.ones(20, 3), layout, torch.zeros(20), 0.5)
+    assert certificate.certificate.shares() == pytest.approx((0.0, 0.0), abs=1e-6)
+    x, guidance = features(layout, seed=9)
+    x[:5] = math.nan
+    lost, least = matched(coverage_matching, x, layout, guidance, 0.6).certificate.shares()
+    assert 0 < least <= lost < 1
+    x[:] = math.nan
+    told = matched(coverage_matching, x, layout, guidance, 0.6).certificate.shares()
+    assert 0 <= told[1] <= told[0] <= 1
