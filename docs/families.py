@@ -52,7 +52,7 @@ def cells(published: Published) -> tuple[str, ...]:
         published.name,
         f"{totals['layers']}",
         f"{published.tokens} ({published.seen})",
-        ", ".join(f"{stage.layer}/{stage.windows}" for stage in config.stages),
+        ", ".join(f"{one.layer}/{one.windows}/{one.ratio:.0%}" for one in config.stages),
         f"{totals['retention']:.1%}",
         arrow(totals["kv_bytes_full"] / 2**20, totals["kv_bytes"] / 2**20),
         arrow(totals["flops_full"] / 1e12, totals["flops"] / 1e12),
@@ -69,7 +69,7 @@ def main() -> None:
     """Print the table."""
     height, width = PICTURE
     print(f"A picture of {width}×{height} pixels, {TEXT} tokens of text, batch 1, bf16.")
-    print("Stages: after layer / windows per side; each merges half of the vision tokens away.")
+    print("Stages: after layer / windows per side / share of the vision tokens merged away.")
     print("FLOPs are the decoder's, in the prefill; the vision tower is not counted.\n")
     rows = [HEAD, *(cells(published) for published in SIZES)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -39,12 +39,14 @@ from lightkv_graphs import (  # noqa: E402
     draw_lineage,
     draw_merges,
     draw_window,
-    protecting_matching,
     write_page,
 )
 
 OUT = ROOT / "docs" / "gallery"
 MODELS = ROOT / "lightkv-models"
+RETENTION = 0.2
+"""Of the picture with two prompts."""
+
 SEED = 1
 PATCH = 8
 """Pixels of a patch of the tiny LLaVA, a side."""
@@ -74,12 +76,11 @@ class Tiny:
         x, y = self.scene.objects[number].centre
         return int(y) // PATCH, int(x) // PATCH
 
-    def ask(self, number: int, **options: Any) -> Answered:
+    def ask(self, number: int, config: lk.LightKVConfig) -> Answered:
         """Asks for the shape of an object by its colour."""
         prompt = f"what shape is the {self.scene.objects[number].colour} object ?"
         text = tiny.format_prompt(prompt)
         inputs = self.processor(images=self.picture, text=text, return_tensors="pt")
-        config = lk.LightKVConfig.for_model(self.model, **options)
         with lk.attach(self.model, config) as handle:
             tokens = self.model.generate(**inputs, max_new_tokens=8, do_sample=False)
         new = tokens[0, inputs["input_ids"].shape[1] :]
@@ -89,16 +90,20 @@ class Tiny:
         return Answered(prompt, answer, handle.trace.with_prompts([prompt]), seen, view)
 
 
+def halving(model: Any, **options: Any) -> lk.LightKVConfig:
+    """The paper's stages, of which there are three to look at."""
+    return lk.LightKVConfig.lightkv(model, guidance="text_to_vision", **options)
+
+
 def prompts(both: Sequence[Answered]) -> Figure:
     """A row per prompt: what it listened to, and what was left."""
-    figure = Figure(figsize=(13, 6.6), layout="compressed")
-    rows = figure.subplots(2, 4)
+    figure = Figure(figsize=(10, 6.6), layout="compressed")
+    rows = figure.subplots(2, 3)
     for row, one in zip(rows, both, strict=True):
         draw_merges(one.trace, one.seen, stage=None, ax=row[0])
         row[0].set_title(f"{one.prompt} {one.answer}", fontsize=10, style="italic")
         draw_guidance(one.trace, one.seen, stage=0, limits=(0.2, 20), ax=row[1])
-        draw_merges(one.trace, one.seen, stage=0, ax=row[2])
-        draw_merges(one.trace, one.seen, stage=1, ax=row[3])
+        draw_merges(one.trace, one.seen, ax=row[2])
     return figure
 
 
@@ -135,8 +140,7 @@ def rectangle() -> Figure:
     picture = draw_picture(np.random.default_rng(9))
     question = questions_of(picture, "shape")[3]
     inputs = inputs_of([render(picture)], [asked(question)])
-    config = lk.LightKVConfig.for_model(model)
-    with lk.attach(model, config) as handle, torch.no_grad():
+    with lk.attach(model, halving(model)) as handle, torch.no_grad():
         answer = WORDS[int(model.generate(**inputs, max_new_tokens=1, do_sample=False)[0, -1])]
     prompt = f"shape of {question.cue}? {answer}"
     pixels = ((render(picture) + 1) * 127.5).clamp(0, 255).byte().permute(1, 2, 0)
@@ -156,11 +160,12 @@ def main() -> None:
     OUT.mkdir(exist_ok=True)
     asking = Tiny()
     last = len(asking.scene.objects) - 1
-    both = [asking.ask(n, matcher=protecting_matching) for n in (0, last)]
+    best = lk.LightKVConfig.for_model(asking.model, retention=RETENTION)
+    both = [asking.ask(number, best) for number in (0, last)]
     save(prompts(both), "prompts.png")
     write_page(OUT / "prompts.html", [one.view for one in both], title="One picture, two prompts")
     print("docs/gallery/prompts.html")
-    first = asking.ask(0)
+    first = asking.ask(0, halving(asking.model))
     save(draw_lineage(first.trace, first.seen), "stages.png")
     patch = asking.patch(0)
     save(draw_lineage(first.trace, first.seen, patch=patch), "patch.png")
@@ -168,7 +173,7 @@ def main() -> None:
     drawn = draw_window(first.trace, window, first.seen).figure
     assert isinstance(drawn, Figure)
     save(drawn, "window.png")
-    save(messages(first, asking.ask(0, message=sharpened)), "messages.png")
+    save(messages(first, asking.ask(0, halving(asking.model, message=sharpened))), "messages.png")
     save(rectangle(), "rectangle.png")
 
 

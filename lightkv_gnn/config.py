@@ -15,14 +15,13 @@ from lightkv_gnn.choices import ATTENTION, GUIDANCE, AttentionName, GuidanceName
 from lightkv_gnn.costs.schedule import Stage, find_stages, one_stage
 from lightkv_gnn.stage.compressor import (
     MATCHERS,
-    alternates,
     by_name,
     check_callable,
     check_ratio,
 )
 from lightkv_gnn.stage.guidance import GuidanceFunction
 from lightkv_gnn.stage.messages import MESSAGES, Message, guided_mean
-from lightkv_graphs import Matcher, cosine_matching, coverage_matching
+from lightkv_graphs import CoverageMatching, Matcher, cosine_matching, coverage_matching
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -104,13 +103,15 @@ class LightKVConfig:
     ) -> LightKVConfig:
         """What keeps the answers best at ``retention``: coverage, and mass where attention can.
 
-        With a matcher that takes every other token at most, stages are those of :meth:`lightkv`.
+        That is one early stage; with other matchers, which may not take more than half, stages are
+        those of :meth:`lightkv`.
 
         Args:
             model: A model with an adapter.
             retention: Vision tokens kept, averaged over the decoder's layers; fraction.
             **options: Fields of the configuration in place of ``matcher=coverage_matching`` and
-                ``attention="mass"``, which is "plain" on flash attention.
+                ``attention="mass"``, which is "plain" on flash attention; or ``stages`` of your
+                own in place of those for ``retention``.
 
         Raises:
             ScheduleError: No schedule of this model's depth comes near ``retention``.
@@ -120,9 +121,10 @@ class LightKVConfig:
         where = adapter.layers, retention, adapter.grid, adapter.legal_layers
         flash = mask_form(adapter.decoder.config._attn_implementation) == "padding"
         best = {"matcher": coverage_matching, "attention": "plain" if flash else "mass"}
-        named = cls((), **{**best, **options})
-        assert not isinstance(named.matcher, str)
-        find = find_stages if alternates(named.matcher) else one_stage
+        named = cls(**{"stages": (), **best, **options})
+        if "stages" in options:
+            return named
+        find = one_stage if isinstance(named.matcher, CoverageMatching) else find_stages
         return replace(named, stages=find(*where))
 
     @classmethod

@@ -50,8 +50,8 @@ def model_of(name: str) -> PreTrainedModel:
 
 
 def usual(name: str, retention: float = 0.55) -> tuple[lk.Stage, ...]:
-    """The library's schedule for a layer-averaged retention."""
-    return tuple(lk.LightKVConfig.for_model(model_of(name), retention=retention).stages)
+    """The paper's schedule for a layer-averaged retention."""
+    return tuple(lk.LightKVConfig.lightkv(model_of(name), retention=retention).stages)
 
 
 @cache

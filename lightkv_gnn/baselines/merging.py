@@ -45,7 +45,7 @@ def random_weights(block: GuidanceBlock) -> Tensor:
 NONE = NoCompression("none", "no compression")
 GUIDED = StageMethod(
     "guided",
-    "LightKV (Chen et al. 2026) as this library does it by default: text queries, vision keys",
+    "LightKV (Chen et al. 2026), asked the other way round: text queries, vision keys",
 )
 GUIDED_MASS = StageMethod(
     "guided_mass",

@@ -132,11 +132,9 @@ class Worker:
             Exception: As ``lightkv_gnn.asking.loading.load`` and :func:`lightkv_gnn.attach`.
         """
         model, processor = load(settings.model, settings.device, settings.dtype)
-        guidance = settings.guidance
-        if settings.stages:
-            config = LightKVConfig(settings.stages, guidance=guidance)
-        else:
-            config = LightKVConfig.for_model(model, settings.retention, guidance=guidance)
+        own = {"stages": settings.stages} if settings.stages else {}
+        options = {"guidance": settings.guidance, **own}
+        config = LightKVConfig.for_model(model, settings.retention, **options)
         return cls(model, processor, config, pictures, max_new_tokens=settings.max_new_tokens)
 
     def close(self) -> None:

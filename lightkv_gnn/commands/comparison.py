@@ -1,4 +1,7 @@
-"""The demo: a picture, questions, answers with and without compression, and what was saved."""
+"""The demo: a picture, questions, answers with and without compression, and what was saved.
+
+Two methods at two budgets: what this library does, and what the paper does.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,11 @@ import torch
 from PIL import Image
 
 from lightkv_gnn import tiny
-from lightkv_gnn.adapters import adapter_for
 from lightkv_gnn.asking.answers import generate
 from lightkv_gnn.asking.prompts import as_inputs
 from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.costs.ledger import Ledger
-from lightkv_gnn.costs.schedule import halving, layer_average
-from lightkv_gnn.errors import UnsupportedModelError
+from lightkv_gnn.errors import ScheduleError, UnsupportedModelError
 from lightkv_gnn.intervals import wilson
 from lightkv_gnn.session.attach import attach
 from lightkv_gnn.session.pictures import seen_tiles
@@ -29,14 +30,18 @@ from lightkv_graphs import MergeTrace, draw_stages, random_matching
 Report = Callable[[str], None]
 
 
+LESS = 0.3
+"""Share of the vision tokens at which methods differ."""
+
+
 @dataclass(frozen=True)
 class Answer:
-    """One question, answered twice."""
+    """One question, answered without compression, and by each method at each budget."""
 
     prompt: str
     expected: str | None
     full: str
-    compressed: str
+    compressed: dict[str, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,44 +66,48 @@ class Score:
     high: float
 
 
-def schedules(model: Any, retention: float) -> dict[str, LightKVConfig]:
-    """The demo's schedules.
+def budgets(model: Any, retention: float) -> list[float]:
+    """Shares of the vision tokens to keep: the one asked for, and less where the model can."""
+    if retention <= LESS:
+        return [retention]
+    try:
+        methods(model, LESS)
+    except ScheduleError:  # too few layers
+        return [retention]
+    return [retention, LESS]
 
-    "default" is the usual one; "early" compresses right after the first layer that may (0 in most
-    families) and keeps as much, averaged over the layers, as far as one stage can, which merges
-    half away at most; "steep" halves after each of the first three that may and keeps far less.
+
+def methods(model: Any, retention: float) -> dict[str, LightKVConfig | None]:
+    """The demo's methods at one budget; None is no compression.
+
+    Without the paper's, and those on its stages, where no halving stages keep that much.
+
+    Raises:
+        ScheduleError: The model is not deep enough.
     """
-    default = LightKVConfig.for_model(model, retention)
-    adapter = adapter_for(model)
-    kept = layer_average(default.stages, adapter.layers)
-    steep = halving(adapter.legal_layers[:3], adapter.grid)
-    lighter = adapter.layers - 1 - steep[0].layer
-    ratio = min(0.5, round((1 - kept) * adapter.layers / lighter, 2))
-    return {
-        "default": default,
-        "early": replace(default, stages=[replace(steep[0], ratio=ratio)]),
-        "steep": replace(default, stages=steep),
-    }
-
-
-def retentions(model: Any, retention: float) -> dict[str, float]:
-    """Vision tokens that each of the schedules keeps, averaged over the layers; fractions."""
-    layers = adapter_for(model).layers
-    return {
-        name: layer_average(config.stages, layers)
-        for name, config in schedules(model, retention).items()
-    }
-
-
-def methods(config: LightKVConfig) -> dict[str, LightKVConfig | None]:
-    """The demo's methods on one schedule; None is no compression."""
-    blind = replace(config, guidance="none")
+    ours = LightKVConfig.for_model(model, retention)
+    try:
+        paper = LightKVConfig.lightkv(model, retention)
+    except ScheduleError:
+        return {"none": None, "ours": ours}
+    blind = replace(paper, guidance="none")
     return {
         "none": None,
-        "guided": config,
+        "ours": ours,
+        "paper": paper,
         "mean": replace(blind, message=mean),
         "random": replace(blind, matcher=random_matching, message=destination_only),
     }
+
+
+def compared(model: Any, retention: float) -> dict[str, LightKVConfig]:
+    """What each question is answered with: ours and the paper's method at every budget."""
+    found = {}
+    for share in budgets(model, retention):
+        for name, config in methods(model, share).items():
+            if config is not None and name in ("ours", "paper"):
+                found[f"{name} at {share:.0%}"] = config
+    return found
 
 
 def ask_all(
@@ -106,7 +115,7 @@ def ask_all(
     processor: Any,
     picture: Image.Image,
     questions: dict[str, str | None],
-    config: LightKVConfig,
+    configs: dict[str, LightKVConfig],
 ) -> Answered:
     """Asks about the picture, without and with compression.
 
@@ -115,40 +124,45 @@ def ask_all(
         processor: Its processor.
         picture: What to ask about.
         questions: Each prompt, with the right answer where it is known.
-        config: How to compress; ledger and trace are those of the last prompt.
+        configs: How to compress, by name; ledger and trace are the first one's, of the last prompt.
     """
     full = [generate(model, processor, picture, prompt) for prompt in questions]
-    with attach(model, config) as handle:
-        short = [generate(model, processor, picture, prompt) for prompt in questions]
-    rows = zip(questions.items(), full, short, strict=True)
-    answers = tuple(Answer(*question, before, after) for question, before, after in rows)
+    short, handles = {}, []
+    for name, config in configs.items():
+        with attach(model, config) as handle:
+            short[name] = [generate(model, processor, picture, prompt) for prompt in questions]
+        handles.append(handle)
+    answers = tuple(
+        Answer(*question, full[number], {name: told[number] for name, told in short.items()})
+        for number, question in enumerate(questions.items())
+    )
     tiles: list[Image.Image] = []
     with suppress(UnsupportedModelError):
         inputs = as_inputs(model, processor, picture, next(reversed(questions)))
         tiles = seen_tiles(model, processor, inputs)
-    return Answered(answers, tuple(tiles), handle.ledger, handle.trace)
+    return Answered(answers, tuple(tiles), handles[0].ledger, handles[0].trace)
 
 
 def scores(
     model: Any, processor: Any, retention: float, questions: int, seed: int, report: Report
 ) -> dict[str, dict[str, Score]]:
-    """Accuracy of every method on every schedule, on the same fresh questions.
+    """Accuracy of every method at every budget, on the same fresh questions.
 
     The questions are shared out over the tiny model's groups.
     """
     table: dict[str, dict[str, Score]] = {}
     uncompressed: Score | None = None
-    for schedule, config in schedules(model, retention).items():
-        for method, chosen in methods(config).items():
+    for share in budgets(model, retention):
+        for method, chosen in methods(model, share).items():
             if chosen is None and uncompressed is not None:
                 score = uncompressed
             else:
                 torch.manual_seed(seed)
                 with attached(model, chosen):
                     score = _score(model, processor, questions, seed)
-                report(f"  {schedule:8} {method:8} {score.value:6.1%}")
+                report(f"  {share:4.0%} {method:8} {score.value:6.1%}")
             uncompressed = score if chosen is None else uncompressed
-            table.setdefault(method, {})[schedule] = score
+            table.setdefault(method, {})[f"{share:.0%}"] = score
     return table
 
 
@@ -162,7 +176,7 @@ def _score(model: Any, processor: Any, questions: int, seed: int) -> Score:
     return Score(right / questions, *wilson(right, questions))
 
 
-SCORED_GROUPS = ("vqa", "hallucination")
+SCORED_GROUPS = ("vqa", "hallucination", "captioning")
 """Groups that the bundled model masters, so that there is something to lose."""
 
 

@@ -21,7 +21,6 @@ from lightkv_gnn.asking.loading import TINY, load
 from lightkv_gnn.commands import comparison as demos
 from lightkv_gnn.commands.comparison import Report
 from lightkv_gnn.commands.options import Json, Retention, make_app
-from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.costs.schedule import in_words
 from lightkv_gnn.sources import read_picture
 
@@ -81,10 +80,12 @@ def show(
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"--out {out} is a file: give a folder for the pictures")
     model, processor = load(source or TINY)
-    config = LightKVConfig.for_model(model, retention)
+    configs = demos.compared(model, retention)
     report(_machine(model))
-    report(f"merged away: {in_words(config.stages)}\n")
-    answered = demos.ask_all(model, processor, picture, asked, config)
+    for name, config in configs.items():
+        report(f"{name}: merged away {in_words(config.stages)}")
+    report("")
+    answered = demos.ask_all(model, processor, picture, asked, configs)
     report(_answers(answered.answers))
     report(f"{answered.ledger}\n")
     files = demos.save_pictures(answered, out)
@@ -98,19 +99,15 @@ def show(
     if not own:
         report(f"\naccuracy on {questions} fresh questions:")
         table = demos.scores(model, processor, retention, questions, seed, report)
-        report("\n" + _table(table, demos.retentions(model, retention), questions))
+        report("\n" + _table(table, questions))
     return {
         "version": __version__,
         "model": type(model).__name__,
         "questions": questions if table else 0,
-        "config": config.to_dict(),
-        "schedules": {
-            name: chosen.to_dict()["stages"]
-            for name, chosen in demos.schedules(model, retention).items()
-        },
+        "configs": {name: config.to_dict() for name, config in configs.items()},
         "answers": [asdict(answer) for answer in answered.answers],
         "accuracy": {
-            method: {schedule: asdict(score) for schedule, score in row.items()}
+            method: {budget: asdict(score) for budget, score in row.items()}
             for method, row in table.items()
         },
         "ledger": answered.ledger.totals(),
@@ -150,17 +147,18 @@ def _answers(answers: Sequence[demos.Answer]) -> str:
         if answer.expected is not None:
             lines.append(f"   right answer  {answer.expected}")
         lines.append(f"   uncompressed  {answer.full}")
-        lines.append(f"   compressed    {answer.compressed}\n")
+        lines += [f"   {name:12}  {told}" for name, told in answer.compressed.items()]
+        lines.append("")
     return "\n".join(lines)
 
 
-def _table(table: Table, held: dict[str, float], questions: int) -> str:
-    lines = [f"{'':8}" + "".join(f"{name:>24}" for name in held)]
-    lines.append(f"{'kept':8}" + "".join(f"{share:>24.1%}" for share in held.values()))
+def _table(table: Table, questions: int) -> str:
+    lines = [f"{'kept':8}" + "".join(f"{share:>24}" for share in table["none"])]
     for method, row in table.items():
         cells = (f"{s.value:6.1%} [{s.low:.1%}, {s.high:.1%}]" for s in row.values())
         lines.append(f"{method:8}" + "".join(f"{cell:>24}" for cell in cells))
-    groups = " and ".join(demos.SCORED_GROUPS)
-    lines.append(f"exact match with 95 % Wilson intervals, {questions} {groups} questions;")
+    *groups, last = demos.SCORED_GROUPS
+    asked = f"{questions} questions of {', '.join(groups)} and {last}"
+    lines.append(f"exact match with 95 % Wilson intervals, {asked};")
     lines.append("kept: vision tokens, averaged over the layers, by every method but none")
     return "\n".join(lines)

@@ -74,11 +74,8 @@ def run(
     if device and device != loading.AUTO:
         machine.check_device(device)
     loaded, processor = loading.load(model, device, dtype)
-    config = (
-        LightKVConfig(stage, guidance=guidance)
-        if stage
-        else LightKVConfig.for_model(loaded, retention, guidance=guidance)
-    )
+    own = {"stages": stage} if stage else {}
+    config = LightKVConfig.for_model(loaded, retention, guidance=guidance, **own)
     answered = running.answer(
         loaded,
         processor,

@@ -27,8 +27,8 @@ STAYING = 16
 LARGE, MOST = 0.75, 0.99
 """Ratios of a single stage: up to which it may run later than the first, and the largest."""
 
-USUAL_GRID = (24, 24)
-"""Of pictures that have no size of their own, to choose windows by."""
+WINDOWS_OF_ANY = 2
+"""Windows per side of a single stage over pictures of any size."""
 
 CLOSE = 0.005
 """Retentions nearer than this to the one asked for count as equal."""
@@ -99,13 +99,13 @@ def one_stage(
     """One early stage whose layer average is ``retention``, for matchers of any ratio.
 
     It runs after a sixteenth of the layers, and earlier where it would have to take more than three
-    quarters of the tokens; in windows of which each keeps 16 tokens or more.  Why:
-    docs/evidence/coverage.
+    quarters of the tokens; in windows of which each keeps 16 tokens or more, or in 2 x 2 where
+    pictures differ in size.  Why: docs/evidence/coverage.
 
     Args:
         layers: Decoder layers.
         retention: Vision tokens to keep, averaged over layers; fraction.
-        grid: The images' grid where it is always the same; 24x24 is assumed where it is not.
+        grid: The images' grid where it is always the same.
         legal: Layers that a stage may run after; all but the last if not given.
 
     Raises:
@@ -125,9 +125,12 @@ def one_stage(
             f"ask for {math.ceil(reach * 100)}% or more"
         )
     layer = next((layer for layer in reversed(early) if ratios[layer] <= LARGE), early[0])
-    ratio = round(ratios[layer], 4)
-    windows = windows_of(0, grid or USUAL_GRID, 1 - ratio, STAYING)
-    return (Stage(layer, windows, ratio),)
+    windows, ratio = WINDOWS_OF_ANY, ratios[layer]
+    if grid is not None:
+        windows = windows_of(0, grid, 1 - ratio, STAYING)
+        window = math.prod(math.ceil(side / windows) for side in grid)
+        ratio = min(max(round(ratio * window), 1) / window, MOST)  # windows give up whole tokens
+    return (Stage(layer, windows, math.ceil(ratio * 10_000 - 1e-6) / 10_000),)
 
 
 def _checked(layers: int, retention: float, legal: Sequence[int] | None) -> Sequence[int]:

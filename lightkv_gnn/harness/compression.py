@@ -85,6 +85,5 @@ def at_work(model: Any, arguments: Arguments) -> Iterator[Books]:
 
 def config_of(model: Any, arguments: Arguments) -> LightKVConfig:
     """How LightKV compresses: by the stages asked for, else by some that keep the retention."""
-    if arguments.schedule:
-        return LightKVConfig(arguments.schedule, **arguments.parts)
-    return LightKVConfig.for_model(model, arguments.retention, **arguments.parts)
+    own = {"stages": arguments.schedule} if arguments.schedule else {}
+    return LightKVConfig.for_model(model, arguments.retention, **arguments.parts, **own)

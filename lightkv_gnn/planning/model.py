@@ -103,7 +103,8 @@ def forecast(
         raise ValueError("no pictures: give the size of one at least")
     model = on_meta(source, dtype)
     adapter = adapter_for(model)
-    config = LightKVConfig(stages) if stages else LightKVConfig.for_model(model, retention)
+    own = {"stages": stages} if stages else {}
+    config = LightKVConfig.for_model(model, retention, **own)
     pictures = [
         adapter.expected(size, len(sizes), partial(_process, source, size)) for size in sizes
     ]

@@ -61,14 +61,9 @@ def by_name(field: str, value: Part | str, table: Mapping[str, Part]) -> Part:
     return table[value]
 
 
-def alternates(matcher: Matcher) -> bool:
-    """Whether a matcher takes every other token as a source, and so one half at most."""
-    return matcher in _ALTERNATE or isinstance(matcher, PromptMatching)
-
-
 def check_ratio(matcher: Matcher, ratio: float) -> None:
     """Raises ValueError if one that alternates sources and destinations is to merge most away."""
-    if ratio > 0.5 and alternates(matcher):
+    if ratio > 0.5 and (matcher in _ALTERNATE or isinstance(matcher, PromptMatching)):
         name = getattr(matcher, "__name__", matcher)
         raise ValueError(
             f"ratio is {ratio}, but {name} merges every other token away at most: expected 0 to "

@@ -80,7 +80,7 @@ def test_batches_are_answered_as_rows_alone(batch, photos, tmp_path, capsys):
         totals = ledger.totals()
         assert row["answer"] == answer
         assert row["vision_tokens"] == 256
-        assert row["vision_tokens_left"] == ledger.rows[-1].planned.vision_tokens == 32
+        assert row["vision_tokens_left"] == ledger.rows[-1].planned.vision_tokens == 124
         assert row["retention"] == pytest.approx(ledger.retention)
         assert row["kv_bytes"] == totals["kv_bytes"] == totals["kv_bytes_observed"]
         assert row["kv_bytes_full"] == totals["kv_bytes_full"]

@@ -34,13 +34,15 @@ def run_json(capsys, *arguments):
 def test_demo_reports_accuracy_ledger_and_files(capsys, tmp_path):
     out = tmp_path / "pictures"
     result = run_json(capsys, "demo", "--questions", 10, "--out", out)
-    assert set(result["accuracy"]) == {"none", "guided", "mean", "random"}
+    assert set(result["accuracy"]) == {"none", "ours", "paper", "mean", "random"}
     for row in result["accuracy"].values():
-        assert set(row) == set(result["schedules"]) == {"default", "early", "steep"}
+        assert set(row) == {"55%", "30%"}
         for score in row.values():
             assert 0 <= score["low"] <= score["value"] <= score["high"] <= 1
             assert (score["value"] * 10) == pytest.approx(round(score["value"] * 10))
-    assert result["schedules"]["early"][0]["layer"] == 0
+    compared = {f"{name} at {share}" for name in ("ours", "paper") for share in ("55%", "30%")}
+    assert set(result["configs"]) == compared
+    assert all(set(answer["compressed"]) == compared for answer in result["answers"])
     ledger = result["ledger"]
     assert ledger["retention"] == pytest.approx(0.55, abs=0.02)
     assert ledger["kv_bytes_observed"] == ledger["kv_bytes"] < ledger["kv_bytes_full"]
@@ -53,10 +55,21 @@ def test_demo_reports_accuracy_ledger_and_files(capsys, tmp_path):
 def test_demo_prints_the_same_for_people(capsys, tmp_path):
     assert main(["demo", "--questions", "4", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    for words in ("uncompressed", "compressed", "vision tokens held", "merges.png", "scatter"):
+    for words in ("uncompressed", "ours at 30%", "vision tokens held", "merges.png", "scatter"):
         assert words in printed
     rows = [line.split()[0] for line in printed.splitlines() if "[" in line and "%" in line]
-    assert rows[-4:] == ["none", "guided", "mean", "random"]
+    assert rows[-5:] == ["none", "ours", "paper", "mean", "random"]
+
+
+def test_the_demo_has_a_caption_in_which_one_sees_the_difference(capsys, tmp_path):
+    """At 30 % the paper's method forgets objects that ours still names."""
+    result = run_json(capsys, "demo", "--questions", 1, "--out", tmp_path)
+    (caption,) = [
+        answer for answer in result["answers"] if answer["prompt"] == "list the objects ."
+    ]
+    told = caption["compressed"]
+    assert told["ours at 30%"] == caption["full"] == caption["expected"]
+    assert len(told["paper at 30%"].split(",")) < len(caption["expected"].split(","))
 
 
 def test_demo_on_a_model_picture_and_question_of_ones_own(capsys, tmp_path, photo):
@@ -85,7 +98,7 @@ def test_demo_on_a_model_picture_and_question_of_ones_own(capsys, tmp_path, phot
         (["--image", "{text}", "--prompt", "?"], "is not a picture"),
         (["--out", "{text}"], "is a file: give a folder"),
         (["--retention", "1.5"], "retention is 1.5"),
-        (["--retention", "0.01"], "no schedule of halving stages"),
+        (["--retention", "0.01"], "no stage on 8 layers keeps 1%"),
     ],
 )
 def test_bad_input_ends_with_one_line(capsys, tmp_path, photo, arguments, message):
@@ -107,23 +120,21 @@ def test_number_of_questions_is_checked(capsys, questions):
 
 def test_methods_hold_equally_many_tokens():
     model, processor = tiny.load()
-    for config in demo.schedules(model, 0.55).values():
-        held = set()
-        for chosen in demo.methods(config).values():
-            if chosen is None:
-                continue
-            picture = tiny.render(tiny.sample_scene(np.random.default_rng(0)))
-            answered = demo.ask_all(model, processor, picture, {"list the objects .": None}, chosen)
-            held.add(answered.ledger.retention)
-        assert len(held) == 1
+    assert demo.budgets(model, 0.55) == [0.55, 0.3]
+    assert demo.budgets(model, 0.25) == [0.25]
+    picture = tiny.render(tiny.sample_scene(np.random.default_rng(0)))
+    for share in (0.55, 0.3):
+        for chosen in demo.methods(model, share).values():
+            if chosen is not None:
+                answered = demo.ask_all(model, processor, picture, {"?": None}, {"": chosen})
+                assert answered.ledger.retention == pytest.approx(share, abs=0.02)
 
 
 def test_picture_is_what_the_model_sees(photo):
     model, processor = tiny.load()
     with Image.open(photo) as picture:
-        answered = demo.ask_all(
-            model, processor, picture, {"?": None}, LightKVConfig.for_model(model)
-        )
+        configs = {"": LightKVConfig.for_model(model)}
+        answered = demo.ask_all(model, processor, picture, {"?": None}, configs)
         scaled = picture.resize((128, 128))
     (seen,) = answered.tiles
     assert seen.size == (128, 128)
@@ -175,21 +186,17 @@ TILES = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_all_schedules_are_legal(family):
+def test_all_stages_are_legal(family):
     model = build(family, **SHORT_PROMPTS.get(family, {}))
     legal = set(adapter_for(model).legal_layers)
-    schedules = demo.schedules(model, 0.55)
     inputs = batch(family, model, [2, PICTURES[family][0], 3])
-    for name, config in schedules.items():
+    for name, config in demo.compared(model, 0.75).items():
         layers = [stage.layer for stage in config.stages]
         assert layers
         assert set(layers) <= legal
         with attach(model, config) as handle:
             model(**inputs)
         assert handle.ledger.retention < 1, name
-    assert schedules["early"].stages[0].layer == schedules["steep"].stages[0].layer == min(legal)
-    held = demo.retentions(model, 0.55)
-    assert held["early"] >= held["default"] - 0.01 or schedules["early"].stages[0].ratio < 0.5
 
 
 def test_without_seen_only_the_drawing_is_left_out(capsys, tmp_path, monkeypatch, photo):

@@ -48,14 +48,13 @@ def test_the_answers_are_those_of_the_library(capsys, tmp_path, photo):
         with lk.attach(model, config) as handle:
             compressed = answers.generate(model, processor, picture, QUESTION)
     assert (result["answer"], result["uncompressed"]) == (compressed, full)
-    assert compressed != full
     assert result["config"] == config.to_dict()
     rows = result["ledger"]["rows"]
     assert rows == handle.ledger.to_dict()["rows"]
     assert result["files"] == [str(trace)]
     written = lk.graphs.MergeTrace.load(trace)
     assert written.prompts == (QUESTION,)
-    assert len(written) == len(handle.trace) == 3
+    assert len(written) == len(handle.trace) == 1
 
 
 def test_loading_knows_cpus_by_number_and_attention_by_name(tmp_path):
@@ -105,9 +104,9 @@ def test_people_get_the_answer_then_the_bill(capsys, tmp_path, photo):
     assert lines[1].startswith("red circle , orange heart")
     assert lines[3] == "uncompressed:"
     assert lines[4].startswith("red circle , orange heart")
-    assert lines[4] != lines[1]
-    assert lines[6].startswith("merged away: 50% after layer 2 in 4x4 windows")
-    assert lines[-2].startswith("vision tokens held 54.7%")
+    assert lines[6].startswith("merged away: 52% after layer 0 in 2x2 windows")
+    assert lines[-3].startswith("vision tokens held 54.9%")
+    assert lines[-2].startswith("lost after layer 0:")
     assert lines[-1] == f"wrote {file}"
     with Image.open(file) as figure:
         assert min(figure.size) > 100

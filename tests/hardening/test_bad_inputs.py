@@ -131,7 +131,7 @@ TABLE: dict[str, list[Refused]] = {
         ("matcher a class", config(matcher=PromptMatching), TypeError, "PromptM.*expected a call"),
         ("guidance a class", config(guidance=dict), ValueError, "'dict'>: expected one of"),
         ("guidance a number", config(guidance=1), ValueError, "guidance is 1: expected one of"),
-        ("matcher a name", config(matcher="cosine"), TypeError, "'cosine': expected a callable"),
+        ("matcher a name", config(matcher="cosine"), ValueError, "'cosine': expected one of"),
         ("rotary a number", config(rotary=1), TypeError, "rotary is 1: expected True or False"),
         ("positions", config(positions=[]), ValueError, r"positions is \[\]: expected one of"),
         ("scatter", config(scatter="cuda"), ValueError, "scatter is 'cuda': expected one of"),
@@ -160,7 +160,7 @@ TABLE: dict[str, list[Refused]] = {
             "a list for a name",
             lambda: lk.LightKVConfig.from_dict({**GOOD, "message": []}),
             ValueError,
-            r"message is \[\]: expected one of",
+            r"message is \[\]: expected a name",
         ),
     ],
     "LightKVConfig.for_model": [

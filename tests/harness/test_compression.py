@@ -24,7 +24,8 @@ def test_lightkv_is_what_attach_is():
     plain = logits(model)
     with at_work(model, arguments) as books:
         found, cost, measuring = logits(model), books.cost(), books.measuring()
-    config = lk.LightKVConfig([lk.Stage(0, 2, 0.5), lk.Stage(2, 1, 0.25)], message=lk.mean)
+    stages = [lk.Stage(0, 2, 0.5), lk.Stage(2, 1, 0.25)]
+    config = lk.LightKVConfig.for_model(model, stages=stages, message=lk.mean)
     with lk.attach(model, config) as handle:
         assert torch.equal(found, logits(model))
     totals = handle.ledger.totals()

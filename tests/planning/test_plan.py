@@ -155,8 +155,8 @@ def test_people_get_tables(published, tmp_path, capsys):
     assert lines[0] == "LlavaForConditionalGeneration, 32 layers, bfloat16, batch 1"
     assert lines[1] == "a picture of 1024x768 pixels: 576 vision tokens"
     cells = {line[:28].strip(): line[28:].split() for line in lines}
-    assert cells["0-11, each"] == ["576", "640", "10.00", "100%", "0.266", "100%"]
-    assert cells["24-31, each"][:4] == ["72", "136", "2.12", "21%"]
+    assert cells["0-2, each"] == ["576", "640", "10.00", "100%", "0.266", "100%"]
+    assert cells["3-31, each"][:4] == ["288", "352", "5.50", "55%"]
     assert cells["KV of vision"] == ["0.281", "0.154", "55%"]
     assert cells["KV of text"] == ["0.031", "0.031", "100%"]
 
@@ -170,7 +170,7 @@ def test_people_get_tables(published, tmp_path, capsys):
         (["--image", "9x9", "--stage", "11"], 2, "'11': expected LAYER:WINDOWS:RATIO"),
         (["--image", "9x9", "--stage", "1:2:3"], 2, "Stage.ratio is 3.0"),
         (["--image", "9x9", "--stage", "77:2"], 1, "a stage may run after"),
-        (["--image", "9x9", "--retention", "0.01"], 1, "no schedule of halving stages"),
+        (["--image", "9x9", "--retention", "0.01"], 1, "no stage on 6 layers keeps 1%"),
         (["--image", "9x9", "--batch", "0"], 2, "--batch"),
     ],
 )
