@@ -31,6 +31,18 @@ RUNS = {
         "--suite tiny --group reasoning captioning --retention 0.55 --methods guided "
         "vision_to_text mean random_pruning fastv pyramid_drop divprune_like oracle",
     ],
+    "coverage": [
+        "--suite cued counting second_question dense plain two_images --seeds 0 1 2 "
+        "--questions 300 --retention 0.75 0.55 0.4 --methods ours coverage_mass coverage "
+        "guided_mass guided vision_to_text divprune_like fastv",
+        "--suite tiny --questions 300 --retention 0.75 0.55 0.3 0.2 --methods ours coverage_mass "
+        "coverage guided_mass guided vision_to_text divprune_like fastv",
+    ],
+    "matcher": [
+        "--suite cued counting --seeds 0 1 2 --questions 300 --retention 0.55 0.4 "
+        "--ablation matcher",
+        "--suite tiny --group captioning --questions 300 --retention 0.3 0.2 --ablation matcher",
+    ],
     "limits": [
         "--suite counting second_question dense --seeds 0 1 2 --questions 256 "
         "--methods guided mean mass_mean fastv oracle"

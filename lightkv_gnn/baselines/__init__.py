@@ -23,6 +23,7 @@ from lightkv_gnn.baselines.merging import (
     MASS_MEAN,
     MEAN,
     NONE,
+    OURS,
     RANDOM_ATTENTION,
     RANDOM_WEIGHTS,
     VISION_TO_TEXT,
@@ -40,6 +41,7 @@ METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         NONE,
+        OURS,
         GUIDED,
         GUIDED_MASS,
         COVERAGE,

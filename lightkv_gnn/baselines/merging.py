@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightkv_gnn.baselines.method import Budget, StageMethod
-from lightkv_gnn.costs.schedule import Stage
+from lightkv_gnn.costs.schedule import Stage, one_stage
 from lightkv_gnn.stage.guidance import GuidanceBlock, share_of_text, total_share
 from lightkv_gnn.stage.messages import mass_mean, mean
 from lightkv_graphs import coverage_matching
@@ -42,6 +42,15 @@ def random_weights(block: GuidanceBlock) -> Tensor:
     return torch.rand(block.vision.shape, device=block.query.device)
 
 
+class Early(StageMethod):
+    """A method of one large stage, as ``LightKVConfig.for_model`` has it."""
+
+    def stages(self, budget: Budget) -> tuple[Stage, ...]:
+        """One, after the budget's depth."""
+        legal = range(budget.depth, budget.layers - 1)
+        return one_stage(budget.layers, budget.retention, budget.grid, legal[:1])
+
+
 NONE = NoCompression("none", "no compression")
 GUIDED = StageMethod(
     "guided",
@@ -62,6 +71,11 @@ COVERAGE_MASS = StageMethod(
     "coverage_mass",
     "the same, and survivors count in attention as often as the tokens they stand for",
     {"matcher": coverage_matching, "attention": "mass"},
+)
+OURS = Early(
+    "ours",
+    "this library's default, `LightKVConfig.for_model`: coverage in one early stage, with mass",
+    COVERAGE_MASS.options,
 )
 VISION_TO_TEXT = StageMethod(
     "vision_to_text",

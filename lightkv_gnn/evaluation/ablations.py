@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightkv_gnn.baselines import Budget, Hints, StageMethod, progressive
-from lightkv_gnn.baselines.merging import random_attention
+from lightkv_gnn.baselines.merging import Early, random_attention
 from lightkv_gnn.baselines.square_folded import SquareFolded
 from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.costs.schedule import Stage
@@ -20,7 +20,12 @@ from lightkv_gnn.stage.messages import (
     mass_mean,
     mean,
 )
-from lightkv_graphs import PromptMatching, cosine_matching
+from lightkv_graphs import (
+    CoverageMatching,
+    PromptMatching,
+    cosine_matching,
+    coverage_matching,
+)
 
 ORIGIN = "a variant of guided merging"
 
@@ -169,6 +174,29 @@ def _message() -> list[StageMethod]:
     return [StageMethod(message.name, ORIGIN, {"message": message}) for message in messages]
 
 
+def _matcher() -> list[StageMethod]:
+    """Of the default, one choice at a time; and the paper's matching in as many stages as it takes."""
+    choices = {
+        "power 1/2": CoverageMatching(),
+        "power 0": CoverageMatching(0.0),
+        "power 1": CoverageMatching(1.0),
+        "power 2": CoverageMatching(2.0),
+        "anchors 1/3": CoverageMatching(anchors=1 / 3),
+        "max": CoverageMatching(objective="max"),
+    }
+    coverage = [
+        Early(f"coverage, {name}", ORIGIN, {"matcher": matcher, "attention": "mass"})
+        for name, matcher in choices.items()
+    ]
+    plain = Early("coverage, no mass", ORIGIN, {"matcher": coverage_matching})
+    dropped = {"matcher": coverage_matching, "message": destination_only}
+    parity = [
+        StageMethod(f"parity, {name}", ORIGIN, {"attention": attention})
+        for name, attention in (("mass", "mass"), ("no mass", "plain"))
+    ]
+    return [*coverage, plain, Early("coverage, dropped", ORIGIN, dropped), *parity]
+
+
 def _geometry() -> list[StageMethod]:
     blind = {"guidance": "none", "message": mean}
     return [
@@ -187,5 +215,6 @@ ABLATIONS: dict[str, Callable[[], Sequence[StageMethod]]] = {
     "positions": _positions,
     "geometry": _geometry,
     "message": _message,
+    "matcher": _matcher,
 }
 """What is varied, and the variants."""
