@@ -39,6 +39,7 @@ def traced(
                 layer=layer,
                 windows=windows,
                 guidance=guidance,
+                certificate=done.merges.matching.certificate,
             )
         )
         x, layout = done.hidden_states, done.layout

@@ -29,6 +29,12 @@ class Certificate(NamedTuple):
         weight, lost, least = torch.stack(self).double().sum(1).tolist()
         return (lost / weight, least / weight) if weight else (0.0, 0.0)
 
+    def shares_of_images(self) -> list[tuple[float, float]]:
+        """The same image by image."""
+        return [
+            Certificate(*(one[None] for one in image)).shares() for image in zip(*self, strict=True)
+        ]
+
     def to(self, device: torch.device | str) -> Certificate:
         """The same on another device."""
         return Certificate(*(value.to(device) for value in self))

@@ -175,7 +175,7 @@ def _message() -> list[StageMethod]:
 
 
 def _matcher() -> list[StageMethod]:
-    """Of the default, one choice at a time; and the paper's matching in as many stages as it takes."""
+    """Of the default, one choice at a time; and the paper's matching in stages of its own."""
     choices = {
         "power 1/2": CoverageMatching(),
         "power 0": CoverageMatching(0.0),

@@ -12,6 +12,7 @@ from pages import HOSTILE, Open, noise
 from PIL import Image
 from traces import traced
 
+from lightkv_gnn.stage.compressor import TokenCompressor
 from lightkv_graphs import LayerBar, MergeTrace, Tile, TokenLayout, View
 from lightkv_graphs.explore import frame
 
@@ -102,6 +103,23 @@ def test_the_slider_changes_what_is_drawn(opened: Open) -> None:
         assert caption.startswith(f"{len(layout)} of 48 tokens" if position else "48 tokens")
         assert ("after layer" in caption) == bool(position)
     assert len(drawn) == 4
+
+
+def test_the_caption_tells_what_a_stage_lost(opened: Open) -> None:
+    how = TokenCompressor(matcher="coverage_matching")
+    trace = traced([[(ROWS, COLS)], [(4, 4)]], guided=True, compressor=how)
+    page = opened(View(trace))
+    assert "lost" not in page.locator(".shown figcaption").inner_text()
+    for position, stage in enumerate(trace, start=1):
+        go(page, position)
+        share, least = stage.certificate.shares_of_images()[0]
+        found = re.search(
+            r"lost (.+) % of what .*, any other choice of as many (.+) % at least",
+            page.locator(".shown figcaption").inner_text(),
+        )
+        assert [float(value) for value in found.groups()] == pytest.approx(
+            [100 * share, 100 * least], abs=0.51
+        )
 
 
 def test_hovering_a_patch_shows_its_cluster(opened: Open) -> None:

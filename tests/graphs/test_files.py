@@ -72,6 +72,42 @@ def test_what_was_saved_comes_back(
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+def certified(path: Path | None = None) -> MergeTrace:
+    return example(path, compressor=TokenCompressor(matcher="coverage_matching"))
+
+
+def test_certificates_come_back(tmp_path: Path) -> None:
+    trace = certified(tmp_path / "a")
+    for one, other in zip(trace, MergeTrace.load(tmp_path / "a"), strict=True):
+        assert one.certificate is not None
+        assert other.certificate is not None
+        assert all(
+            torch.equal(*pair) for pair in zip(one.certificate, other.certificate, strict=True)
+        )
+        assert other.to("cpu").certificate is not None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows[:2], r"certificate has shape \[2, 2\]: expected \[3, image\]"),
+        (lambda rows: rows[:, :1], r"certificate.weight has shape \[1\]: expected \[image\]"),
+        (lambda rows: -rows, r"certificate.weight\[0\] is -.*: expected 0 or more"),
+        (lambda rows: rows[[1, 0, 2]], r"certificate.lost\[0\] is .*: expected 0 to the weight"),
+        (lambda rows: rows[[0, 2, 1]], r"certificate.least\[0\] is .*: expected 0 to what is lost"),
+        (lambda rows: rows * torch.nan, r"certificate.weight\[0\] is nan"),
+    ],
+)
+def test_certificates_that_cannot_be(
+    change: Callable[[Tensor], Tensor], message: str, tmp_path: Path
+) -> None:
+    certified(tmp_path / "a")
+    header, tensors = contents(tmp_path / "a")
+    tensors["0.certificate"] = change(tensors["0.certificate"]).contiguous()
+    save_file(tensors, tmp_path / "b", {FORMAT: json.dumps(header)})
+    refused(tmp_path / "b", message)
+
+
 def test_occupancy_after_loading_counts_the_tokens(tmp_path: Path) -> None:
     example(tmp_path / "a")
     for done in MergeTrace.load(tmp_path / "a"):

@@ -14,6 +14,14 @@ export function when(trace, position) {
   return position ? `after layer ${trace.stages[Math.min(position, trace.last) - 1].layer}` : "before the first stage";
 }
 
+/** What the stage before a position lost of an image, where its matcher could tell. */
+export function loss(trace, image, position) {
+  const stage = position ? trace.stages[Math.min(position, trace.last) - 1] : null;
+  if (!stage?.lost) return "";
+  const [share, least] = stage.lost[image];
+  return `; lost ${percent(share)} of what the prompt asks about, any other choice of as many ${percent(least)} at least`;
+}
+
 /** One sentence on where a patch lives on at a position. */
 export function fate(trace, token, position) {
   const at = Math.min(position, trace.last);

@@ -2,7 +2,7 @@
 // One view: its prompt, its board, its stages in small, and what is said of the patch pointed at.
 
 import { Board } from "./board.js";
-import { fate, passages, patches, when, whereabouts } from "./details.js";
+import { fate, loss, passages, patches, when, whereabouts } from "./details.js";
 import { counted, element, whole } from "./dom.js";
 import { layerBars } from "./layers.js";
 import { lineage } from "./lineage.js";
@@ -87,7 +87,8 @@ export class Panel {
     const full = image.end - image.first;
     const differ = differences ? `; ${differenceWords(differences)}` : "";
     const counts = left === full ? counted(full, "token") : `${whole(left)} of ${counted(full, "token")}`;
-    this.caption.replaceChildren(element("strong", {}, counts), ` ${when(trace, state.position)}${differ}`);
+    const lost = loss(trace, state.image, state.position);
+    this.caption.replaceChildren(element("strong", {}, counts), ` ${when(trace, state.position)}${lost}${differ}`);
     this.bars.replaceChildren(...layerBars(trace, state.position));
   }
 

@@ -73,6 +73,7 @@ def _view(view: View, pictures: Sequence[int]) -> dict[str, Any]:
                 **{name: pack(getattr(stage, name)) for name in ("window", "kept", "survivor")},
                 **{name: pack(getattr(stage, name)) for name in ("weight", "similarity")},
                 "guidance": None if stage.guidance is None else pack(stage.guidance),
+                "lost": None if stage.certificate is None else stage.certificate.shares_of_images(),
             }
             for stage in view.trace
         ],
