@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -63,6 +63,8 @@ class DecodeRow:
         tokens_per_second: Of the whole batch, with compression.
         tokens_per_second_full: Without.
         speed_ratio: Of the two.
+        mass_ratio: Time of a step that adds the logarithm of each entry's mass, over that of one
+            that does not.
         kv_bytes: Keys and values of one sample after the prefill, with compression.
         kv_bytes_full: Without.
         largest_batch: Samples whose prefill fits into the memory asked about, with compression; on
@@ -76,6 +78,7 @@ class DecodeRow:
     tokens_per_second: float
     tokens_per_second_full: float
     speed_ratio: float
+    mass_ratio: float
     kv_bytes: int
     kv_bytes_full: int
     largest_batch: int | None
@@ -112,9 +115,16 @@ class Contest:
         self.bill = plan_prefill(self.model, self.config, self.inputs).totals()
         self.batch = batch
 
-    def side_by_side(self, run: Callable[[], object], rounds: int) -> dict[str, Timing]:
-        """Times ``run`` attached ("light") and as it is ("full"), in turn."""
+    def side_by_side(
+        self, run: Callable[[], object], rounds: int, *, plain: bool = False
+    ) -> dict[str, Timing]:
+        """Times ``run`` attached ("light") and as it is ("full"), in turn.
+
+        With ``plain`` also attached with plain attention ("plain").
+        """
         calls = {"light": self._in(self.config, run), "full": self._in(None, run)}
+        if plain:
+            calls["plain"] = self._in(replace(self.config, attention="plain"), run)
         return side_by_side(calls, self.device, rounds=rounds, warmup=1)
 
     def peaks(self, run: Callable[[], object]) -> dict[str, int]:
@@ -192,11 +202,12 @@ def compare_prefill(contest: Contest, rounds: int) -> PrefillRow:
 def compare_decode(contest: Contest, rounds: int, memory: int | None = None) -> DecodeRow:
     """Tokens a second after the prefill; ``memory`` in bytes, to ask how many samples fit."""
     batch = contest.batch
-    short = contest.side_by_side(lambda: contest.decode(1), rounds)
-    long = contest.side_by_side(lambda: contest.decode(1 + STEPS), rounds)
+    short = contest.side_by_side(lambda: contest.decode(1), rounds, plain=True)
+    long = contest.side_by_side(lambda: contest.decode(1 + STEPS), rounds, plain=True)
     bill = contest.bill
     each = {"light": bill["kv_bytes"] // batch, "full": bill["kv_bytes_full"] // batch}
-    speed = {kind: batch * STEPS / (long[kind].seconds - short[kind].seconds) for kind in each}
+    took = {kind: long[kind].seconds - short[kind].seconds for kind in long}
+    speed = {kind: batch * STEPS / took[kind] for kind in each}
     fits: Mapping[str, int | None] = dict.fromkeys(each)
     if memory is not None and contest.device.type == "cuda":
         fits = contest.largest_batches(memory)
@@ -210,6 +221,7 @@ def compare_decode(contest: Contest, rounds: int, memory: int | None = None) -> 
         tokens_per_second=speed["light"],
         tokens_per_second_full=speed["full"],
         speed_ratio=speed["light"] / speed["full"],
+        mass_ratio=took["light"] / took["plain"],
         kv_bytes=each["light"],
         kv_bytes_full=each["full"],
         largest_batch=fits["light"],

@@ -55,6 +55,7 @@ class Shape:
 
 
 SHAPES = {
+    "tiny": Shape(8, 96, 256, 4, 4, side=16),  # as the bundled model
     "small": Shape(8, 512, 1376, 8, 8),
     "mid": Shape(16, 1024, 2752, 16, 16),
     "mid-next": Shape(16, 1024, 2752, 16, 16, pictures=5),

@@ -27,8 +27,13 @@ Subject = Callable[[StageCase], Step]
 
 
 def ours(case: StageCase) -> Step:
-    """This library: guidance, then one stage."""
+    """This library with the paper's matching: guidance, then one stage."""
     return _ours(case, TokenCompressor())
+
+
+def coverage(case: StageCase) -> Step:
+    """This library with its default matching, coverage."""
+    return _ours(case, TokenCompressor(matcher="coverage_matching"))
 
 
 def triton(case: StageCase) -> Step:
@@ -189,6 +194,7 @@ class _Dense:
 
 SUBJECTS: dict[str, Subject] = {
     "ours": ours,
+    "coverage": coverage,
     "lean": lean,
     "full_logits": full_logits,
     "floor": floor,
@@ -198,7 +204,7 @@ SUBJECTS: dict[str, Subject] = {
 }
 """By name."""
 
-USUAL = ("ours", "lean", "full_logits", "floor")
+USUAL = ("ours", "coverage", "lean", "full_logits", "floor")
 """Those that run everywhere without a compiler."""
 
 

@@ -105,7 +105,7 @@ def half(case: StageCase):  # type: ignore[no-untyped-def]
 
 def test_subjects_of_ones_own() -> None:
     assert subject_of("test_stage_bench:half")(CASES["one"])().shape == (48, 32)
-    with pytest.raises(ValueError, match=r"expected ours, lean, .*, graphed or module:"):
+    with pytest.raises(ValueError, match=r"expected ours, coverage, .*, graphed or module:"):
         subject_of("leaner")
     with pytest.raises(ImportError, match="math has no function nothing"):
         subject_of("math:nothing")

@@ -11,6 +11,7 @@ from models import CACHE
 
 from lightkv_gnn.bench.prefill import Contest, DecodeRow, compare_decode
 from lightkv_gnn.bench.shapes import Shape, build, inputs_of
+from lightkv_gnn.bench.subjects import USUAL
 from lightkv_gnn.commands import bench as command
 from lightkv_gnn.commands.cli import main
 
@@ -28,7 +29,7 @@ def test_stages_as_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
     threads = torch.get_num_threads()
     assert main([*STAGE, "--json", "--out", str(file)]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert [row["subject"] for row in rows] == ["ours", "lean", "full_logits", "floor"]
+    assert [row["subject"] for row in rows] == list(USUAL)
     assert {(row["tokens"], row["channels"], row["windows"], row["batch"]) for row in rows} == {
         (64, 64, 4, 1)
     }

@@ -36,6 +36,11 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "no guidance": ("llava", {"guidance": "none"}, {}),
     "random": ("llava", {"matcher": lk.graphs.random_matching}, {}),
     "protecting": ("llava", {"matcher": lk.graphs.protecting_matching}, {}),
+    "coverage with mass": (
+        "llava",
+        {"matcher": lk.graphs.coverage_matching, "attention": "mass"},
+        {},
+    ),
     "reindex": ("llava", {"positions": "reindex"}, {}),
     "static cache": ("llava", {}, {"cache_implementation": "static"}),
     "beams": ("llava", {}, {"num_beams": 2}),

@@ -120,7 +120,7 @@ def test_gradients_are_those_of_one(found: dict[str, dict[str, Any]]) -> None:
 @pytest.mark.parametrize("torchrun", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_the_example_runs(ran: tuple[Path, str], torchrun: bool) -> None:
     printed = launched(*TORCHRUN, EXAMPLE) if torchrun else ran[1]
-    assert "MergeTrace(vision tokens 256 -> 128 -> 64 -> 32" in printed
+    assert "MergeTrace(vision tokens 256 -> 124, after layers [0])" in printed
     assert "this process has 2 heads" in printed
     assert "merged alike on all processes: True" in printed
 
