@@ -41,7 +41,12 @@ class Certificate(NamedTuple):
 
 
 def certified(
-    weight: Tensor, covered: Tensor, nearest: Tensor, gains: Tensor, stays: Tensor, images: int
+    weight: Tensor,
+    covered: Tensor,
+    nearest: Tensor,
+    gains: Tensor,
+    stays: Tensor,
+    of_images: tuple[int, int],
 ) -> Certificate:
     """The certificate of a choice.
 
@@ -55,7 +60,7 @@ def certified(
         nearest: Its cosine with the most similar other token, `[window, slot]`.
         gains: What it would add to the coverage if it stayed too, `[window, slot]`.
         stays: Whether it does, False for padding, `[window, slot]`.
-        images: The windows are those of so many images, as many of each.
+        of_images: Images, and windows of each.
     """
     lost = weight * (1 - covered)
     leaves = ~stays & (weight > 0)
@@ -68,4 +73,4 @@ def certified(
     total = lost.sum(1)
     least = torch.minimum(torch.maximum(total - best.sum(1), alone.sum(1)), total)
     of_windows = torch.stack([weight.sum(1), total, least])
-    return Certificate(*of_windows.reshape(3, images, -1).sum(2))
+    return Certificate(*of_windows.unflatten(1, of_images).sum(2))

@@ -104,7 +104,8 @@ class CoverageMatching:
         covered = stays.to(cosine.dtype).index_copy(0, leaving[0], matching.similarity)
         covered = covered.clamp(0, 1)[slots]
         gains = _gains(cosine, weight, covered)
-        certificate = certified(weight, covered, nearest, gains, stays[slots], partition.images)
+        of_images = partition.images, partition.per_image
+        certificate = certified(weight, covered, nearest, gains, stays[slots], of_images)
         return replace(matching, certificate=certificate)
 
     def _ranks(
