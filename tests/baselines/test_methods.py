@@ -211,7 +211,9 @@ def test_what_a_stage_method_cannot_keep_to_is_refused() -> None:
         if not isinstance(method, StageMethod) or name == "none":
             continue
         with (
-            pytest.raises(lk.ScheduleError, match=r"no stages? (from layer 4 of 6 on|on 6 layers) keeps? 30%"),
+            pytest.raises(
+                lk.ScheduleError, match=r"no stages? (from layer 4 of 6 on|on 6 layers) keeps? 30%"
+            ),
             method.applied(model, Budget.of(model, 0.3, 4)),
         ):
             pass

@@ -131,6 +131,23 @@ def test_a_cache_as_an_object(attention: str, positions: str, mass: None) -> Non
     test_turns.test_the_end_of_the_prefill_can_be_dropped(attention, positions)
 
 
+@torch.no_grad()
+def test_masses_stay_beside_their_entries() -> None:
+    model, inputs = tiny_llava(), batch(prompt(4, "image", 6), prompt(2, "image", 8, seed=1))
+    with lk.attach(model, lk.LightKVConfig(STAGES, attention="mass")):
+        cache = model(**inputs)[CACHE]
+        for change in (
+            lambda: cache.crop(-3),
+            lambda: cache.batch_repeat_interleave(2),
+            lambda: cache.reorder_cache(torch.tensor([1, 0, 2])),
+        ):
+            change()
+            for layer in cache.layers[1:]:
+                assert layer.log_mass.shape == layer.logical.shape
+        cache.reset()
+    assert all(layer.log_mass is None for layer in cache.layers[1:])
+
+
 @policies
 def test_flex_attention(positions: str, mass: None) -> None:
     with runnable("flex_attention"):
