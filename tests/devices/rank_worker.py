@@ -61,6 +61,7 @@ def run(model: Any, inputs: dict[str, Any], fields: dict[str, Any], options: Any
         "weights": [stage.weight for stage in handle.trace],
         "guidance": [stage.guidance for stage in handle.trace if stage.guidance is not None],
         "ledger": handle.ledger.to_dict()["rows"],
+        "lost": handle.ledger.to_dict()["lost"],
         "kv heads": cache_in(out).layers[4].keys.shape[1],
     }
 

@@ -79,6 +79,8 @@ def test_processes_merge_alike(found: dict[str, dict[str, Any]], case: str) -> N
     assert torch.equal(first["tokens"], second["tokens"])
     assert torch.equal(first["logits"], second["logits"])
     assert first["ledger"] == second["ledger"]
+    assert first["lost"] == second["lost"]
+    assert bool(first["lost"]) == (case == "coverage with mass")
 
 
 @pytest.mark.parametrize("case", CASES)
