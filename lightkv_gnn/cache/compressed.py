@@ -139,7 +139,7 @@ class CompressedMixin:
         Returns:
             `[batch, key]`, -1 for keys that nobody may see; and whether there may be such ones.
         """
-        first, last = self._span(queries)
+        first, last = self.span(queries)
         width, offset = self.get_mask_sizes(
             queries if self._pending is None else self._pending.length
         )
@@ -166,7 +166,7 @@ class CompressedMixin:
         known = self._log_mass()
         if known is None:
             return None
-        first, last = self._span(queries)
+        first, last = self.span(queries)
         later = last - max(first, known.shape[1])
         return pad(known[:, first:].to(device).expand(batch, -1), (0, later))
 
@@ -184,7 +184,7 @@ class CompressedMixin:
         known = pad(known, (0, before - known.shape[1])).to(added.device)
         return torch.cat([known.expand(added.shape[0], -1), added], dim=1)
 
-    def _span(self, queries: int) -> tuple[int, int]:
+    def span(self, queries: int) -> tuple[int, int]:
         """First physical entry that the next update returns, and the one after the last."""
         return 0, self.entries() + queries
 

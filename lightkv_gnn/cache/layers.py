@@ -100,7 +100,8 @@ class CompressedSlidingLayer(_GrowingMixin, DynamicSlidingWindowLayer):
         offset = max(seen - self.sliding_window + 1, 0)
         return seen + query_length - offset, offset
 
-    def _span(self, queries: int) -> tuple[int, int]:
+    def span(self, queries: int) -> tuple[int, int]:
+        """Entries of a window's length, and those of the update."""
         seen = self.entries()
         held = 0 if self.keys is None else self.keys.shape[-2]
         return seen - min(held, self.sliding_window - 1), seen + queries
@@ -131,7 +132,8 @@ class CompressedStaticLayer(CompressedMixin, StaticLayer):
         """Logical tokens it has room for."""
         return self.max_cache_len + self.spared
 
-    def _span(self, queries: int) -> tuple[int, int]:
+    def span(self, queries: int) -> tuple[int, int]:
+        """All slots, written or not."""
         new = self._pending
         if new is not None and new.past == 0:
             return 0, self.get_max_length() - new.removed
@@ -166,7 +168,8 @@ class CompressedStaticSlidingLayer(CompressedMixin, StaticSlidingWindowLayer):
         offset = max(seen - self.max_cache_len + 1, 0)
         return max(seen + query_length - offset, self.max_cache_len), offset
 
-    def _span(self, queries: int) -> tuple[int, int]:
+    def span(self, queries: int) -> tuple[int, int]:
+        """All slots, or a window's length and the update where that is longer."""
         seen, slots = self.entries(), self.max_cache_len
         if seen + queries <= slots:
             return 0, slots

@@ -223,10 +223,10 @@ class Hooks:
         kwargs, names = dict(kwargs), self._names[number]
         batch, queries = hidden_states.shape[:2]
         mask, device = kwargs.get(names.mask), hidden_states.device
-        log_mass = layer.log_masses(queries, batch, device)
-        if mask is None and not layer.ragged and log_mass is not None:
-            kwargs[names.mask] = with_log_mass(None, log_mass, hidden_states.dtype)
-        elif mask is not None or layer.ragged:
+        if mask is None and not layer.ragged:
+            if layer.log_mass is not None:
+                kwargs[names.mask] = self._mass_alone(layer, hidden_states)
+        else:
             columns, hidden = layer.columns(queries, batch, device)
             kwargs[names.mask] = compressed_mask(
                 mask,
@@ -234,12 +234,28 @@ class Hooks:
                 columns,
                 ragged=hidden,
                 form=self._form,
-                log_mass=log_mass,
+                log_mass=layer.log_masses(queries, batch, device),
                 dtype=hidden_states.dtype,
             )
         if layer.merged is not None:
             kwargs[names.tables] = self._closed_up(number, layer, hidden_states, kwargs, padding)
         return kwargs
+
+    def _mass_alone(self, layer: CompressedMixin, hidden_states: Tensor) -> Tensor:
+        """The mask of a step that hides nothing; made once for layers of the same masses."""
+        batch, queries = hidden_states.shape[:2]
+        device, dtype = hidden_states.device, hidden_states.dtype
+        key = *layer.span(queries), batch, device, dtype
+        known: tuple[Any, ...] = getattr(self._running, "mass_alone", (None, None))
+        if known[0] is layer.log_mass and known[1] == key:
+            mask: Tensor = known[2]
+            return mask
+        log_mass = layer.log_masses(queries, batch, device)
+        assert log_mass is not None
+        mask = with_log_mass(None, log_mass, dtype)
+        if not torch.compiler.is_compiling():
+            self._running.mass_alone = layer.log_mass, key, mask
+        return mask
 
     def _closed_up(
         self,

@@ -204,6 +204,25 @@ def test_the_ledger_tells_which_attention_ran_and_why() -> None:
         assert str(handle.ledger).endswith(f", attention {told}")
 
 
+@torch.no_grad()
+def test_a_step_makes_one_mask_for_layers_of_the_same_masses() -> None:
+    model, inputs = tiny_llava(), batch(prompt(4, "image", 6))
+    seen: list[Any] = []
+    with lk.attach(model, lk.LightKVConfig([lk.Stage(1, 2, 0.5)], attention="mass")):
+        cache = model(**inputs)[CACHE]
+        for layer in model.model.language_model.layers:
+            layer.self_attn.register_forward_pre_hook(
+                lambda module, args, kwargs: seen.append(kwargs["attention_mask"]), with_kwargs=True
+            )
+        for token in (7, 8):
+            model(input_ids=torch.tensor([[token]]), **{CACHE: cache})
+    first, second = seen[:6], seen[6:]
+    for masks in (first, second):
+        assert masks[0] is masks[1] is None
+        assert masks[2] is masks[3] is masks[4] is masks[5] is not None
+    assert second[2].shape[3] == first[2].shape[3] + 1
+
+
 FLASH = r"'flash_attention_2' adds nothing to the logits.*attention=\"plain\""
 
 
