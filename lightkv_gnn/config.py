@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from torch_geometric.nn import MessagePassing
 
 from lightkv_gnn.adapters import adapter_for
-from lightkv_gnn.attention.backends import mask_form
+from lightkv_gnn.attention.backends import why_no_mass
 from lightkv_gnn.choices import ATTENTION, GUIDANCE, AttentionName, GuidanceName, ScatterName
 from lightkv_gnn.costs.schedule import Stage, find_stages, one_stage
 from lightkv_gnn.stage.compressor import (
@@ -119,8 +119,8 @@ class LightKVConfig:
         """
         adapter = adapter_for(model)
         where = adapter.layers, retention, adapter.grid, adapter.legal_layers
-        flash = mask_form(adapter.decoder.config._attn_implementation) == "padding"
-        best = {"matcher": coverage_matching, "attention": "plain" if flash else "mass"}
+        why_plain = why_no_mass(adapter.decoder.config._attn_implementation)
+        best = {"matcher": coverage_matching, "attention": "plain" if why_plain else "mass"}
         named = cls(**{"stages": (), **best, **options})
         if "stages" in options:
             return named

@@ -16,8 +16,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers import cache_utils, masking_utils, modeling_utils
+from transformers.utils.import_utils import is_torch_npu_available
 
-from lightkv_gnn.errors import UnsupportedInputError, UnsupportedModelError
+from lightkv_gnn.errors import UnsupportedModelError
 
 OLDEST, NEWEST = "5.17", "5.24"
 """The first and the last minor version of transformers that the tests have run on."""
@@ -177,14 +178,15 @@ def check_attention(module: nn.Module) -> None:
         )
 
 
-def check_bias(implementation: str) -> None:
-    """Raises UnsupportedInputError for an attention function that adds nothing to its logits."""
+def takes_bias(implementation: str) -> bool:
+    """Whether an attention function adds something to its logits."""
     function = modeling_utils.ALL_ATTENTION_FUNCTIONS[implementation]
-    if BIAS not in inspect.signature(function).parameters:
-        raise UnsupportedInputError(
-            f"the attention function of {implementation!r} takes no {BIAS}, so it cannot count a "
-            f'token as often as it stands for: use attention="plain"; {tested()}'
-        )
+    return BIAS in inspect.signature(function).parameters
+
+
+def masks_only_hide(implementation: str) -> bool:
+    """Whether numbers in a mask are read as truth values, as sdpa does on an Ascend NPU."""
+    return implementation == "sdpa" and is_torch_npu_available()
 
 
 def check_transformers() -> None:

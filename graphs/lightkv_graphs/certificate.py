@@ -46,6 +46,7 @@ def certified(
     nearest: Tensor,
     gains: Tensor,
     stays: Tensor,
+    real: Tensor,
     of_images: tuple[int, int],
 ) -> Certificate:
     """The certificate of a choice.
@@ -60,15 +61,16 @@ def certified(
         nearest: Its cosine with the most similar other token, `[window, slot]`.
         gains: What it would add to the coverage if it stayed too, `[window, slot]`.
         stays: Whether it does, False for padding, `[window, slot]`.
+        real: Whether it is a token, `[window, slot]`.
         of_images: Images, and windows of each.
     """
     lost = weight * (1 - covered)
-    leaves = ~stays & (weight > 0)
+    leaves = ~stays & real
     place = torch.arange(weight.shape[1], device=weight.device)
     best = gains.sort(dim=1, descending=True).values
     best = best * (place < stays.sum(1, keepdim=True))
     alone = weight * (1 - nearest.clamp(0, 1))
-    alone = alone.masked_fill(weight == 0, torch.inf).sort(dim=1).values
+    alone = alone.masked_fill(~real, torch.inf).sort(dim=1).values
     alone = alone.masked_fill(place >= leaves.sum(1, keepdim=True), 0.0)
     total = lost.sum(1)
     least = torch.minimum(torch.maximum(total - best.sum(1), alone.sum(1)), total)

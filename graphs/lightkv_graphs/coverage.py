@@ -105,7 +105,8 @@ class CoverageMatching:
         covered = covered.clamp(0, 1)[slots]
         gains = _gains(cosine, weight, covered)
         of_images = partition.images, partition.per_image
-        certificate = certified(weight, covered, nearest, gains, stays[slots], of_images)
+        choice = stays[slots], slots != tokens, of_images
+        certificate = certified(weight, covered, nearest, gains, *choice)
         return replace(matching, certificate=certificate)
 
     def _ranks(

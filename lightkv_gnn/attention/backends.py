@@ -53,6 +53,18 @@ def mask_form(implementation: str | None) -> MaskForm | None:
     return _FORMS.get(AttentionMaskInterface._global_mapping.get(implementation))
 
 
+def why_no_mass(implementation: str) -> str | None:
+    """Why attention cannot count a key as often as it stands for; None if it can."""
+    form = mask_form(implementation)
+    if form == "padding":
+        return f"{implementation!r} adds nothing to the logits of a key"
+    if form == "block" and not seams.takes_bias(implementation):
+        return f"the attention function of {implementation!r} takes no {seams.BIAS}"
+    if form == "dense" and seams.masks_only_hide(implementation):
+        return f"masks of {implementation!r} only hide on this device"
+    return None
+
+
 def form_of(implementation: str) -> MaskForm:
     """The masks of a supported attention implementation.
 

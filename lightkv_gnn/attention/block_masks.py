@@ -40,11 +40,14 @@ def compressed_block_mask(mask: BlockMask, rows: Tensor | None, columns: Tensor)
 
 
 def with_mass(mask: BlockMask, log_mass: Tensor | None) -> BlockMask:
-    """The mask, with what is to be added to the logits of each key, `[batch, key]`, beside it."""
-    setattr(mask, _LOG_MASS, log_mass)
+    """The mask, with what is to be added to the logits of each key, `[batch, key]`, beside it.
+
+    With its function, which stays the same where the mask is taken to another device.
+    """
+    mask.mask_mod.__dict__[_LOG_MASS] = log_mass
     return mask
 
 
 def mass_beside(mask: Any) -> Tensor | None:
     """What :func:`with_mass` put beside a mask, `[batch, key]`; None of any other mask."""
-    return getattr(mask, _LOG_MASS, None) if isinstance(mask, BlockMask) else None
+    return getattr(mask.mask_mod, _LOG_MASS, None) if isinstance(mask, BlockMask) else None

@@ -7,6 +7,7 @@ blocks cannot say, how many tokens a key stands for, the wrapper hands on beside
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 from collections import defaultdict
@@ -78,11 +79,12 @@ def _recording(function: Callable[..., Any] | None) -> Callable[..., Any]:
         log_mass = mass_beside(args[1] if len(args) > 1 else kwargs.get("attention_mask"))
         if log_mass is not None:
             sizes = (-1, query.shape[1], query.shape[2], -1)
-            kwargs[seams.BIAS] = log_mass[:, None, None, :].expand(*sizes)
+            kwargs[seams.BIAS] = log_mass.to(query.device)[:, None, None, :].expand(*sizes)
         attention = function or _eager_attention(module)
         return attention(module, query, key, *args, **kwargs)
 
-    return attend
+    # What it takes is asked for by its signature.
+    return attend if function is None else functools.wraps(function)(attend)
 
 
 def _eager_attention(module: nn.Module) -> Callable[..., Any]:

@@ -74,7 +74,7 @@ COVERAGE_MASS = StageMethod(
 )
 OURS = Early(
     "ours",
-    "this library's default, `LightKVConfig.for_model`: coverage in one early stage, with mass",
+    "this library's default: coverage with mass in one stage, after the first layer asked for",
     COVERAGE_MASS.options,
 )
 VISION_TO_TEXT = StageMethod(

@@ -68,7 +68,7 @@ class Score:
 
 def budgets(model: Any, retention: float) -> list[float]:
     """Shares of the vision tokens to keep: the one asked for, and less where the model can."""
-    if retention <= LESS:
+    if f"{retention:.0%}" == f"{LESS:.0%}" or retention < LESS:
         return [retention]
     try:
         methods(model, LESS)

@@ -98,16 +98,19 @@ class Lost:
         layer: The stage ran after this decoder layer.
         share: Prompt-weighted divergence of what was merged away, of all tokens' weight; fraction.
         least: What any choice of as many tokens of each window would have lost at least.
+        heard: Whether the prompt weighed the tokens.
     """
 
     layer: int
     share: float
     least: float
+    heard: bool = True
 
     def __str__(self) -> str:
+        of = "what the prompt asks about" if self.heard else "what the tokens say"
         return (
-            f"lost after layer {self.layer}: {self.share:.1%} of what the prompt asks about; "
-            f"{self.least:.1%} at least with any other choice of as many"
+            f"lost after layer {self.layer}: {self.share:.1%} of {of}; {self.least:.1%} at least "
+            "with any other choice of as many"
         )
 
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from lightkv_gnn.adapters import Adapter
-from lightkv_gnn.attention.backends import SUPPORTED, form_of, mask_form
+from lightkv_gnn.attention.backends import SUPPORTED, mask_form, why_no_mass
 from lightkv_gnn.attention.masks import check_padding_mask
 from lightkv_gnn.cache.compressed import CompressedMixin
 from lightkv_gnn.cache.sizes import entries_written
 from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.errors import ScheduleError, UnsupportedInputError, UnsupportedModelError
-from lightkv_gnn.seams import check_attention, check_bias, check_transformers, names_of, tested
+from lightkv_gnn.seams import check_attention, check_transformers, names_of, tested
 
 
 def check_adapter(adapter: Adapter) -> None:
@@ -93,23 +93,22 @@ def check_backend(adapter: Adapter, config: LightKVConfig) -> None:
 
 def check_mass(implementation: str) -> None:
     """Raises UnsupportedInputError for attention that nothing can be added to the logits of."""
-    form = form_of(implementation)
-    if form == "padding":
+    if why := why_no_mass(implementation):
         raise UnsupportedInputError(
-            f"{implementation!r} adds nothing to the logits of a key, so it cannot count a token "
-            'as often as it stands for: use attention="plain", or load the model with '
-            'attn_implementation="sdpa"'
+            f"{why}, so it cannot count a token as often as it stands for: use "
+            'attention="plain", or load the model with attn_implementation="sdpa" or "eager"'
         )
-    if form == "block":
-        check_bias(implementation)
 
 
-def check_no_mass(cache: Any) -> None:
-    """Raises UnsupportedInputError for a cache whose entries count as often as they stand for."""
-    if any(getattr(layer, "log_mass", None) is not None for layer in cache.layers):
+def check_masses(cache: Any, implementation: str) -> None:
+    """Raises UnsupportedInputError for a cache whose entries count, where attention cannot."""
+    layers = [] if cache is None else cache.layers
+    if all(getattr(layer, "log_mass", None) is None for layer in layers):
+        return
+    if why := why_no_mass(implementation):
         raise UnsupportedInputError(
-            'this cache was made with attention="mass", and flash attention adds nothing to the '
-            "logits of a key: go on with the attention implementation that it was made with"
+            f'this cache was made with attention="mass", and {why}: go on with the attention '
+            "implementation that it was made with"
         )
 
 

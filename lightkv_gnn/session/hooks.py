@@ -25,7 +25,7 @@ from lightkv_gnn.session.call import Call
 from lightkv_gnn.session.checks import (
     check_checkpointing,
     check_flash_windows,
-    check_no_mass,
+    check_masses,
     check_same_backend,
 )
 from lightkv_gnn.session.compiling import OutsideGraphs
@@ -207,8 +207,8 @@ class Hooks:
         if not merged:
             return
         check_same_backend(self._adapter, self._implementation)
+        check_masses(cache, self._implementation)
         if self._form == "padding":
-            check_no_mass(cache)
             check_flash_windows(self._adapter, merged, cache.get_seq_length() + queries)
 
     def _continued(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, create_mask
 
-from lightkv_gnn.attention.masks import compressed_mask, real_tokens
+from lightkv_gnn.attention.masks import compressed_mask, real_tokens, with_log_mass
 from lightkv_gnn.attention.positions import positions_of, rotary_rows
 from lightkv_gnn.errors import UnsupportedInputError
 
@@ -173,3 +173,22 @@ def test_a_mask_that_is_no_tensor() -> None:
     with pytest.raises(UnsupportedInputError, match="is a BlockMask"):
         real_tokens({"sliding_attention": None, "full_attention": mask}, 2, 3, 2)
     assert real_tokens({"full_attention": None}, 2, 3, 2).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("kind", ["none", "bool", "additive"])
+def test_no_mass_overflows(kind: str, dtype: torch.dtype) -> None:
+    """Its logarithm is small, whatever it is; and what is hidden stays so."""
+    mass = torch.tensor([[1.0, 2.0, 2.0**24]])
+    seen = torch.tensor([[[[True, False, True]]]])
+    mask = {
+        "none": None,
+        "bool": seen,
+        "additive": torch.zeros(1, 1, 1, 3, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min),
+    }[kind]
+    made = with_log_mass(mask, mass.log(), dtype)
+    assert made.dtype == dtype
+    assert bool(made.isfinite().all())
+    weights = made.float().softmax(-1)[0, 0, 0]
+    expected = mass[0] if kind == "none" else mass[0] * seen[0, 0, 0]
+    torch.testing.assert_close(weights, expected / expected.sum(), atol=1e-4, rtol=0.1)

@@ -122,6 +122,7 @@ def test_methods_hold_equally_many_tokens():
     model, processor = tiny.load()
     assert demo.budgets(model, 0.55) == [0.55, 0.3]
     assert demo.budgets(model, 0.25) == [0.25]
+    assert demo.budgets(model, 0.303) == [0.303]
     picture = tiny.render(tiny.sample_scene(np.random.default_rng(0)))
     for share in (0.55, 0.3):
         for chosen in demo.methods(model, share).values():

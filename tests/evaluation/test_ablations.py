@@ -92,8 +92,9 @@ def test_nothing_but_the_choice_varies(choice, variant):
     found, default = variant.config(LARGE), LightKVConfig(variant.stages(LARGE))
     fields = {"guidance": ("guidance", "rotary"), "prompt": ("matcher", "message")}
     fields["depth"] = fields["geometry"] = ("guidance", "message")
+    fields["matcher"] = ("matcher", "message", "attention")
     free = fields.get(choice, (choice,))
-    for name in ("guidance", "rotary", "message", "matcher", "positions"):
+    for name in ("guidance", "rotary", "message", "matcher", "positions", "attention"):
         if name not in free:
             assert getattr(found, name) == getattr(default, name)
 

@@ -321,6 +321,7 @@ def test_no_choice_loses_less_than_the_certificate_says(seed: int, how: Coverage
     layout = make_layout([[(2, 5)]])
     layout = replace(layout, mass=torch.arange(10) % 3 + 1)
     x, guidance = features(layout, seed, channels=3)
+    guidance[: 2 * (seed % 3)] = -math.inf  # tokens that the prompt does not care for
     tokens, window = tokens_of(x, layout), list(range(10))
     _, weight = counts(tokens, guidance.tolist(), how.guidance_power)
     bounds = []
@@ -334,10 +335,10 @@ def test_no_choice_loses_less_than_the_certificate_says(seed: int, how: Coverage
         assert matching.certificate is not None
         total, told, least = (float(value) for value in matching.certificate)
         assert total == pytest.approx(sum(weight), rel=1e-5)
-        assert told == pytest.approx(lost(stay), rel=1e-4)
+        assert told == pytest.approx(lost(stay), rel=1e-4, abs=1e-5)
         best = min(lost(list(some)) for some in combinations(window, len(stay)))
-        assert 0 <= least <= best * (1 + 1e-5)
-        bounds.append(least / best)
+        assert 0 <= least <= best + 1e-5
+        bounds.append(least / best if best > 1e-3 else 1.0)
     assert max(bounds) > 0.5  # a bound that says something
 
 

@@ -21,11 +21,14 @@ from marks import attentions, policies, ways
 from models import CACHE, batch, left_untouched, near, prompt, tiny_llava
 from own_attention import runnable
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.masking_utils import flex_attention_mask
 
 import lightkv_gnn as lk
+from lightkv_gnn import seams
+from lightkv_gnn.attention.block_masks import mass_beside, with_mass
 
 STAGES = [lk.Stage(0, 2, 0.25), lk.Stage(2, 2, 0.5), lk.Stage(4, 1, 0.5)]
 
@@ -221,6 +224,45 @@ def test_a_step_makes_one_mask_for_layers_of_the_same_masses() -> None:
         assert masks[0] is masks[1] is None
         assert masks[2] is masks[3] is masks[4] is masks[5] is not None
     assert second[2].shape[3] == first[2].shape[3] + 1
+
+
+@torch.no_grad()
+def test_flex_attention_beside_another_attached_model() -> None:
+    """The wrapper in the registry takes what the function takes that it is around."""
+    with runnable("flex_attention"):
+        first, second = (tiny_llava(attention="flex_attention") for _ in range(2))
+        with lk.attach(first, lk.LightKVConfig(STAGES)):
+            lk.attach(second, lk.LightKVConfig(STAGES, attention="mass")).remove()
+
+
+def test_a_mask_of_blocks_keeps_its_masses_on_another_device() -> None:
+    mask = create_block_mask(lambda b, h, q, k: q >= k, None, None, 4, 4, device="cpu")
+    moved = with_mass(mask, torch.ones(1, 4)).to("cpu")
+    assert torch.equal(mass_beside(moved), torch.ones(1, 4))
+
+
+@torch.no_grad()
+def test_a_picture_on_a_cache_with_mass_is_refused_by_flash_attention() -> None:
+    model, inputs = tiny_llava(), batch(prompt(4, "image", 6))
+    with lk.attach(model, lk.LightKVConfig(STAGES, attention="mass")):
+        cache = model(**inputs)[CACHE]
+    held = cache.layers[0].keys.shape
+    with runnable("flash_attention_2"):
+        other = tiny_llava(attention="flash_attention_2")
+        refused = pytest.raises(lk.UnsupportedInputError, match=r'made with attention="mass"')
+        call = {"input_ids": inputs["input_ids"], "pixel_values": inputs["pixel_values"]}
+        with lk.attach(other, lk.LightKVConfig(STAGES)), refused:
+            other(**call, **{CACHE: cache})
+    assert cache.layers[0].keys.shape == held
+
+
+def test_masks_that_only_hide_carry_no_mass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seams, "is_torch_npu_available", lambda: True)
+    model = tiny_llava()
+    assert lk.LightKVConfig.for_model(model).attention == "plain"
+    with pytest.raises(lk.UnsupportedInputError, match="masks of 'sdpa' only hide"):
+        lk.attach(model, lk.LightKVConfig(STAGES, attention="mass"))
+    assert lk.LightKVConfig.for_model(tiny_llava(attention="eager")).attention == "mass"
 
 
 FLASH = r"'flash_attention_2' adds nothing to the logits.*attention=\"plain\""

@@ -19,7 +19,8 @@ export function loss(trace, image, position) {
   const stage = position ? trace.stages[Math.min(position, trace.last) - 1] : null;
   if (!stage?.lost) return "";
   const [share, least] = stage.lost[image];
-  return `; lost ${percent(share)} of what the prompt asks about, any other choice of as many ${percent(least)} at least`;
+  const of = stage.guidance ? "what the prompt asks about" : "what the tokens say";
+  return `; lost ${percent(share)} of ${of}, any other choice of as many ${percent(least)} at least`;
 }
 
 /** One sentence on where a patch lives on at a position. */
