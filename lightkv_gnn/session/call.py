@@ -18,12 +18,7 @@ from lightkv_gnn.cache.sizes import entries_written, first_new_key, room, stored
 from lightkv_gnn.costs.ledger import DecoderSize, LayerRow, Ledger, Lost
 from lightkv_gnn.costs.plan import plan_costs
 from lightkv_gnn.seams import LayerNames
-from lightkv_gnn.session.checks import (
-    check_flash_call,
-    check_flash_windows,
-    check_held,
-    check_masses,
-)
+from lightkv_gnn.session.checks import check_flash_call, check_flash_windows, check_held
 from lightkv_gnn.session.prefill import Prefill
 
 
@@ -76,7 +71,6 @@ class Call:
         """Called before layer ``number``: runs the stage between it and the one before."""
         prefill, names = self.prefill, self._names[number]
         if number == 0:
-            check_masses(cache, self._adapter.decoder.config._attn_implementation)
             if self._form == "padding":
                 check_flash_call(kwargs.get(names.mask), kwargs.get(names.positions), cache)
                 layers = self._adapter.layers

@@ -100,14 +100,11 @@ def check_mass(implementation: str) -> None:
         )
 
 
-def check_masses(cache: Any, implementation: str) -> None:
+def check_masses(cache: Any, why_not: str) -> None:
     """Raises UnsupportedInputError for a cache whose entries count, where attention cannot."""
-    layers = [] if cache is None else cache.layers
-    if all(getattr(layer, "log_mass", None) is None for layer in layers):
-        return
-    if why := why_no_mass(implementation):
+    if any(getattr(layer, "log_mass", None) is not None for layer in cache.layers):
         raise UnsupportedInputError(
-            f'this cache was made with attention="mass", and {why}: go on with the attention '
+            f'this cache was made with attention="mass", and {why_not}: go on with the attention '
             "implementation that it was made with"
         )
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from lightkv_gnn.adapters import Adapter, Encoded
-from lightkv_gnn.attention.backends import form_of
+from lightkv_gnn.attention.backends import form_of, why_no_mass
 from lightkv_gnn.attention.masks import compressed_mask, with_log_mass
 from lightkv_gnn.attention.positions import closed_up, numbered, padding_before
 from lightkv_gnn.cache.compressed import CompressedMixin
@@ -74,6 +74,7 @@ class Hooks:
         self._names = names_of(adapter.decoder.layers)
         self._implementation = adapter.decoder.config._attn_implementation
         self._form = form_of(self._implementation)
+        self._why_no_mass = why_no_mass(self._implementation)
         self._numbered = config.positions == "reindex" and not adapter.positions_close_up
 
     def install(self, undo: ExitStack) -> None:
@@ -176,8 +177,11 @@ class Hooks:
         names = self._names[number]
         hidden_states: Tensor = args[0] if args else kwargs[names.hidden_states]
         cache = kwargs.get(names.cache)
-        if number == 0 and self._call is None and cache is not None:
-            self._check_step(cache, hidden_states.shape[1])
+        if number == 0 and cache is not None:
+            if self._why_no_mass is not None:
+                check_masses(cache, self._why_no_mass)
+            if self._call is None:
+                self._check_step(cache, hidden_states.shape[1])
         if (call := self._call) is not None:
             check_same_backend(self._adapter, self._implementation)
             hidden_states = call.enter_layer(number, hidden_states, cache, kwargs)
@@ -207,7 +211,6 @@ class Hooks:
         if not merged:
             return
         check_same_backend(self._adapter, self._implementation)
-        check_masses(cache, self._implementation)
         if self._form == "padding":
             check_flash_windows(self._adapter, merged, cache.get_seq_length() + queries)
 

@@ -57,7 +57,9 @@ def expected(photos, tmp_path_factory):
 def cluster():
     # Workers find what the tests have put on the path.
     environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}}
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment)
+    options = {"num_cpus": 2, "include_dashboard": False, "log_to_driver": False}
+    # Ray's workers are nice to others, and would hardly run beside other tests.
+    ray.init(**options, runtime_env=environment, _system_config={"worker_niceness": 0})
     yield
     ray.shutdown()
 

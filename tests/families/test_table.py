@@ -97,8 +97,7 @@ def test_equals_the_layer_loop(family: str, attention: str, size: str) -> None:
     check(family, attention, prompts_of(family, size))
 
 
-@pytest.mark.each
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", pytest.param("eager", marks=pytest.mark.full)])
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_survivors_that_count_equal_the_layer_loop(family: str, attention: str, mass: None) -> None:
