@@ -99,7 +99,12 @@ class LightKVConfig:
 
     @classmethod
     def for_model(
-        cls, model: PreTrainedModel, retention: float = 0.55, **options: Any
+        cls,
+        model: PreTrainedModel,
+        retention: float = 0.55,
+        *,
+        stages: Sequence[Stage] | None = None,
+        **options: Any,
     ) -> LightKVConfig:
         """What keeps the answers best at ``retention``: coverage, and mass where attention can.
 
@@ -109,23 +114,23 @@ class LightKVConfig:
         Args:
             model: A model with an adapter.
             retention: Vision tokens kept, averaged over the decoder's layers; fraction.
-            **options: Fields of the configuration in place of ``matcher=coverage_matching`` and
-                ``attention="mass"``, which is "plain" on flash attention; or ``stages`` of your
-                own in place of those for ``retention``.
+            stages: Of your own, in place of those for ``retention``.
+            **options: Further fields, also in place of ``matcher=coverage_matching`` and
+                ``attention="mass"``, which is "plain" on flash attention.
 
         Raises:
             ScheduleError: No schedule of this model's depth comes near ``retention``.
             UnsupportedModelError: The model has no adapter.
         """
         adapter = adapter_for(model)
-        where = adapter.layers, retention, adapter.grid, adapter.legal_layers
         why_plain = why_no_mass(adapter.decoder.config._attn_implementation)
         best = {"matcher": coverage_matching, "attention": "plain" if why_plain else "mass"}
-        named = cls(**{"stages": (), **best, **options})
-        if "stages" in options:
+        named = cls(() if stages is None else stages, **{**best, **options})
+        if stages is not None:
             return named
         find = one_stage if isinstance(named.matcher, CoverageMatching) else find_stages
-        return replace(named, stages=find(*where))
+        found = find(adapter.layers, retention, adapter.grid, adapter.legal_layers)
+        return replace(named, stages=found)
 
     @classmethod
     def lightkv(

@@ -12,7 +12,7 @@ import pytest
 from lightkv_gnn.choices import SCATTER
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported: kernels on a CPU
-# Of processes that tests start, Ray's too: more threads than cores wait for each other, busily.
+# Of processes that tests start, as ``one_thread`` below of their own.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 pytest_plugins = ["pairs", "pytester"]

@@ -132,9 +132,10 @@ class Worker:
             Exception: As ``lightkv_gnn.asking.loading.load`` and :func:`lightkv_gnn.attach`.
         """
         model, processor = load(settings.model, settings.device, settings.dtype)
-        own = {"stages": settings.stages} if settings.stages else {}
-        options = {"guidance": settings.guidance, **own}
-        config = LightKVConfig.for_model(model, settings.retention, **options)
+        stages, guidance = settings.stages or None, settings.guidance
+        config = LightKVConfig.for_model(
+            model, settings.retention, stages=stages, guidance=guidance
+        )
         return cls(model, processor, config, pictures, max_new_tokens=settings.max_new_tokens)
 
     def close(self) -> None:

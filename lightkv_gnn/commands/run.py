@@ -74,8 +74,7 @@ def run(
     if device and device != loading.AUTO:
         machine.check_device(device)
     loaded, processor = loading.load(model, device, dtype)
-    own = {"stages": stage} if stage else {}
-    config = LightKVConfig.for_model(loaded, retention, guidance=guidance, **own)
+    config = LightKVConfig.for_model(loaded, retention, stages=stage or None, guidance=guidance)
     answered = running.answer(
         loaded,
         processor,

@@ -85,5 +85,5 @@ def at_work(model: Any, arguments: Arguments) -> Iterator[Books]:
 
 def config_of(model: Any, arguments: Arguments) -> LightKVConfig:
     """How LightKV compresses: by the stages asked for, else by some that keep the retention."""
-    own = {"stages": arguments.schedule} if arguments.schedule else {}
-    return LightKVConfig.for_model(model, arguments.retention, **arguments.parts, **own)
+    stages = arguments.schedule or None
+    return LightKVConfig.for_model(model, arguments.retention, stages=stages, **arguments.parts)

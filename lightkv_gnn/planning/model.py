@@ -103,8 +103,7 @@ def forecast(
         raise ValueError("no pictures: give the size of one at least")
     model = on_meta(source, dtype)
     adapter = adapter_for(model)
-    own = {"stages": stages} if stages else {}
-    config = LightKVConfig.for_model(model, retention, **own)
+    config = LightKVConfig.for_model(model, retention, stages=stages or None)
     pictures = [
         adapter.expected(size, len(sizes), partial(_process, source, size)) for size in sizes
     ]

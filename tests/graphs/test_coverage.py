@@ -237,14 +237,18 @@ def test_the_prompt_decides_who_stays() -> None:
 def test_a_batch_is_its_images(how: CoverageMatching) -> None:
     layout = make_layout([[(4, 5), (3, 3)], [], [(6, 2)]])
     x, guidance = features(layout, seed=7)
-    together = matched(how, x, layout, guidance, 0.6).edge_index
-    first, edges = 0, []
+    together = matched(how, x, layout, guidance, 0.6)
+    first, edges, certificates = 0, [], []
     for grid in layout.grids:
-        alone = make_layout([[grid]])
-        own = slice(first, first + len(alone))
-        edges.append(matched(how, x[own], alone, guidance[own], 0.6).edge_index + first)
-        first += len(alone)
-    assert torch.equal(together, torch.cat(edges, dim=1))
+        single = make_layout([[grid]])
+        own = slice(first, first + len(single))
+        alone = matched(how, x[own], single, guidance[own], 0.6)
+        edges.append(alone.edge_index + first)
+        certificates.append(alone.certificate)
+        first += len(single)
+    assert torch.equal(together.edge_index, torch.cat(edges, dim=1))
+    for value, *parts in zip(together.certificate, *certificates, strict=True):
+        torch.testing.assert_close(value, torch.cat(parts))
 
 
 @ways
@@ -340,20 +344,6 @@ def test_no_choice_loses_less_than_the_certificate_says(seed: int, how: Coverage
         assert 0 <= least <= best + 1e-5
         bounds.append(least / best if best > 1e-3 else 1.0)
     assert max(bounds) > 0.5  # a bound that says something
-
-
-def test_the_certificate_of_a_batch_is_that_of_its_images() -> None:
-    layout = make_layout([[(4, 5), (3, 3)], [], [(6, 2)]])
-    x, guidance = features(layout, seed=7)
-    together = matched(coverage_matching, x, layout, guidance, 0.6).certificate
-    first, alone = 0, []
-    for grid in layout.grids:
-        single = make_layout([[grid]])
-        own = slice(first, first + len(single))
-        alone.append(matched(coverage_matching, x[own], single, guidance[own], 0.6).certificate)
-        first += len(single)
-    for value, *parts in zip(together, *alone, strict=True):
-        torch.testing.assert_close(value, torch.cat(parts))
 
 
 def test_the_certificate_of_copies_is_nothing_and_of_broken_tokens_no_nan() -> None:
