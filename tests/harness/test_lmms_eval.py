@@ -32,7 +32,7 @@ def lines(file: Path) -> list[dict[str, Any]]:
 ROWS = lines(TASK / "data/test/metadata.jsonl")
 
 HARSH = "0:1:0.5+1:1:0.5+2:1:0.5+3:1:0.5"
-PARTS = "guidance=none,message=destination_only"
+PARTS = "guidance=none,message=destination_only,matcher=cosine_matching"
 LOSSY = f"pretrained=tiny,schedule={HARSH},{PARTS}"
 TWIN = "pretrained=tiny,lightkv_baseline=none"
 FASTV = "pretrained=tiny,lightkv_baseline=fastv,retention=0.3"
@@ -130,7 +130,8 @@ def test_the_uncompressed_twin_answers_as_the_library_does(results):
 def test_compressed_answers_and_costs_are_those_of_attach(results):
     model, processor = tiny.load()
     stages = [lk.Stage(layer, 1, 0.5) for layer in range(4)]
-    config = lk.LightKVConfig(stages, guidance="none", message=lk.destination_only)
+    parts = dict(part.split("=") for part in PARTS.split(","))
+    config = lk.LightKVConfig.for_model(model, stages=stages, **parts)
     with lk.attach(model, config) as handle:
         expected, ledgers = asked_directly(model, processor, lambda: handle.ledger)
     found = results["lossy"]

@@ -20,7 +20,7 @@ if not find_spec("lmms_eval"):
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 STAGES = "schedule=0:2:0.5+2:1:0.5"
-CONFIG = lk.LightKVConfig([lk.Stage(0, 2, 0.5), lk.Stage(2, 1, 0.5)])
+SCHEDULE = [lk.Stage(0, 2, 0.5), lk.Stage(2, 1, 0.5)]
 OPTIONS = {"max_new_tokens": 6, "do_sample": False}
 
 
@@ -79,6 +79,10 @@ def made(checkpoint):
     return make
 
 
+def attached(model):
+    return lk.attach(model, lk.LightKVConfig.for_model(model, stages=SCHEDULE))
+
+
 def texts(found):
     return [one.text for one in found]
 
@@ -88,7 +92,7 @@ def test_answers_are_those_of_attach(made, size):
     """Batches of questions with no, one and several pictures; the order is the requests'."""
     lightkv = made(batch_size=size)
     found = lightkv.generate_until(requests_for(DOCUMENTS))
-    with lk.attach(lightkv.model, CONFIG):
+    with attached(lightkv.model):
         expected = [
             answers.generate(lightkv.model, lightkv.processor, pictures, text, max_new_tokens=6)
             if pictures
@@ -114,7 +118,7 @@ def test_costs_are_those_of_the_questions_with_pictures(made):
     lightkv.generate_until(requests_for(DOCUMENTS))
     lightkv.generate_until(requests_for(DOCUMENTS, __padding_only__=True))
     account = lightkv._accounts["own"]
-    with lk.attach(lightkv.model, CONFIG) as handle:
+    with attached(lightkv.model) as handle:
         ledgers = []
         for text, pictures in DOCUMENTS:
             if pictures:
@@ -181,7 +185,7 @@ def test_the_model_is_free_after_an_error(made):
     wrong = requests_for(DOCUMENTS[:1], {"max_new_tokens": -1})
     with pytest.raises(ValueError, match="max_new_tokens"):
         lightkv.generate_until(wrong)
-    with lk.attach(lightkv.model, CONFIG):
+    with attached(lightkv.model):
         pass
 
 
