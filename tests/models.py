@@ -9,6 +9,7 @@ from inspect import signature
 from typing import Any
 
 import torch
+from copies import copied
 from families.geometry import Picture, tiles
 from families.loop import FamilyLoop
 from torch import Tensor, nn
@@ -41,6 +42,7 @@ LAYERS = 6
 TEXT_CONFIGS = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config}
 
 
+@copied
 def tiny_llava(
     text: str = "llama",
     attention: str = "sdpa",

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers as hf
+from copies import copied
 
 # Threads cost tiny models more than they give, thirty times more on a busy machine.
 torch.set_num_threads(1)
@@ -196,6 +197,7 @@ RECIPES: dict[str, Recipe] = {
 FAMILIES: tuple[str, ...] = tuple(RECIPES)
 
 
+@copied
 def tiny(
     family: str,
     attention: str = "sdpa",
