@@ -100,7 +100,9 @@ def test_the_model_is_left_as_it_was_after_an_error(name: str) -> None:
 
 
 @every
-@pytest.mark.parametrize(("retention", "depth"), [(0.6, 0), (0.6, 1), (0.8, 2)])
+@pytest.mark.parametrize(
+    ("retention", "depth"), [(0.6, 0), pytest.param(0.6, 1, marks=pytest.mark.full), (0.8, 2)]
+)
 @torch.no_grad()
 def test_the_budget_is_kept(name: str, retention: float, depth: int, tmp_path: Path) -> None:
     model = tiny_llava(side=SIDE)

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from marks import full
 
 from evaluation.test_runner import Halves, evaluation
 from lightkv_gnn.baselines import METHODS
@@ -40,7 +41,7 @@ def plan(suite):
     return evaluation(suite, retentions=(0.5, 0.05))
 
 
-@pytest.mark.parametrize("world", [2, 3, 40])
+@pytest.mark.parametrize("world", [2, *full(3), 40])
 def test_shards_leave_what_one_process_does(world, alone, tmp_path):
     asked = []
     for rank in reversed(range(world)):  # the first has nothing to wait for then
@@ -79,7 +80,7 @@ def test_the_first_waits_for_the_others(alone, tmp_path, monkeypatch):
     assert untimed(found) == untimed(read_rows(out / ROWS)) == untimed(alone)
 
 
-@pytest.mark.parametrize("then", [1, 2, 3])
+@pytest.mark.parametrize("then", [*full(1, 3), 2])
 def test_a_killed_shard_loses_at_most_the_row_it_was_at(then, alone, tmp_path):
     plan(Halves()).run(tmp_path, tmp_path, progress=False, shard=Shard(2, 3))
     suite = Halves()

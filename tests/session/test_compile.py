@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from marks import full
 from models import CACHE, batch, cache_lengths, greedy, near, prompt, tiny_llava
 from torch._dynamo.utils import counters
 
@@ -72,17 +73,12 @@ def layer_forwards(model: Any) -> Any:
     return model
 
 
-def marked(mark: pytest.MarkDecorator, *ways: Callable[[Any], Any]) -> list[Any]:
-    return [pytest.param(way, marks=mark) for way in ways]
-
-
 @pytest.mark.parametrize(
     "compiled",
     [
         layers,
-        layer_forwards,
-        # In more pieces than those, which takes a minute: .ci/run has them too.
-        *marked(pytest.mark.full, whole, in_place, forward, decoder),
+        # More of them take more than a minute: .ci/run has them too.
+        *full(layer_forwards, whole, in_place, forward, decoder),
     ],
 )
 @torch.no_grad()
@@ -141,7 +137,7 @@ def test_a_text_prompt_before_one_with_a_picture() -> None:
         assert cache_lengths(model(**batch(inputs))[CACHE]) == SHORT
 
 
-@pytest.mark.parametrize("positions", ["preserve", "reindex"])
+@pytest.mark.parametrize("positions", ["preserve", *full("reindex")])
 @torch.no_grad()
 def test_steps_are_one_graph(positions: str) -> None:
     plain, model, inputs = model_of(), model_of(), batch(prompt(4, "image", 6))
