@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -16,6 +17,12 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported: 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 pytest_plugins = ["pairs", "pytester"]
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the collector, which tests call too, need not look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

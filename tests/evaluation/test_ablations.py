@@ -31,10 +31,15 @@ def inputs(model):
     }
 
 
-@pytest.mark.parametrize(("choice", "variant"), ALL, ids=IDS)
-def test_a_variant_runs_on_its_budgets(model, inputs, choice, variant):
+@pytest.fixture(scope="module")
+def expected(model, inputs):
     with torch.no_grad():
-        expected = model(**inputs).logits
+        return model(**inputs).logits
+
+
+@pytest.mark.parametrize(("choice", "variant"), ALL, ids=IDS)
+def test_a_variant_runs_on_its_budgets(model, inputs, expected, choice, variant):
+    with torch.no_grad():
         for budget in variant.budgets(model, [0.65], [0]):
             with variant.applied(model, budget) as applied:
                 compressed = model(**inputs).logits

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from marks import full
 from PIL import Image
 
 from evaluation.factory import make_row, make_rows
@@ -176,7 +177,7 @@ def test_names_cannot_break_the_page(tmp_path, monkeypatch):
     assert all((tmp_path / name).is_file() for name in named)
 
 
-@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("binary", [True, *full(False)])
 def test_figures_are_pictures_of_page_width(tmp_path, binary):
     _, files = report(make_rows(seeds=2, binary=binary), tmp_path)
     names = [file.stem.split("-")[-1] for file in files[1:]]
