@@ -1,9 +1,9 @@
-"""Ablations: the default with one choice varied, each variant a method of its own."""
+"""Ablations: a method with one choice varied, each variant a method of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lightkv_gnn.baselines import Budget, Hints, StageMethod, progressive
@@ -45,6 +45,21 @@ class Windowed(StageMethod):
         return progressive(
             budget.layers, budget.retention, budget.depth, budget.grid, windows=self.windows
         )
+
+
+@dataclass(frozen=True)
+class EarlyWindowed(Early):
+    """One large stage in windows of one's own.
+
+    Attributes:
+        windows: Windows per side.
+    """
+
+    windows: int = 1
+
+    def stages(self, budget: Budget) -> tuple[Stage, ...]:
+        """The usual one, with these windows."""
+        return tuple(replace(stage, windows=self.windows) for stage in super().stages(budget))
 
 
 @dataclass(frozen=True)
@@ -197,6 +212,27 @@ def _matcher() -> list[StageMethod]:
     return [*coverage, plain, Early("coverage, dropped", ORIGIN, dropped), *parity]
 
 
+def _default() -> list[StageMethod]:
+    """Of what ``LightKVConfig.for_model`` gives; its matcher's choices are varied above."""
+    best = {"matcher": coverage_matching, "attention": "mass"}
+    choices: dict[str, dict[str, Any]] = {
+        "as it is": {},
+        "vision_to_text": {"guidance": "vision_to_text"},
+        "last_token": {"guidance": "last_token"},
+        "no guidance": {"guidance": "none"},
+        "mean": {"message": mean},
+        "dropped": {"message": destination_only},
+        "reindex": {"positions": "reindex"},
+        "no mass": {"attention": "plain"},
+        "no mass, dropped": {"attention": "plain", "message": destination_only},
+    }
+    return [
+        *(Early(name, ORIGIN, {**best, **options}) for name, options in choices.items()),
+        *(EarlyWindowed(f"windows {n}", ORIGIN, best, n) for n in (1, 3, 4)),
+        *(Stepped(f"{n} stages", ORIGIN, best, n) for n in (2, 3)),
+    ]
+
+
 def _geometry() -> list[StageMethod]:
     blind = {"guidance": "none", "message": mean}
     return [
@@ -216,5 +252,6 @@ ABLATIONS: dict[str, Callable[[], Sequence[StageMethod]]] = {
     "geometry": _geometry,
     "message": _message,
     "matcher": _matcher,
+    "default": _default,
 }
 """What is varied, and the variants."""

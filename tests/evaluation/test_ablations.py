@@ -1,5 +1,7 @@
 """Every variant differs from the default in what its name says, and runs."""
 
+import re
+
 import pytest
 import torch
 from models import tiny_llava
@@ -86,6 +88,23 @@ def test_names_say_what_is_varied():
             assert variant.name == getattr(varied, "name", varied)
 
 
+def test_variants_of_the_default_are_named_after_what_differs():
+    default, *variants = ABLATIONS["default"]()
+    config = default.config(LARGE)
+    assert (default.name, config.attention) == ("as it is", "mass")
+    for variant in variants:
+        found, name = variant.config(LARGE), variant.name
+        assert (found.stages == config.stages) == (not re.match(r"\d stages|windows", name))
+        told = {
+            "guidance": "no guidance" if found.guidance == "none" else found.guidance,
+            "message": "dropped" if found.message is messages.destination_only else "mean",
+            "positions": "reindex",
+            "attention": "no mass",
+        }
+        for field, word in told.items():
+            assert (getattr(found, field) != getattr(config, field)) == (word in name)
+
+
 def test_names_tell_variants_apart():
     for variants in ABLATIONS.values():
         names = [variant.name for variant in variants()]
@@ -94,10 +113,12 @@ def test_names_tell_variants_apart():
 
 @pytest.mark.parametrize(("choice", "variant"), ALL, ids=IDS)
 def test_nothing_but_the_choice_varies(choice, variant):
-    found, default = variant.config(LARGE), LightKVConfig(variant.stages(LARGE))
+    best = {"matcher": "coverage_matching", "attention": "mass"} if choice == "default" else {}
+    found, default = variant.config(LARGE), LightKVConfig(variant.stages(LARGE), **best)
     fields = {"guidance": ("guidance", "rotary"), "prompt": ("matcher", "message")}
     fields["depth"] = fields["geometry"] = ("guidance", "message")
     fields["matcher"] = ("matcher", "message", "attention")
+    fields["default"] = ("guidance", "message", "positions", "attention")
     free = fields.get(choice, (choice,))
     for name in ("guidance", "rotary", "message", "matcher", "positions", "attention"):
         if name not in free:
