@@ -10,11 +10,12 @@ from torch_geometric.nn.aggr import Aggregation
 
 from lightkv_gnn.choices import SCATTER, ScatterName
 from lightkv_gnn.stage.guidance import text_shares
-from lightkv_graphs import nearest_destinations
+from lightkv_graphs import greedy_ranks, nearest_destinations
+from lightkv_graphs.coverage import Greedy
 
 
 class ScatterBackend(Protocol):
-    """Sums and maxima over edges that share a target, and the two other costly parts of a stage.
+    """Sums and maxima over edges that share a target, and the other costly parts of a stage.
 
     ``index`` holds the target of each edge, `[edge]`, ascending; every one of the ``size`` targets
     has at least one edge.
@@ -40,6 +41,10 @@ class ScatterBackend(Protocol):
 
     def nearest(self, x: Tensor, sources: Tensor, destinations: Tensor) -> tuple[Tensor, Tensor]:
         """See :func:`lightkv_graphs.nearest_destinations`."""
+
+    @property
+    def greedy(self) -> Greedy:
+        """See :func:`lightkv_graphs.greedy_ranks`."""
 
     def text_shares(
         self,
@@ -89,6 +94,11 @@ class TorchBackend:
     def nearest(self, x: Tensor, sources: Tensor, destinations: Tensor) -> tuple[Tensor, Tensor]:
         """One product for each padded window."""
         return nearest_destinations(x, sources, destinations)
+
+    @property
+    def greedy(self) -> Greedy:
+        """All windows at once, one choice after the other."""
+        return greedy_ranks
 
     def text_shares(
         self,
