@@ -152,6 +152,7 @@ class TritonBackend(TorchBackend):
         try:
             from lightkv_gnn.stage.kernels import (
                 check_device,
+                greedy_ranks,
                 nearest_destinations,
                 text_shares,
                 weighted_sum,
@@ -161,8 +162,8 @@ class TritonBackend(TorchBackend):
                 'scatter="triton" needs Triton, which is not installed: run `pip install triton`, '
                 'or use the default scatter="torch"'
             ) from error
-        self._check, self._nearest = check_device, nearest_destinations
-        self._shares, self._sum = text_shares, weighted_sum
+        self._check, self._shares, self._sum = check_device, text_shares, weighted_sum
+        self._nearest, self._greedy = nearest_destinations, greedy_ranks
 
     def check_device(self, device: torch.device) -> None:
         """Works on a GPU, and elsewhere in Triton's interpreter."""
@@ -180,6 +181,11 @@ class TritonBackend(TorchBackend):
     def nearest(self, x: Tensor, sources: Tensor, destinations: Tensor) -> tuple[Tensor, Tensor]:
         """Norms, products and maximum in one pass."""
         return self._nearest(x, sources, destinations)
+
+    @property
+    def greedy(self) -> Greedy:
+        """All choices in one pass, each window on its own."""
+        return self._greedy
 
     def text_shares(
         self,
