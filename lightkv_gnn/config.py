@@ -48,7 +48,7 @@ class LightKVConfig:
             and decoding step as often as the tokens it stands for, by the logarithm of their number
             on its logits.
         scatter: Who reduces: "torch", "torch_scatter", or "triton", which has fused kernels for the
-            three costly parts of a stage and needs a GPU; tried in Triton's interpreter alone.
+            costly parts of a stage and needs a GPU; tried in Triton's interpreter alone.
     """
 
     stages: Sequence[Stage]

@@ -9,7 +9,7 @@ from lightkv_graphs.build import (
     survivors,
 )
 from lightkv_graphs.certificate import Certificate
-from lightkv_graphs.coverage import CoverageMatching, coverage_matching
+from lightkv_graphs.coverage import CoverageMatching, coverage_matching, greedy_ranks
 from lightkv_graphs.draw import (
     draw_guidance,
     draw_layers,
@@ -84,6 +84,7 @@ __all__ = [
     "edge_cosine",
     "exact_count",
     "float32_count",
+    "greedy_ranks",
     "heirs",
     "leading_cut",
     "merge_graph",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Literal, get_args
@@ -18,8 +19,56 @@ from lightkv_graphs.prompt_matching import relevance
 
 Objective = Literal["sum", "max"]
 
-_LEAST = 1e-6
+LEAST = 1e-6
 """Of what is not covered yet, where something is divided by it."""
+
+
+Greedy = Callable[[Tensor, Tensor, Tensor, Tensor, int, Tensor | None, Objective], Tensor]
+"""See :func:`greedy_ranks`."""
+
+
+def greedy_ranks(
+    cosine: Tensor,
+    weight: Tensor,
+    heard: Tensor,
+    urgent: Tensor,
+    steps: int,
+    anchored: Tensor | None,
+    objective: Objective,
+) -> Tensor:
+    """When each token is chosen, `[window, slot]`, from 0; those that are not, last of all.
+
+    Args:
+        cosine: Of the tokens of each window, 1 with itself, `[window, slot, slot]`, float32.
+        weight: What each token counts, 0 for padding, `[window, slot]`.
+        heard: Guidance, by which anchors are chosen, `[window, slot]`.
+        urgent: Infinity for what has to stay, minus infinity for padding, else 0, likewise.
+        steps: How many are chosen of each window, or all of a smaller one.
+        anchored: How many of them are anchors, `[window, 1]`; none if not given.
+        objective: What the others add, see :class:`CoverageMatching`.
+    """
+    slots = weight.shape[1]
+    chosen: list[Tensor] = []
+    covered, rows = torch.zeros_like(weight), cosine.reshape(-1, slots)
+    begins = torch.arange(0, len(rows), slots, device=weight.device)[:, None]
+    for step in range(steps):
+        if objective == "max":
+            gain = weight * (1 - covered)
+        elif _summed_up(step):
+            gain = _gains(cosine, weight, covered)
+            fresh = gain / (1 - covered).clamp(min=LEAST)
+        else:
+            gain = fresh * (1 - covered)
+        if anchored is not None:
+            gain = torch.where(step < anchored, heard, gain)
+        chosen.append((gain + urgent).argmax(dim=1, keepdim=True))
+        urgent = urgent.scatter(1, chosen[-1], -torch.inf)
+        covered = torch.maximum(covered, rows.index_select(0, (chosen[-1] + begins)[:, 0]))
+    rank = torch.full_like(heard, steps)
+    if not chosen:
+        return rank
+    order = torch.arange(steps, device=rank.device).to(rank.dtype).expand(len(rank), -1)
+    return rank.scatter_reduce(1, torch.cat(chosen, dim=1), order, "amin")
 
 
 @dataclass(frozen=True)
@@ -72,6 +121,7 @@ class CoverageMatching:
         partition: WindowPartition,
         guidance: Tensor | None = None,
         layout: TokenLayout | None = None,
+        greedy: Greedy = greedy_ranks,
     ) -> Matching:
         """Matches the tokens of every window.
 
@@ -80,6 +130,7 @@ class CoverageMatching:
             partition: The windows, with the number of tokens that leave.
             guidance: Logarithm of the prompt's guidance, `[token]`; equal for all if not given.
             layout: Has the tokens' masses; 1 each if not given.
+            greedy: Chooses who stays.
         """
         slots, tokens = partition.slots(), x.shape[0]
         heard = torch.ones(tokens, device=x.device)
@@ -97,7 +148,8 @@ class CoverageMatching:
         nearest = cosine.amax(dim=2)
         own.fill_(1.0)
         heard, weight = (padded(value, 0.0)[slots] for value in (heard, weight))
-        rank = self._ranks(cosine, weight, heard, urgent, partition)
+        steps, anchored = _most_staying(partition.plan), self._anchored(partition)
+        rank = greedy(cosine, weight, heard, urgent, steps, anchored, self.objective)
         leaving, _ = take_edges(partition, slots, slots, -rank)
         stays = staying(leaving[0], tokens)
         matching = _joined(leaving[0], slots, cosine, stays)
@@ -108,48 +160,6 @@ class CoverageMatching:
         choice = stays[slots], slots != tokens, of_images
         certificate = certified(weight, covered, nearest, gains, *choice)
         return replace(matching, certificate=certificate)
-
-    def _ranks(
-        self,
-        cosine: Tensor,
-        weight: Tensor,
-        heard: Tensor,
-        urgent: Tensor,
-        partition: WindowPartition,
-    ) -> Tensor:
-        """When each token is chosen, `[window, slot]`, from 0; those that are not, last of all.
-
-        Args:
-            cosine: Of the tokens of each window, `[window, slot, slot]`.
-            weight: What each token counts, `[window, slot]`.
-            heard: Guidance, by which anchors are chosen, `[window, slot]`.
-            urgent: Infinity for what has to stay, minus infinity for padding, else 0, likewise.
-            partition: The windows.
-        """
-        plan, slots = partition.plan, weight.shape[1]
-        steps = _most_staying(plan)
-        anchored = self._anchored(partition)
-        chosen: list[Tensor] = []
-        covered, rows = torch.zeros_like(weight), cosine.reshape(-1, slots)
-        begins = torch.arange(0, len(rows), slots, device=weight.device)[:, None]
-        for step in range(steps):
-            if self.objective == "max":
-                gain = weight * (1 - covered)
-            elif _summed_up(step):
-                gain = _gains(cosine, weight, covered)
-                fresh = gain / (1 - covered).clamp(min=_LEAST)
-            else:
-                gain = fresh * (1 - covered)
-            if anchored is not None:
-                gain = torch.where(step < anchored, heard, gain)
-            chosen.append((gain + urgent).argmax(dim=1, keepdim=True))
-            urgent = urgent.scatter(1, chosen[-1], -torch.inf)
-            covered = torch.maximum(covered, rows.index_select(0, (chosen[-1] + begins)[:, 0]))
-        rank = torch.full_like(heard, steps)
-        if not chosen:
-            return rank
-        order = torch.arange(steps, device=rank.device).to(rank.dtype).expand(len(rank), -1)
-        return rank.scatter_reduce(1, torch.cat(chosen, dim=1), order, "amin")
 
     def _anchored(self, partition: WindowPartition) -> Tensor | None:
         """How many of each window's tokens are anchors, `[window, 1]`; None if there are none."""

@@ -99,8 +99,9 @@ Matcher = Callable[..., Matching]
 """``matcher(x, partition)`` with features `[token, channel]`; see :class:`Matching`.  One with a
 parameter ``guidance`` is given the logarithm of the prompt's guidance `[token]` too, one with a
 parameter ``layout`` the tokens' :class:`~lightkv_graphs.TokenLayout`, and one with a parameter
-``nearest`` the search for the most similar destinations that its device is good at, as
-:func:`nearest_destinations`."""
+``nearest`` or ``greedy`` what its device is good at: the search for the most similar destinations,
+as :func:`nearest_destinations`, or the choice of who stays, as
+:func:`~lightkv_graphs.greedy_ranks`."""
 
 
 Nearest = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]

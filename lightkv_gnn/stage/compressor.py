@@ -195,7 +195,12 @@ class TokenCompressor:
         message = self.message if isinstance(self.message, WeightedMean) else guided_mean
 
         def match(x: Tensor, partition: WindowPartition) -> Matching:
-            known = {"guidance": guidance, "layout": layout, "nearest": self.scatter.nearest}
+            known = {
+                "guidance": guidance,
+                "layout": layout,
+                "nearest": self.scatter.nearest,
+                "greedy": self.scatter.greedy,
+            }
             wanted = {name: known[name] for name in self._matcher_wants}
             matching = self.matcher(x, partition, **wanted)
             if self.matcher not in MATCHERS.values():
@@ -234,7 +239,8 @@ def _wants(matcher: Matcher) -> list[str]:
         parameters = inspect.signature(matcher).parameters
     except ValueError:  # some callables have no signature
         return []
-    return [name for name in ("guidance", "layout", "nearest") if name in parameters]
+    names = ("guidance", "layout", "nearest", "greedy")
+    return [name for name in names if name in parameters]
 
 
 def _accumulator(x: Tensor) -> torch.dtype:

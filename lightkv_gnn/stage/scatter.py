@@ -10,11 +10,12 @@ from torch_geometric.nn.aggr import Aggregation
 
 from lightkv_gnn.choices import SCATTER, ScatterName
 from lightkv_gnn.stage.guidance import text_shares
-from lightkv_graphs import nearest_destinations
+from lightkv_graphs import greedy_ranks, nearest_destinations
+from lightkv_graphs.coverage import Greedy
 
 
 class ScatterBackend(Protocol):
-    """Sums and maxima over edges that share a target, and the two other costly parts of a stage.
+    """Sums and maxima over edges that share a target, and the other costly parts of a stage.
 
     ``index`` holds the target of each edge, `[edge]`, ascending; every one of the ``size`` targets
     has at least one edge.
@@ -40,6 +41,10 @@ class ScatterBackend(Protocol):
 
     def nearest(self, x: Tensor, sources: Tensor, destinations: Tensor) -> tuple[Tensor, Tensor]:
         """See :func:`lightkv_graphs.nearest_destinations`."""
+
+    @property
+    def greedy(self) -> Greedy:
+        """See :func:`lightkv_graphs.greedy_ranks`."""
 
     def text_shares(
         self,
@@ -89,6 +94,11 @@ class TorchBackend:
     def nearest(self, x: Tensor, sources: Tensor, destinations: Tensor) -> tuple[Tensor, Tensor]:
         """One product for each padded window."""
         return nearest_destinations(x, sources, destinations)
+
+    @property
+    def greedy(self) -> Greedy:
+        """All windows at once, one choice after the other."""
+        return greedy_ranks
 
     def text_shares(
         self,
@@ -142,6 +152,7 @@ class TritonBackend(TorchBackend):
         try:
             from lightkv_gnn.stage.kernels import (
                 check_device,
+                greedy_ranks,
                 nearest_destinations,
                 text_shares,
                 weighted_sum,
@@ -151,8 +162,8 @@ class TritonBackend(TorchBackend):
                 'scatter="triton" needs Triton, which is not installed: run `pip install triton`, '
                 'or use the default scatter="torch"'
             ) from error
-        self._check, self._nearest = check_device, nearest_destinations
-        self._shares, self._sum = text_shares, weighted_sum
+        self._check, self._shares, self._sum = check_device, text_shares, weighted_sum
+        self._nearest, self._greedy = nearest_destinations, greedy_ranks
 
     def check_device(self, device: torch.device) -> None:
         """Works on a GPU, and elsewhere in Triton's interpreter."""
@@ -170,6 +181,11 @@ class TritonBackend(TorchBackend):
     def nearest(self, x: Tensor, sources: Tensor, destinations: Tensor) -> tuple[Tensor, Tensor]:
         """Norms, products and maximum in one pass."""
         return self._nearest(x, sources, destinations)
+
+    @property
+    def greedy(self) -> Greedy:
+        """All choices in one pass, each window on its own."""
+        return self._greedy
 
     def text_shares(
         self,

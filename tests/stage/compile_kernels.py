@@ -14,11 +14,16 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from lightkv_gnn.stage.kernels import nearest, shares, sums
+from lightkv_gnn.stage.kernels import greedy, nearest, shares, sums
+from lightkv_graphs.coverage import LEAST
 
 TYPES = {
     "mask": "*i1",
     "cosine": "*fp32",
+    "heard": "*fp32",
+    "urgent": "*fp32",
+    "anchored": "*fp32",
+    "rank": "*fp32",
     "weight": "*fp32",
     "totals": "*fp32",
     "shares": "*fp32",
@@ -36,14 +41,22 @@ TYPES = {
 
 
 def kernels_of(dtype: torch.dtype) -> dict[str, tuple[Any, dict[str, Any], dict[str, int]]]:
-    """Kernel, what is constant in it, and options, by name; logits of heads of 256 channels."""
+    """Kernel, what is constant in it, and options, by name.
+
+    Logits are of heads of 256 channels, choices of windows of 1,024 tokens.
+    """
     tile = shares.tile_of(256, dtype)
     options = {"num_stages": tile.pop("num_stages")}
     logits = {"least": shares.LEAST, "capped": dtype == torch.bfloat16, **tile}
     slots = {"S": nearest.SOURCES, "D": nearest.DESTINATIONS, "C": nearest.CHANNELS}
+    tile = greedy.tile_of(1024)
+    warps = {"num_warps": tile.pop("num_warps")}
+    window = {"least": LEAST, **tile}
     return {
         "nearest": (nearest._nearest, {"shortest": nearest.SHORTEST, **slots}, {}),
         "weighted_sum": (sums._weighted_sum, {"C": sums.CHANNELS}, {}),
+        "coverage": (greedy._greedy, {"centre": False, "anchored": None, **window}, warps),
+        "centres": (greedy._greedy, {"centre": True, **window}, warps),
         "totals": (shares._totals, logits, options),
         "shares": (shares._shares, logits, options),
     }

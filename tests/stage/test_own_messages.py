@@ -9,9 +9,11 @@ from stages import assert_same, batch, compress
 from torch import Tensor, nn
 from torch_geometric.nn import GraphConv, MessagePassing, SimpleConv
 
-from lightkv_gnn.stage.compressor import MATCHERS, Compressed
+from lightkv_gnn.stage.compressor import MATCHERS, Compressed, TokenCompressor
 from lightkv_gnn.stage.messages import guided_mean
-from lightkv_graphs import Matching, WindowPartition, message_edges
+from lightkv_graphs import Matching, WindowPartition, message_edges, plan_stage
+from lightkv_graphs.coverage import Greedy
+from lightkv_graphs.matching import Nearest
 
 
 class Gate(nn.Module):
@@ -154,6 +156,19 @@ def test_a_matcher_of_ones_own(scatter: str) -> None:
     assert_same(found, expected, rtol=1e-10, atol=1e-12)
     again = compress(found.hidden_states, found.layout, guidance[found.kept], 1, scatter=scatter)
     assert len(again.layout) < len(found.layout)
+
+
+def test_a_matcher_is_given_what_its_device_is_good_at(scatter: str) -> None:
+    given: list[object] = []
+
+    def own(x: Tensor, partition: WindowPartition, nearest: Nearest, greedy: Greedy) -> Matching:
+        given.extend([nearest, greedy])
+        return MATCHERS["cosine_matching"](x, partition, nearest)
+
+    x, layout, _ = batch([[(3, 4)]])
+    run = TokenCompressor(matcher=own, scatter=scatter)
+    run(x, layout, plan_stage(layout.occupancy, 1, 0.5))
+    assert given == [run.scatter.nearest, run.scatter.greedy]
 
 
 def test_edges_may_come_in_any_order(scatter: str) -> None:

@@ -1,0 +1,126 @@
+"""Who stays, one by one: all greedy choices of a window in one program."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lightkv_gnn.stage.kernels.device import check_device
+from lightkv_graphs.coverage import LEAST, Objective
+
+TILE = 4096
+"""Cosines that a program holds at once; of large windows four rows."""
+
+
+@triton.jit
+def _gains(cosine, weight, covered, slots, T: tl.constexpr, B: tl.constexpr):
+    """What each token would add to the coverage of its window, `[slot]`; reads all cosines."""
+    column = tl.arange(0, B)
+    gain = tl.zeros((B,), tl.float32)
+    for first in range(0, slots, T):
+        row = first + tl.arange(0, T)
+        similar = tl.load(
+            cosine + row[:, None] * slots + column[None, :],
+            mask=(row < slots)[:, None] & (column < slots)[None, :],
+            other=0.0,
+        )
+        more = tl.maximum(similar - tl.gather(covered, row, 0)[:, None], 0.0)
+        counts = tl.load(weight + row, mask=row < slots, other=0.0)
+        gain += tl.sum(more * counts[:, None], axis=0)
+    return gain
+
+
+@triton.jit(do_not_specialize=["steps"])
+def _greedy(
+    cosine,
+    weight,
+    heard,
+    urgent,
+    anchored,
+    rank,
+    slots,
+    steps,
+    centre: tl.constexpr,
+    least: tl.constexpr,
+    T: tl.constexpr,
+    B: tl.constexpr,
+):
+    window = tl.program_id(0).to(tl.int64)
+    slot = tl.arange(0, B)
+    inside = slot < slots
+    cosine += window * slots * slots
+    weight += window * slots
+    at = window * slots + slot
+    urgency = tl.load(urgent + at, mask=inside, other=-float("inf"))
+    own = tl.load(weight + slot, mask=inside, other=0.0)
+    order = tl.zeros((B,), tl.float32) + steps
+    covered = tl.zeros((B,), tl.float32)
+    fresh = tl.zeros((B,), tl.float32)
+    every = 1  # how many choices there are from one sum to the next
+    tokens = tl.sum((urgency > -float("inf")).to(tl.int32))
+    for step in range(tl.minimum(steps, tokens)):
+        bare = 1 - covered
+        if centre:
+            gain = own * bare
+        else:
+            every = tl.where(step == 8 * every, 2 * every, every)
+            if step % every == 0:
+                gain = _gains(cosine, weight, covered, slots, T, B)
+                fresh = tl.div_rn(gain, tl.maximum(bare, least))
+            else:
+                gain = fresh * bare
+        if anchored is not None:
+            anchor = step < tl.load(anchored + window)
+            gain = tl.where(anchor, tl.load(heard + at, mask=inside, other=0.0), gain)
+        # Less than urgent even where it is infinite or NaN, and never again what was chosen.
+        gain = tl.where(gain < float("inf"), gain, 3e38)
+        gain = tl.where(urgency == 0, gain, urgency)
+        highest = tl.max(gain, axis=0)
+        chosen = tl.min(tl.where(gain == highest, slot, B), axis=0)
+        order = tl.where(slot == chosen, step, order)
+        urgency = tl.where(slot == chosen, -float("inf"), urgency)
+        similar = tl.load(cosine + chosen * slots + slot, mask=inside, other=0.0)
+        covered = tl.maximum(covered, similar)
+    tl.store(rank + at, order, mask=inside)
+
+
+def greedy_ranks(
+    cosine: Tensor,
+    weight: Tensor,
+    heard: Tensor,
+    urgent: Tensor,
+    steps: int,
+    anchored: Tensor | None,
+    objective: Objective,
+) -> Tensor:
+    """Equal of :func:`lightkv_graphs.greedy_ranks`, `[window, slot]`, but for the rounding of sums.
+
+    Cosines `[window, slot, slot]` are read whole where gains are summed up, and one row `[slot]`
+    after each choice; what is known of the slots of a window stays in registers.
+    """
+    check_device(cosine.device)
+    rank = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
+    windows, slots = weight.shape
+    if rank.numel() == 0:
+        return rank
+    block = triton.next_power_of_2(slots)
+    with torch.cuda.device_of(cosine):
+        _greedy[(windows,)](
+            *(part.float().contiguous() for part in (cosine, weight, heard, urgent)),
+            None if anchored is None else anchored.contiguous(),
+            rank,
+            slots,
+            steps,
+            objective == "max",
+            LEAST,
+            **tile_of(block),
+        )
+    return rank
+
+
+def tile_of(block: int) -> dict[str, int]:
+    """Rows and columns of cosines that a program holds at once, and its warps."""
+    warps = 4 if block <= 512 else 8 if block <= 2048 else 16
+    return {"T": min(block, max(4, TILE // block)), "B": block, "num_warps": warps}
