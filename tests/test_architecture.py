@@ -21,6 +21,7 @@ GRAPH_ORDER = (
     "certificate",
     "matching",
     "prompt_matching",
+    "greedy",
     "coverage",
     "dropping",
     "build",

@@ -9,7 +9,7 @@ from lightkv_graphs.build import (
     survivors,
 )
 from lightkv_graphs.certificate import Certificate
-from lightkv_graphs.coverage import CoverageMatching, coverage_matching, greedy_ranks
+from lightkv_graphs.coverage import CoverageMatching, coverage_matching
 from lightkv_graphs.draw import (
     draw_guidance,
     draw_layers,
@@ -22,6 +22,7 @@ from lightkv_graphs.draw import (
 from lightkv_graphs.dropping import drop_lowest, heirs
 from lightkv_graphs.explore import LayerBar, View, write_page
 from lightkv_graphs.files import TraceFileError
+from lightkv_graphs.greedy import greedy_ranks
 from lightkv_graphs.layout import Grid, Tile, TokenLayout
 from lightkv_graphs.matching import (
     Matcher,

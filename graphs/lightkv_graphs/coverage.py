@@ -3,72 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from lightkv_graphs.certificate import certified
+from lightkv_graphs.greedy import Greedy, Objective, covering, gains, greedy_ranks
 from lightkv_graphs.layout import TokenLayout
 from lightkv_graphs.matching import Matching, padded, staying, take_edges, window_cosines
 from lightkv_graphs.partition import StagePlan, WindowPartition
 from lightkv_graphs.prompt_matching import relevance
-
-Objective = Literal["sum", "max"]
-
-LEAST = 1e-6
-"""Of what is not covered yet, where something is divided by it."""
-
-
-Greedy = Callable[[Tensor, Tensor, Tensor, Tensor, int, Tensor | None, Objective], Tensor]
-"""See :func:`greedy_ranks`."""
-
-
-def greedy_ranks(
-    cosine: Tensor,
-    weight: Tensor,
-    heard: Tensor,
-    urgent: Tensor,
-    steps: int,
-    anchored: Tensor | None,
-    objective: Objective,
-) -> Tensor:
-    """When each token is chosen, `[window, slot]`, from 0; those that are not, last of all.
-
-    Args:
-        cosine: Of the tokens of each window, 1 with itself, `[window, slot, slot]`, float32.
-        weight: What each token counts, 0 for padding, `[window, slot]`.
-        heard: Guidance, by which anchors are chosen, `[window, slot]`.
-        urgent: Infinity for what has to stay, minus infinity for padding, else 0, likewise.
-        steps: How many are chosen of each window, or all of a smaller one.
-        anchored: How many of them are anchors, `[window, 1]`; none if not given.
-        objective: What the others add, see :class:`CoverageMatching`.
-    """
-    slots = weight.shape[1]
-    chosen: list[Tensor] = []
-    covered, rows = torch.zeros_like(weight), cosine.reshape(-1, slots)
-    begins = torch.arange(0, len(rows), slots, device=weight.device)[:, None]
-    for step in range(steps):
-        if objective == "max":
-            gain = weight * (1 - covered)
-        elif _summed_up(step):
-            gain = _gains(cosine, weight, covered)
-            fresh = gain / (1 - covered).clamp(min=LEAST)
-        else:
-            gain = fresh * (1 - covered)
-        if anchored is not None:
-            gain = torch.where(step < anchored, heard, gain)
-        chosen.append((gain + urgent).argmax(dim=1, keepdim=True))
-        urgent = urgent.scatter(1, chosen[-1], -torch.inf)
-        covered = torch.maximum(covered, rows.index_select(0, (chosen[-1] + begins)[:, 0]))
-    rank = torch.full_like(heard, steps)
-    if not chosen:
-        return rank
-    order = torch.arange(steps, device=rank.device).to(rank.dtype).expand(len(rank), -1)
-    return rank.scatter_reduce(1, torch.cat(chosen, dim=1), order, "amin")
 
 
 @dataclass(frozen=True)
@@ -155,10 +102,10 @@ class CoverageMatching:
         matching = _joined(leaving[0], slots, cosine, stays)
         covered = stays.to(cosine.dtype).index_copy(0, leaving[0], matching.similarity)
         covered = covered.clamp(0, 1)[slots]
-        gains = _gains(cosine, weight, covered)
+        more = gains(covering(cosine, weight), weight * covered)
         of_images = partition.images, partition.per_image
         choice = stays[slots], slots != tokens, of_images
-        certificate = certified(weight, covered, nearest, gains, *choice)
+        certificate = certified(weight, covered, nearest, more, *choice)
         return replace(matching, certificate=certificate)
 
     def _anchored(self, partition: WindowPartition) -> Tensor | None:
@@ -171,17 +118,6 @@ class CoverageMatching:
 
 coverage_matching = CoverageMatching()
 """Facility location, in which the prompt counts with the root of its guidance."""
-
-
-def _gains(cosine: Tensor, weight: Tensor, covered: Tensor) -> Tensor:
-    """What each token would add to the coverage of its window, `[window, slot]`."""
-    more = (cosine - covered[:, :, None]).clamp(min=0)
-    return more.mul_(weight[:, :, None]).sum(1)
-
-
-def _summed_up(step: int) -> bool:
-    """Whether gains are summed up before that choice; the same in windows of any size."""
-    return step % max(1, 2 ** step.bit_length() // 8) == 0
 
 
 def _most_staying(plan: StagePlan) -> int:

@@ -191,8 +191,9 @@ def _gathered(x: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _cosines(rows: Tensor, row_length: Tensor, columns: Tensor, column_length: Tensor) -> Tensor:
-    cosine = rows @ columns.transpose(1, 2) / row_length / column_length.transpose(1, 2)
-    return cosine.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    cosine = rows @ columns.transpose(1, 2)
+    cosine = cosine.div_(row_length).div_(column_length.transpose(1, 2))
+    return cosine.nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
 
 def _without_padding(cosine: Tensor, padding: Tensor) -> Tensor:

@@ -194,6 +194,8 @@ class CompressedMixin:
         new = self._pending
         if new is None:
             return known, self.shift, self.ragged
+        if new.past == 0:
+            return new.source, new.removed, new.ragged
         batch, device = new.source.shape[0], new.source.device
         between = torch.arange(known.shape[1], new.past - self.shift, device=device) + self.shift
         added = torch.where(new.source < 0, -1, new.source + new.past)

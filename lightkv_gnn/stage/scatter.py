@@ -11,7 +11,7 @@ from torch_geometric.nn.aggr import Aggregation
 from lightkv_gnn.choices import SCATTER, ScatterName
 from lightkv_gnn.stage.guidance import text_shares
 from lightkv_graphs import greedy_ranks, nearest_destinations
-from lightkv_graphs.coverage import Greedy
+from lightkv_graphs.greedy import Greedy
 
 
 class ScatterBackend(Protocol):

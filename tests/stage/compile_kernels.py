@@ -15,7 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from lightkv_gnn.stage.kernels import greedy, nearest, shares, sums
-from lightkv_graphs.coverage import LEAST
+from lightkv_graphs.greedy import LEAST
 
 TYPES = {
     "mask": "*i1",

@@ -25,7 +25,7 @@ from lightkv_graphs import (
     plan_stage,
     window_partition,
 )
-from lightkv_graphs.coverage import Objective
+from lightkv_graphs.greedy import Objective
 
 pytest.importorskip("triton", reason="Triton is not installed")
 

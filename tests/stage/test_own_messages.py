@@ -12,7 +12,7 @@ from torch_geometric.nn import GraphConv, MessagePassing, SimpleConv
 from lightkv_gnn.stage.compressor import MATCHERS, Compressed, TokenCompressor
 from lightkv_gnn.stage.messages import guided_mean
 from lightkv_graphs import Matching, WindowPartition, message_edges, plan_stage
-from lightkv_graphs.coverage import Greedy
+from lightkv_graphs.greedy import Greedy
 from lightkv_graphs.matching import Nearest
 
 

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lightkv_gnn.stage.kernels.device import check_device
-from lightkv_graphs.coverage import LEAST, Objective
+from lightkv_graphs.greedy import LEAST, Objective
 
 TILE = 4096
 """Cosines that a program holds at once; of large windows four rows."""

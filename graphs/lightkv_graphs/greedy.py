@@ -1,0 +1,139 @@
+"""The greedy choice of coverage: one token of every window after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Objective = Literal["sum", "max"]
+
+LEAST = 1e-6
+"""Of what is not covered yet, where something is divided by it."""
+
+Greedy = Callable[[Tensor, Tensor, Tensor, Tensor, int, Tensor | None, Objective], Tensor]
+"""See :func:`greedy_ranks`."""
+
+
+def greedy_ranks(
+    cosine: Tensor,
+    weight: Tensor,
+    heard: Tensor,
+    urgent: Tensor,
+    steps: int,
+    anchored: Tensor | None,
+    objective: Objective,
+) -> Tensor:
+    """When each token is chosen, `[window, slot]`, from 0; those that are not, last of all.
+
+    Args:
+        cosine: Of the tokens of each window, 1 with itself, `[window, slot, slot]`, float32.
+        weight: What each token counts, 0 for padding, `[window, slot]`.
+        heard: Guidance, by which anchors are chosen, `[window, slot]`.
+        urgent: Infinity for what has to stay, minus infinity for padding, else 0, likewise.
+        steps: How many are chosen of each window, or all of a smaller one.
+        anchored: How many of them are anchors, `[window, 1]`; none if not given.
+        objective: What the others add, see :class:`CoverageMatching`.
+    """
+    if steps == 0 or weight.numel() == 0:
+        return torch.full_like(heard, steps)
+    covers = covering(cosine, weight) if objective == "sum" else None
+    # A choice takes NumPy a third of the time: what it works on is small.
+    plain = type(cosine) is Tensor and cosine.device.type == "cpu"
+    choose = _with_numpy if plain and not torch.compiler.is_compiling() else _with_torch
+    chosen = choose(cosine, covers, weight, heard, urgent, steps, anchored)
+    order = torch.arange(steps, device=heard.device, dtype=heard.dtype)
+    order = order.repeat_interleave(len(heard))
+    rank = torch.full_like(heard, steps).flatten()
+    return rank.scatter_reduce(0, chosen.flatten(), order, "amin").view_as(heard)
+
+
+def covering(cosine: Tensor, weight: Tensor) -> Tensor:
+    """How far each token is covered by each other, times what it counts.
+
+    `[window, covered slot, slot]`.
+    """
+    return cosine.relu().mul_(weight[:, :, None])
+
+
+def gains(covers: Tensor, covered: Tensor) -> Tensor:
+    """What each token would add to the coverage of its window, `[window, slot]`.
+
+    Args:
+        covers: See :func:`covering`.
+        covered: How far tokens are covered, times what they count, `[window, slot]`.
+    """
+    return (covers - covered[:, :, None]).relu_().sum(1)
+
+
+def _with_torch(
+    cosine: Tensor,
+    covers: Tensor | None,
+    weight: Tensor,
+    heard: Tensor,
+    urgent: Tensor,
+    steps: int,
+    anchored: Tensor | None,
+) -> Tensor:
+    """Who is chosen, `[step, window]`, as places in all windows' slots."""
+    slots = weight.shape[1]
+    chosen: list[Tensor] = []
+    covered, rows = torch.zeros_like(weight), cosine.reshape(-1, slots)
+    begins = torch.arange(0, len(rows), slots, device=weight.device)
+    fresh, urgent = weight, urgent.flatten()
+    for step in range(steps):
+        if covers is not None and _summed_up(step):
+            gain = gains(covers, weight * covered)
+            fresh = gain / (1 - covered).clamp(min=LEAST)
+        else:
+            gain = fresh * (1 - covered)
+        if anchored is not None:
+            gain = torch.where(step < anchored, heard, gain)
+        row = (gain + urgent.view_as(gain)).argmax(dim=1) + begins
+        urgent = urgent.index_fill(0, row, -torch.inf)
+        covered = torch.maximum(covered, rows.index_select(0, row))
+        chosen.append(row)
+    return torch.stack(chosen)
+
+
+def _with_numpy(
+    cosine: Tensor,
+    covers: Tensor | None,
+    weight: Tensor,
+    heard: Tensor,
+    urgent: Tensor,
+    steps: int,
+    anchored: Tensor | None,
+) -> Tensor:
+    """The same as :func:`_with_torch`; sums are torch's."""
+    slots = weight.shape[1]
+    rows, share = cosine.reshape(-1, slots).numpy(), heard.numpy()
+    chosen = torch.empty(steps, len(weight), dtype=torch.int64)
+    seen, still = torch.zeros_like(weight), urgent.flatten().clone()
+    covered, urgency = seen.numpy(), still.numpy()
+    fresh, gain, bare = weight.numpy(), np.empty_like(covered), np.empty_like(covered)
+    begins = np.arange(0, len(rows), slots)
+    anchors = None if anchored is None else anchored.numpy()
+    with np.errstate(all="ignore"):
+        for step, row in enumerate(chosen.numpy()):
+            np.subtract(1, covered, out=bare)
+            if covers is not None and _summed_up(step):
+                gain[:] = gains(covers, weight * seen).numpy()
+                fresh = gain / np.maximum(bare, LEAST)
+            else:
+                np.multiply(fresh, bare, out=gain)
+            if anchors is not None:
+                gain = np.where(step < anchors, share, gain)
+            gain += urgency.reshape(gain.shape)
+            np.add(gain.argmax(1), begins, out=row)
+            urgency[row] = -np.inf
+            np.maximum(covered, rows[row], out=covered)
+    return chosen
+
+
+def _summed_up(step: int) -> bool:
+    """Whether gains are summed up before that choice; the same in windows of any size."""
+    return step % max(1, 2 ** step.bit_length() // 8) == 0

@@ -1,0 +1,79 @@
+"""The greedy choice is the same by NumPy, which runs on the host, and by torch."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+
+from lightkv_graphs import greedy, greedy_ranks
+from lightkv_graphs.greedy import Objective, covering
+
+WINDOWS = (23, 40, 1, 0)
+"""Tokens of each."""
+
+Known = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def known_of(sizes: tuple[int, ...]) -> Known:
+    """Cosines, what tokens count, guidance and urgency; one token of the first window is urgent."""
+    generator = torch.Generator().manual_seed(0)
+    slots = max(sizes)
+    x = torch.randn(len(sizes), slots, 6, generator=generator)
+    x[:, 1::3] = x[:, :1]  # many alike
+    x = torch.nn.functional.normalize(x, dim=2)
+    padding = torch.arange(slots) >= torch.tensor(sizes)[:, None]
+    cosine = (x @ x.mT).masked_fill(padding[:, None, :], -math.inf)
+    weight, heard = torch.rand(2, len(sizes), slots, generator=generator).masked_fill(padding, 0)
+    urgent = torch.zeros_like(weight).masked_fill(padding, -math.inf)
+    urgent[0, 7] = math.inf
+    return cosine, weight, heard, urgent
+
+
+@pytest.mark.parametrize("objective", ["sum", "max"])
+@pytest.mark.parametrize("anchors", [None, 0.3])
+@pytest.mark.parametrize("steps", [1, 12, 39])
+def test_numpy_chooses_what_torch_does(
+    steps: int, anchors: float | None, objective: Objective
+) -> None:
+    known = known_of(WINDOWS)
+    before = [part.clone() for part in known]
+    anchored = None if anchors is None else (torch.tensor(WINDOWS) * anchors).floor()[:, None]
+    covers = covering(*known[:2]) if objective == "sum" else None
+    cosine, *others = known
+    found, expected = (
+        choose(cosine, covers, *others, steps, anchored)
+        for choose in (greedy._with_numpy, greedy._with_torch)
+    )
+    assert torch.equal(found, expected)
+    assert all(torch.equal(part, same) for part, same in zip(known, before, strict=True))
+    real = others[-1] > -math.inf
+    rank = greedy_ranks(*known, steps, anchored, objective)
+    assert (rank[0] < steps).sum() == min(steps, WINDOWS[0])
+    assert rank[0, 7] == 0
+    assert bool((rank[0, ~real[0]] == steps).all())
+
+
+def test_what_is_no_plain_tensor_of_the_host_is_left_to_torch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Tensors without memory here, and graphs."""
+
+    def refuse(*args: object) -> Tensor:
+        raise AssertionError("it is read")
+
+    monkeypatch.setattr(greedy, "_with_numpy", refuse)
+    known = known_of(WINDOWS)
+    with pytest.raises(AssertionError):
+        greedy_ranks(*known, 5, None, "sum")
+    meta = [part.to("meta") for part in known]
+    assert greedy_ranks(*meta, 5, None, "sum").is_meta
+    with FakeTensorMode() as mode:
+        greedy_ranks(*map(mode.from_tensor, known), 5, None, "sum")
+    compiled = torch.compile(greedy_ranks, fullgraph=True, backend="eager")
+    rank = compiled(*known, 5, None, "sum")
+    monkeypatch.undo()
+    assert torch.equal(rank, greedy_ranks(*known, 5, None, "sum"))
