@@ -32,16 +32,23 @@ RUNS = {
         "vision_to_text mean random_pruning fastv pyramid_drop divprune_like oracle",
     ],
     "coverage": [
-        "--suite cued counting second_question dense plain two_images --seeds 0 1 2 "
+        f"--suite cued counting second_question dense plain two_images {SEEDS} "
         "--questions 300 --retention 0.75 0.55 0.4 --methods ours coverage_mass coverage "
         "guided_mass guided vision_to_text divprune_like fastv",
-        "--suite tiny --questions 300 --retention 0.75 0.55 0.3 0.2 --methods ours coverage_mass "
-        "coverage guided_mass guided vision_to_text divprune_like fastv",
+        "--suite tiny --questions 300 --retention 0.75 0.55 0.3 0.2 0.16 --methods ours "
+        "coverage_mass coverage guided_mass guided vision_to_text divprune_like fastv",
     ],
     "matcher": [
         "--suite cued counting --seeds 0 1 2 --questions 300 --retention 0.55 0.4 "
         "--ablation matcher",
         "--suite tiny --group captioning --questions 300 --retention 0.3 0.2 --ablation matcher",
+    ],
+    "default": [
+        f"--suite cued counting second_question {SEEDS} --questions 300 --retention 0.55 0.4 "
+        "--ablation default",
+        "--suite tiny --group captioning --questions 300 --retention 0.3 0.2 --ablation default",
+        "--suite tiny --group captioning --questions 300 --retention 0.75 0.55 --methods ours "
+        "--depth 0 1 2 3 4 5",
     ],
     "limits": [
         "--suite counting second_question dense --seeds 0 1 2 --questions 256 "
@@ -54,6 +61,10 @@ RUNS = {
     "rectangles": [
         f"--suite rectangles --retention 0.47 --seeds 0 1 2 --questions 500 --ablation {choice}"
         for choice in ("geometry", "positions")
+    ]
+    + [
+        "--suite rectangles --retention 0.55 0.47 --seeds 0 1 2 --questions 500 --methods ours "
+        "coverage_mass coverage guided divprune_like fastv"
     ],
     **{
         choice: [f"{CUED} {choice}", f"{TINY} {choice} --retention 0.3"]
