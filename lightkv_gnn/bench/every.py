@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lightkv_gnn import machine
 
-TOGETHER = ["ours", "lean", "triton", "graphed", "floor"]
+TOGETHER = ["ours", "coverage", "lean", "triton", "coverage_triton", "graphed", "floor"]
 LARGE = ["llava-1.5-7b", "llava-next-7b", "llava-next-13b", "qwen2.5-vl-7b"]
 
 ON_A_GPU: Mapping[str, Sequence[str]] = {

@@ -36,14 +36,19 @@ def coverage(case: StageCase) -> Step:
     return _ours(case, TokenCompressor(matcher="coverage_matching"))
 
 
-def triton(case: StageCase) -> Step:
-    """This library with its Triton kernels; needs a GPU, or Triton's interpreter."""
-    compressor = TokenCompressor(scatter="triton")
+def triton(case: StageCase, matcher: str = "cosine_matching") -> Step:
+    """The first of these with its Triton kernels; needs a GPU, or Triton's interpreter."""
+    compressor = TokenCompressor(matcher=matcher, scatter="triton")
     try:
         compressor.scatter.check_device(case.device)
     except ValueError as error:
         raise NoGPUError(str(error)) from error
     return _ours(case, compressor)
+
+
+def coverage_triton(case: StageCase) -> Step:
+    """The second with its kernels."""
+    return triton(case, "coverage_matching")
 
 
 def _ours(case: StageCase, compressor: TokenCompressor) -> Step:
@@ -199,6 +204,7 @@ SUBJECTS: dict[str, Subject] = {
     "full_logits": full_logits,
     "floor": floor,
     "triton": triton,
+    "coverage_triton": coverage_triton,
     "compiled": compiled,
     "graphed": graphed,
 }

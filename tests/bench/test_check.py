@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from lightkv_gnn.bench.shapes import Shape
 from lightkv_gnn.bench.subjects import SUBJECTS, Step, ours
 from lightkv_gnn.commands import bench as command
 from lightkv_gnn.commands.cli import main
+from lightkv_gnn.stage.scatter import TritonBackend
 
 CASE = StageCase(64, 32, 2)
 CPU = torch.device("cpu")
@@ -81,6 +83,18 @@ def test_what_computes_something_else_is_found(
     monkeypatch.setitem(SUBJECTS, "lean", subject)
     row = next(iter(check_all(CASE, contest)))
     assert (row.passed, row.detail) == (False, detail)
+
+
+def last_first(cosine: Tensor, weight: Tensor, *others: object) -> Tensor:
+    return torch.arange(weight.shape[1]).flip(0).float().expand_as(weight)
+
+
+def test_what_chooses_otherwise_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    assert re.fullmatch(r"(.*)% is lost, without kernels \1%", check._loses_alike(CASE))
+    monkeypatch.setattr(TritonBackend, "greedy", property(lambda self: last_first))
+    with pytest.raises(AssertionError, match="is lost, without kernels"):
+        check._loses_alike(CASE)
 
 
 def test_waiting_within_the_layers_is_an_error(

@@ -49,8 +49,9 @@ def test_a_grid_needs_tokens() -> None:
 @pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
 def test_kernels_are_the_same_mathematics(case: StageCase) -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
-    found, expected = SUBJECTS["triton"](case)(), SUBJECTS["ours"](case)()
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    for with_kernels, without in (("triton", "ours"), ("coverage_triton", "coverage")):
+        found, expected = SUBJECTS[with_kernels](case)(), SUBJECTS[without](case)()
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
