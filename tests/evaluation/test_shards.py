@@ -121,9 +121,8 @@ LAUNCHERS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "launcher", ["torchrun", pytest.param("accelerate", marks=pytest.mark.full)]
-)
+@pytest.mark.full  # .ci/run has them too
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_launchers_share_the_command_out(launcher, tmp_path):
     if find_spec(LAUNCHERS[launcher][0].split(".")[0]) is None:
         pytest.skip(f"{launcher} is not installed")
