@@ -101,6 +101,16 @@ class ModelCall:
         return cache_in(self.given)
 
     @property
+    def labels(self) -> Tensor | None:
+        """What is to be learnt, `[batch, token]`."""
+        return self.given.get("labels")
+
+    @property
+    def scores_all(self) -> bool:
+        """Whether a model with a head is asked for the logits of all tokens, as for scores."""
+        return not isinstance(kept := self.given.get("logits_to_keep", 0), Tensor) and kept == 0
+
+    @property
     def encoded(self) -> dict[str, Any]:
         """Outputs of the model's encoders, by kind."""
         outputs = self.given.get(ENCODED) or {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +30,7 @@ from lightkv_gnn.session.checks import (
 from lightkv_gnn.session.compiling import uncompiled
 from lightkv_gnn.session.hooks import Hooks
 from lightkv_gnn.session.placement import layer_devices, ranks_of
+from lightkv_gnn.session.prompts import Prompt
 from lightkv_gnn.stage.compressor import TokenCompressor
 from lightkv_graphs import LayerBar, MergeTrace, View, part_of, write_page
 from lightkv_graphs.explore import frame
@@ -117,6 +118,7 @@ class Handle:
         self._adapter = adapter
         self._compressor = compressor
         self._last_call: Call | None = None
+        self._hooks = Hooks(adapter, config, compressor, self._remember)
         self._installed: ExitStack | None = self._install()
 
     def _install(self) -> ExitStack:
@@ -124,7 +126,7 @@ class Handle:
         config, adapter = self.config, self._adapter
         recorded = [adapter.attention(layer) for layer in recorded_layers(config)]
         with ExitStack() as undo:
-            hooks = Hooks(adapter, config, self._compressor, self._remember)
+            hooks = self._hooks
             hooks.install(undo)
             if recorded or hooks.needs_wrapper:
                 backend = adapter.decoder.config._attn_implementation
@@ -140,6 +142,21 @@ class Handle:
 
     def _remember(self, call: Call) -> None:
         self._last_call = call
+
+    def prompt(self, prompt: Prompt) -> AbstractContextManager[None]:
+        """Says what of a call is the prompt: in this block and thread its text alone guides.
+
+        Scores of an answer, in one call with its prompt, are then those of generating it.  Not
+        needed where ``labels`` are given: what is not learnt, -100, is the prompt.
+
+        Args:
+            prompt: Tokens of each sample's prompt, with the placeholders of its pictures and
+                without padding; or a mask, `[batch, token]` bool.
+
+        Returns:
+            A context.  A call in it raises UnsupportedInputError for a prompt that does not fit.
+        """
+        return self._hooks.prompt(prompt)
 
     def remove(self) -> None:
         """Takes every hook away; the model is as it was before.  More calls do nothing."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Protocol
 
@@ -31,6 +31,7 @@ from lightkv_gnn.session.checks import (
 from lightkv_gnn.session.compiling import OutsideGraphs
 from lightkv_gnn.session.encoders import Watched, record_of
 from lightkv_gnn.session.prefill import Prefill
+from lightkv_gnn.session.prompts import Prompt, prompt_mask, unlabelled, warn_of_answers
 from lightkv_gnn.session.request import PrefillRequest, inspect_call, padding_of
 from lightkv_gnn.stage.compressor import TokenCompressor
 
@@ -69,6 +70,7 @@ class Hooks:
         self._compressor = compressor
         self._finished = finished
         self._running = threading.local()
+        self._warned = False
         self._outside = OutsideGraphs()
         self._signature = inspect.signature(adapter.base.forward)
         self._names = names_of(adapter.decoder.layers)
@@ -90,7 +92,7 @@ class Hooks:
             undo.callback(installed.remove)
 
         if self._adapter.model is not base:
-            reading = self._outside.wrap(self._read, busy=_has_outputs)
+            reading = self._outside.wrap(self._read, busy=_many_tokens)
             keep(self._adapter.model.register_forward_pre_hook(reading, with_kwargs=True))
         keep(base.register_forward_pre_hook(before_model, with_kwargs=True))
         keep(base.register_forward_hook(wrap(self._close), with_kwargs=True, always_call=True))
@@ -128,16 +130,40 @@ class Hooks:
         return getattr(self._running, "call", None)
 
     def _read(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before a model with a head: notes what pictures are, before accelerate copies them."""
-        if outputs := ModelCall(kwargs).encoded:
+        """Before a model with a head: notes its call, before accelerate copies the pictures."""
+        if not _many_tokens(module, args, kwargs):
+            return
+        asked = self._running.headed = ModelCall(kwargs)
+        if outputs := asked.encoded:
             self._running.records = {kind: record_of(outputs[kind]) for kind in outputs}
+
+    @contextmanager
+    def prompt(self, prompt: Prompt) -> Iterator[None]:
+        """In this block and thread, what is the prompt of calls."""
+        before, self._running.prompt = getattr(self._running, "prompt", None), prompt
+        try:
+            yield
+        finally:
+            self._running.prompt = before
+
+    def _prompt(self, request: PrefillRequest) -> Tensor | None:
+        """Tokens of a call that guide, `[batch, token]` bool; None for all."""
+        prompt: Prompt | None = getattr(self._running, "prompt", None)
+        if prompt is not None:
+            return prompt_mask(prompt, request.real)
+        if request.labels is not None:
+            return unlabelled(request.labels, request.real)
+        if request.scored and not self._warned:
+            self._warned = warn_of_answers(request.masks.values(), request.real)
+        return None
 
     def _open(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the model: finds out whether the call is a prefill with pictures."""
         self._cancel()
         asked = ModelCall.of(self._signature, args, kwargs)
-        records = vars(self._running).pop("records", {})
-        self._running.request = inspect_call(self._adapter, asked, records)
+        noted = vars(self._running)
+        records, headed = noted.pop("records", {}), noted.pop("headed", None)
+        self._running.request = inspect_call(self._adapter, asked, records, headed)
         self._running.padding = padding_of(asked) if self._numbered else None
 
     def _cancel(self) -> None:
@@ -167,7 +193,8 @@ class Hooks:
             check_checkpointing(self._adapter)
             vision, real, past = tokens.mask, tokens.real, request.past
             padded = padding_before(request.mask, real, past) if self._numbered else None
-            prefill = Prefill(self._config, self._compressor, layout, vision, real, past, padded)
+            parts = self._config, self._compressor, layout, vision, real, past, padded
+            prefill = Prefill(*parts, self._prompt(request))
             self._running.call = Call(self._adapter, prefill, self._form, self._names)
 
     def _before_layer(
@@ -304,11 +331,6 @@ class Hooks:
         elif call is not None:
             call.end(cache_in(output))
             self._finished(call)
-
-
-def _has_outputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a call of the model brings pictures that are encoded already."""
-    return bool(ModelCall(kwargs).encoded)
 
 
 def _many_tokens(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -32,6 +32,7 @@ class Prefill:
         past: Logical tokens in the cache before the call.
         padded: Padding of each sample before the call, `[batch, 2]` with zeros, where tokens are
             numbered by the entries before them; None where their own positions close up, or stay.
+        prompt: Tokens whose text guides, `[batch, token]` bool, on the CPU; all if not given.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Prefill:
         real: Tensor,
         past: int,
         padded: Tensor | None = None,
+        prompt: Tensor | None = None,
     ) -> None:
         self.config = config
         self.padded = padded
@@ -53,7 +55,8 @@ class Prefill:
         self.full_lengths = self.lengths
         self.vision_counts = tuple((vision & real).sum(1).tolist())
         self.full_vision_counts = self.vision_counts
-        self.text_counts = tuple((real & ~vision).sum(1).tolist())
+        self._host_text = real & ~vision if prompt is None else real & ~vision & prompt
+        self.text_counts = tuple(self._host_text.sum(1).tolist())
         self.tail = _common_tail(vision, real)
         self._behind = _behind_pictures(vision & real, real)
         self.layout = self.first_layout = layout
@@ -76,7 +79,7 @@ class Prefill:
         self.is_vision = self._host_vision.to(device, non_blocking=True)
         self.padded = None if self.padded is None else self.padded.to(device, non_blocking=True)
         self.all_real = self.real = self._host_real.to(device, non_blocking=True)
-        self.is_text = self.real & ~self.is_vision
+        self.is_text = self._host_text.to(device, non_blocking=True)
         self.token = torch.arange(self.length, device=device).expand(self.batch, -1)
         self.row_of = self.token
         self.vision_rows = _true_rows(self.is_vision, sum(self.vision_counts))

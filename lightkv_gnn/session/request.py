@@ -32,6 +32,8 @@ class PrefillRequest:
         past: Logical tokens in the cache before the call.
         mask: The call's attention mask, as it was given.
         encoded: The pictures encoded so far, by kind.
+        labels: What the model is to learn, `[batch, token]`, or None.
+        scored: Whether logits of all tokens are asked for.
     """
 
     masks: Mapping[str, Tensor]
@@ -39,6 +41,8 @@ class PrefillRequest:
     past: int
     mask: Any
     encoded: dict[str, Encoded]
+    labels: Tensor | None = None
+    scored: bool = False
 
     def add(self, encoded: Encoded) -> None:
         """The call is about these pictures, which the model has just encoded."""
@@ -64,6 +68,7 @@ def inspect_call(
     adapter: Adapter,
     asked: ModelCall,
     records: Mapping[str, Encoded | None] = MappingProxyType({}),
+    headed: ModelCall | None = None,
 ) -> PrefillRequest | None:
     """The call as a prefill with pictures, or None if it is something else.
 
@@ -72,6 +77,7 @@ def inspect_call(
         asked: The call.
         records: Of pictures that were encoded before the call, by kind, where what the model was
             given does not carry them any more.
+        headed: The same call as the model with a head got it.
 
     Raises:
         UnsupportedInputError: Something in it is not supported.
@@ -102,7 +108,8 @@ def inspect_call(
         for kind in masks
         if kind in outputs
     }
-    return PrefillRequest(masks, real, past, asked.mask, encoded)
+    said = (None, False) if headed is None else (headed.labels, headed.scores_all)
+    return PrefillRequest(masks, real, past, asked.mask, encoded, *said)
 
 
 def padding_of(asked: ModelCall) -> Tensor | None:

@@ -19,9 +19,11 @@ GUIDANCE = ["vision_to_text", "text_to_vision", "none"]
 
 
 def labelled(*prompts: tuple[list[int], int]) -> dict[str, torch.Tensor]:
+    """The last two tokens are answers."""
     inputs = batch(*prompts)
-    ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    return {**inputs, "labels": ids.masked_fill((ids == 120) | (mask == 0), -100)}
+    labels = inputs["input_ids"].clone()
+    labels[:, :-2] = -100
+    return {**inputs, "labels": labels}
 
 
 @attentions

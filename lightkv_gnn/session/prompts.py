@@ -1,0 +1,89 @@
+"""Which text of a call is the prompt: it guides, and an answer behind it does not."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from lightkv_gnn.errors import UnsupportedInputError
+
+IGNORED = -100
+"""The label of what is not learnt, which is the prompt."""
+
+LONG = 256
+"""Tokens behind the last picture, of which many may be an answer's."""
+
+Prompt = Sequence[int] | Tensor
+"""Tokens of each sample's prompt, padding not counted; or which ones, `[batch, token]` bool."""
+
+
+def prompt_mask(prompt: Prompt, real: Tensor) -> Tensor:
+    """The prompt's tokens, `[batch, token]` bool, on the CPU; padding may be among them.
+
+    Args:
+        prompt: As it was said.
+        real: Tokens of the call that are not padding, `[batch, token]` bool, on the CPU.
+
+    Raises:
+        UnsupportedInputError: It does not fit the call.
+    """
+    batch = real.shape[0]
+    if isinstance(prompt, Tensor) and prompt.dtype == torch.bool:
+        _check_shape("prompt", prompt, real)
+        return prompt.cpu()
+    lengths = torch.as_tensor(prompt).cpu()
+    if lengths.shape != (batch,) or lengths.is_floating_point():
+        raise UnsupportedInputError(
+            f"prompt is {prompt!r}: expected a whole number for each of the call's {batch} "
+            f"samples, or a mask of bool, {list(real.shape)}"
+        )
+    held = real.sum(1)
+    for sample, (length, most) in enumerate(zip(lengths.tolist(), held.tolist(), strict=True)):
+        if not 0 <= length <= most:
+            raise UnsupportedInputError(
+                f"prompt has {length} tokens for sample {sample}, which has {most} in this call: "
+                f"expected 0 to {most}, placeholders of pictures counted and padding not"
+            )
+    return real.cumsum(1) <= lengths[:, None]
+
+
+def unlabelled(labels: Tensor, real: Tensor) -> Tensor:
+    """The prompt's tokens where those of the answer have labels, `[batch, token]` bool, on the CPU.
+
+    Raises:
+        UnsupportedInputError: There is not a label for each token.
+    """
+    _check_shape("labels", labels, real)
+    return (labels == IGNORED).cpu()
+
+
+def warn_of_answers(masks: Iterable[Tensor], real: Tensor) -> bool:
+    """Warns where much text follows the pictures in a call for scores; whether it did.
+
+    Args:
+        masks: Placeholders of each kind of pictures, `[batch, token]` bool, on the CPU.
+        real: Tokens that are not padding, likewise.
+    """
+    vision = torch.stack(list(masks)).any(0)
+    behind = (vision.flip(1).cumsum(1) == 0) & real.flip(1)
+    most = int(behind.sum(1).max())
+    if most <= LONG:
+        return False
+    warnings.warn(
+        f"lightkv_gnn: {most} tokens of text follow the pictures of a call that asks for the "
+        "logits of all tokens, and all of them guide. If an answer is among them, say so, since it "
+        "would guide its own scores: pass labels, or call in `with handle.prompt(lengths):`",
+        stacklevel=2,
+    )
+    return True
+
+
+def _check_shape(name: str, given: Tensor, real: Tensor) -> None:
+    if given.shape != real.shape:
+        raise UnsupportedInputError(
+            f"{name} has shape {list(given.shape)}: expected [sample, token] = {list(real.shape)}, "
+            "as the call's tokens"
+        )
