@@ -13,14 +13,25 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 _SIXTEEN_BITS = ("PNG", "PPM")
 """Formats whose grey of 16 bits Pillow opens as integers of 32."""
 
-_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]*\w)?")
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]*\w")
+
+TINY = "tiny"
+"""What the bundled model is called."""
 
 
-def check_source(source: str) -> None:
-    """Raises FileNotFoundError for what is neither there nor an id that the hub could have."""
-    if not Path(source).exists() and not _HUB_ID.fullmatch(source):
+def check_source(source: str, *names: str) -> None:
+    """Looks at where a model is to come from, without asking the hub.
+
+    Args:
+        source: A folder, or an id on the hub: ``owner/name``.
+        names: What else it may be.
+
+    Raises:
+        FileNotFoundError: It is not there, and no id that the hub could have.
+    """
+    if source not in names and not Path(source).exists() and not _HUB_ID.fullmatch(source):
         raise FileNotFoundError(
-            f"{source}: there is no such folder, and it is no id on the hub, such as "
+            f"{source}: there is no such folder, and it is no id on the hub, OWNER/NAME, such as "
             "llava-hf/llava-1.5-7b-hf"
         )
 
