@@ -176,7 +176,7 @@ class LightKVConfig:
         """The reverse of :meth:`to_dict`; fields that are missing take their defaults.
 
         Raises:
-            ValueError: No mapping, an unknown field or name, or a value out of range.
+            ValueError: No mapping, no stages, an unknown field or name, or a value out of range.
             TypeError: A value of the wrong type.
         """
         known = sorted(cls.__dataclass_fields__)
@@ -184,10 +184,13 @@ class LightKVConfig:
             raise ValueError(
                 f"a configuration is a {type(values).__name__}: expected a mapping of {known}"
             )
-        unknown = sorted(set(values) - set(known), key=str)
-        if unknown or "stages" not in values:
+        if unknown := sorted(set(values) - set(known), key=str):
+            raise ValueError(f"a configuration may have {known}; unknown here: {unknown}")
+        if "stages" not in values:
             raise ValueError(
-                f"a configuration needs stages and may have {known}; unknown here: {unknown}"
+                "a configuration needs stages, which are missing here: expected a list of objects "
+                'with layer, windows and ratio, such as {"stages": [{"layer": 11, "windows": 4, '
+                '"ratio": 0.5}]}'
             )
         fields = dict(values)
         try:

@@ -71,7 +71,7 @@ def test_a_convolution_of_ones_own_has_no_name() -> None:
 @pytest.mark.parametrize(
     ("values", "error", "message"),
     [
-        ({}, ValueError, "needs stages"),
+        ({}, ValueError, "needs stages, which are missing here: .*layer, windows and ratio"),
         ({"stages": [], "keep_ratio": 1}, ValueError, r"unknown here: \['keep_ratio'\]"),
         ({"stages": [], "message": "sum"}, ValueError, "'sum'.*guided_mean"),
         ({"stages": [], "matcher": "nearest"}, ValueError, "'nearest'.*cosine_matching"),

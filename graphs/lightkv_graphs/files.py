@@ -59,6 +59,8 @@ def write_trace(path: str | os.PathLike[str], parts: Parts) -> None:
     _decode(check_header(header), tensors)
     data = save(tensors, {FORMAT: json.dumps(header)})
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}")
     unfinished = path.with_name(f".{uuid4().hex}.part")
     try:
         unfinished.write_bytes(data)

@@ -1,6 +1,7 @@
 """Model families that can be compressed: importing this registers them.
 
-``base`` says what an adapter must know, and has the registry; ``encoded`` is what a model encoded.
+``base`` says what an adapter must know, and has the registry; ``encoded`` is what a model encoded;
+``counting`` tells a layer's weights.
 Families: ``llava`` (a square, or Pixtral's grid), ``llava_next`` (tiles as one grid), ``qwen_vl``
 (the picture's own grid) and ``square`` (every tile the same square).
 """

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeVar
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lightkv_gnn.adapters.counting import count_weights
 from lightkv_gnn.adapters.encoded import Encoded, VisionTokens, tiles_of_samples
 from lightkv_gnn.costs.ledger import DecoderSize
 from lightkv_gnn.errors import ImageTokensError, UnsupportedModelError
@@ -114,7 +115,7 @@ class Adapter(ABC):
         heads = config.num_attention_heads
         head = getattr(config, "head_dim", None) or config.hidden_size // heads
         return DecoderSize(
-            parameters=sum(weight.numel() for weight in layer.parameters()),
+            parameters=count_weights(layer),
             attention_channels=heads * head,
             kv_channels=config.num_key_value_heads * head,
             bytes_per_value=bytes_per_value,
@@ -250,16 +251,37 @@ def adapter_for(model: PreTrainedModel) -> Adapter:
     """The adapter of a model's family.
 
     Raises:
-        UnsupportedModelError: No adapter is registered for it.
+        UnsupportedModelError: No adapter is registered for it, or it is no model.
     """
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(_no_model(model))
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     if model_type in _ADAPTERS:
         return _ADAPTERS[model_type](model)
+    if not isinstance(model_type, str):
+        raise UnsupportedModelError(
+            f"no adapter for {type(model).__name__}, whose config names no model type: expected a "
+            "model of transformers that takes pictures, as from_pretrained returns it"
+        )
     raise UnsupportedModelError(
         f"no adapter for {type(model).__name__} with model type {model_type!r}; there are adapters "
         f"for {sorted(_ADAPTERS)}. Register one:\n\n"
-        f"    @lightkv_gnn.register_adapter({str(model_type)!r})\n"
+        f"    @lightkv_gnn.register_adapter({model_type!r})\n"
         "    class MyAdapter(lightkv_gnn.Adapter):\n"
         "        def tiles(self, encoded):  # of every picture: its grids of tokens, in order\n"
         "            return [[lightkv_gnn.graphs.Tile(24, 24)] for _ in encoded.lengths]"
     )
+
+
+def _no_model(given: object) -> str:
+    kind = type(given).__name__
+    if isinstance(given, str):
+        given_as, hint = (
+            f"the text {given!r}",
+            f"AutoModelForImageTextToText.from_pretrained({given!r})",
+        )
+    elif isinstance(getattr(given, "model", None), nn.Module):  # a pipeline
+        given_as, hint = f"a {kind} around a model", "the model inside it, its attribute model"
+    else:
+        given_as, hint = f"a {kind}", "what AutoModelForImageTextToText.from_pretrained returns"
+    return f"no adapter for {kind}: model is {given_as}, expected a model of transformers: {hint}"

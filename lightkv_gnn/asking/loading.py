@@ -10,11 +10,7 @@ import transformers
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lightkv_gnn import tiny
-from lightkv_gnn.sources import check_source, loading
-
-TINY = "tiny"
-"""What the bundled model is called."""
-
+from lightkv_gnn.sources import TINY, check_source, loading
 
 AUTO = "auto"
 """Every device there is: layers that do not fit on one go on the next."""

@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 
 from lightkv_gnn.asking.answers import generate_all
-from lightkv_gnn.asking.loading import TINY, load
+from lightkv_gnn.asking.loading import load
 from lightkv_gnn.batch.pictures import Asked, Pictures
 from lightkv_gnn.choices import GuidanceName
 from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.costs.schedule import Stage
 from lightkv_gnn.session.attach import attach
-from lightkv_gnn.sources import reason_of
+from lightkv_gnn.sources import TINY, reason_of
 
 REFUSALS = (ValueError, ArithmeticError, LookupError, torch.OutOfMemoryError)
 """Errors that some pictures or prompts cause, and others do not; anything else stops the run."""

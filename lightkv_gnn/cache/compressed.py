@@ -237,13 +237,3 @@ class CompressedMixin:
         self.log_mass = None
         self._pending, self._padding = None, None
         self.open, self.ragged, self.guard = False, False, False
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Picks samples, for beams."""
-        super().reorder_cache(beam_idx)  # type: ignore[misc]
-        self._select(lambda x: x.index_select(0, beam_idx.to(x.device)))
-
-    def _select(self, rows: Any) -> None:
-        self.logical = None if self.logical is None else rows(self.logical)
-        self.merged = None if self.merged is None else rows(self.merged)
-        self.log_mass = None if self.log_mass is None else rows(self.log_mass)

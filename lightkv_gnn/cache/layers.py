@@ -10,6 +10,7 @@ from transformers import cache_utils
 
 from lightkv_gnn import seams
 from lightkv_gnn.cache.compressed import CompressedMixin
+from lightkv_gnn.cache.layerwise import LayerwiseMixin, Siblings
 from lightkv_gnn.errors import UnsupportedInputError
 
 try:
@@ -26,41 +27,20 @@ except ImportError as error:
     raise seams.with_versions(error) from error
 
 
-class _GrowingMixin(CompressedMixin):
+class _GrowingMixin(LayerwiseMixin):
     """A layer whose keys and values are tensors that grow."""
-
-    def crop(self, amount: int) -> None:
-        """Drops trailing tokens: ``-n`` drops n, a positive number is the logical length to keep.
-
-        Zero drops nothing, as ``generate`` with candidate tokens expects where all were right.
-
-        Raises:
-            ValueError: Merged tokens lie among those to drop.
-        """
-        if self.logical is None:
-            super().crop(amount)  # type: ignore[misc]
-            return
-        drop = -amount if amount <= 0 else max(0, self.get_seq_length() - amount)
-        explicit = self.logical.shape[1]
-        free = self.entries() - explicit
-        if drop > free + self.tail:
-            raise ValueError(
-                f"cannot drop the last {drop} tokens from the cache: only the last "
-                f"{free + self.tail} were kept one by one, vision tokens before them are merged"
-            )
-        super().crop(-drop)  # type: ignore[misc]
-        into = max(0, drop - free)
-        self.logical, self.tail = self.logical[:, : explicit - into], self.tail - into
-        if self.log_mass is not None:
-            self.log_mass = self.log_mass[:, : explicit - into]
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeats every sample."""
+        for layer in self._concerned():
+            layer.check_rows("repeat samples")
         super().batch_repeat_interleave(repeats)  # type: ignore[misc]
         self._select(lambda x: x.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Picks samples."""
+        for layer in self._concerned():
+            layer.check_rows("pick samples")
         super().batch_select_indices(indices)  # type: ignore[misc]
         self._select(lambda x: x[indices.to(x.device)])
 
@@ -85,7 +65,7 @@ class CompressedLayer(_GrowingMixin, DynamicLayer):
         self.ragged = bool((logical < 0).any())
         last = torch.arange(self.shift, length, device=logical.device)
         in_line = (logical == last).all(0).flip(0).long().cumprod(0)
-        self.tail = int(in_line.sum())
+        self.tail, self.turns = int(in_line.sum()), ()
 
 
 class CompressedSlidingLayer(_GrowingMixin, DynamicSlidingWindowLayer):
@@ -100,6 +80,15 @@ class CompressedSlidingLayer(_GrowingMixin, DynamicSlidingWindowLayer):
         offset = max(seen - self.sliding_window + 1, 0)
         return seen + query_length - offset, offset
 
+    def check_forgotten(self) -> None:
+        """Raises RuntimeError past the window, unless what is forgotten was recorded."""
+        if self.get_seq_length() >= self.sliding_window and not getattr(self, "record_past", False):
+            raise RuntimeError(
+                f"the cache holds {self.get_seq_length()} tokens, more than a sliding window of "
+                f"{self.sliding_window} remembers, so none can be dropped: call "
+                "cache.activate_past_recording() before the prefill"
+            )
+
     def span(self, queries: int) -> tuple[int, int]:
         """Entries of a window's length, and those of the update."""
         seen = self.entries()
@@ -107,7 +96,7 @@ class CompressedSlidingLayer(_GrowingMixin, DynamicSlidingWindowLayer):
         return seen - min(held, self.sliding_window - 1), seen + queries
 
 
-class CompressedStaticLayer(CompressedMixin, StaticLayer):
+class CompressedStaticLayer(LayerwiseMixin, StaticLayer):
     """A layer of fixed size.
 
     An empty one is allocated anew when it is compressed, with ``max_cache_len`` slots less the
@@ -157,7 +146,7 @@ class CompressedStaticLayer(CompressedMixin, StaticLayer):
             self._allocate_without(0)
 
 
-class CompressedStaticSlidingLayer(CompressedMixin, StaticSlidingWindowLayer):
+class CompressedStaticSlidingLayer(LayerwiseMixin, StaticSlidingWindowLayer):
     """A layer of fixed size that forgets; it keeps its slots, which saves operations only.
 
     See :class:`CompressedSlidingLayer` for what the window means.
@@ -168,6 +157,14 @@ class CompressedStaticSlidingLayer(CompressedMixin, StaticSlidingWindowLayer):
         offset = max(seen - self.max_cache_len + 1, 0)
         return max(seen + query_length - offset, self.max_cache_len), offset
 
+    def check_forgotten(self) -> None:
+        """Raises RuntimeError past the window."""
+        if self.entries() > self.max_cache_len:
+            raise RuntimeError(
+                f"the cache's sliding window of {self.max_cache_len} entries has forgotten some of "
+                f"{self.entries()}, so none can be dropped: use a dynamic cache"
+            )
+
     def span(self, queries: int) -> tuple[int, int]:
         """All slots, or a window's length and the update where that is longer."""
         seen, slots = self.entries(), self.max_cache_len
@@ -176,36 +173,38 @@ class CompressedStaticSlidingLayer(CompressedMixin, StaticSlidingWindowLayer):
         return max(seen - slots + 1, 0) if seen >= slots else 0, seen + queries
 
 
-class _QuantizedMixin(CompressedMixin):
-    """A layer that holds most of its entries in a form of its own, packed for all samples."""
+class _QuantizedMixin(LayerwiseMixin):
+    """A layer that holds most of its entries in a form of its own, packed for all samples.
 
-    def crop(self, amount: int) -> None:
-        """Refused for a compressed cache; transformers would crop the wrong part."""
-        self._refuse("drop tokens")
-        super().crop(amount)  # type: ignore[misc]
+    What transformers would do to a part of them only is refused for a compressed cache.
+    """
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Refused for a compressed cache; transformers would repeat only a part."""
-        self._refuse("repeat samples")
+        """Refused for a compressed cache."""
+        self.check_rows("repeat samples")
         super().batch_repeat_interleave(repeats)  # type: ignore[misc]
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Refused for a compressed cache; transformers would pick from only a part."""
-        self._refuse("pick samples")
+        """Refused for a compressed cache."""
+        self.check_rows("pick samples")
         super().batch_select_indices(indices)  # type: ignore[misc]
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Picks samples, for beams; refused where transformers would pick from only a part."""
-        if not hasattr(cache_utils, "BaseQuantizedLayer"):
-            self._refuse("reorder beams in this version of transformers")
-        super().reorder_cache(beam_idx)
+    def check_forgotten(self) -> None:
+        """Raises UnsupportedInputError."""
+        self.check_rows("drop tokens")
 
-    def _refuse(self, what: str) -> None:
+    def check_rows(self, what: str) -> None:
+        """Raises UnsupportedInputError for a compressed cache."""
         if self.compressed or self.guard:
             raise UnsupportedInputError(
                 f"a quantized cache cannot {what}: expected a dynamic cache, such as "
                 "DynamicCache(), for prompt lookup, assisted decoding and copies of samples"
             )
+
+    def check_reorder(self) -> None:
+        """Raises UnsupportedInputError where transformers would pick from only a part."""
+        if not hasattr(cache_utils, "BaseQuantizedLayer"):
+            self.check_rows("reorder beams in this version of transformers")
 
 
 class CompressedQuantoLayer(_QuantizedMixin, QuantoQuantizedLayer):
@@ -216,7 +215,7 @@ class CompressedHQQLayer(_QuantizedMixin, HQQQuantizedLayer):
     """A growing layer of few bits, by hqq."""
 
 
-_COMPRESSED: dict[type, type[CompressedMixin]] = {
+_COMPRESSED: dict[type, type[LayerwiseMixin]] = {
     DynamicLayer: CompressedLayer,
     DynamicSlidingWindowLayer: CompressedSlidingLayer,
     StaticLayer: CompressedStaticLayer,
@@ -233,10 +232,11 @@ if hasattr(cache_utils, "Fp8QuantizedLayer"):  # transformers 5.17 does not have
     _COMPRESSED[cache_utils.Fp8QuantizedLayer] = CompressedFp8Layer
 
 
-def compressed_layer(cache: Cache, index: int) -> CompressedMixin:
+def compressed_layer(cache: Cache, index: int) -> LayerwiseMixin:
     """The cache's layer as one that can be compressed, put in its place if it is not yet.
 
-    The cache's first layer is told to refuse calls that nobody looks after.
+    So are the layers before it, which must know whether it can do what the cache is asked for.  The
+    first one is told to refuse calls that nobody looks after.
 
     Args:
         cache: Checked by :func:`check_cache`.
@@ -244,13 +244,19 @@ def compressed_layer(cache: Cache, index: int) -> CompressedMixin:
     """
     while len(cache.layers) <= index:
         cache.layers.append((cache.layer_class_to_replicate or DynamicLayer)())
-    _compressible(cache, 0).guard = True
-    return _compressible(cache, index)
+    first = _compressible(cache, 0)
+    first.guard = True
+    siblings = first.siblings or Siblings()
+    for number in range(index + 1):
+        layer = _compressible(cache, number)
+        if layer.siblings is not siblings:
+            siblings.join(layer)
+    return layer
 
 
-def _compressible(cache: Cache, index: int) -> CompressedMixin:
+def _compressible(cache: Cache, index: int) -> LayerwiseMixin:
     layer = cache.layers[index]
-    if isinstance(layer, CompressedMixin):
+    if isinstance(layer, LayerwiseMixin):
         return layer
     compressed = cache.layers[index] = _COMPRESSED[type(layer)].of(layer)
     return compressed

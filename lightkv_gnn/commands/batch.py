@@ -10,7 +10,7 @@ import typer
 
 from lightkv_gnn.commands.options import Json, Retention, Stages, make_app
 from lightkv_gnn.commands.run import Device, Dtype, Guidance, MaxNewTokens
-from lightkv_gnn.sources import check_exists, check_source
+from lightkv_gnn.sources import TINY, check_exists, check_source
 
 app = make_app()
 
@@ -73,7 +73,7 @@ def batch(
     if engine == "local" and (workers is not None or gpus_per_worker is not None):
         raise typer.BadParameter("--workers and --gpus-per-worker are for --engine ray")
     check_exists(source)
-    check_source(model)
+    check_source(model, TINY)
 
     from lightkv_gnn import machine
     from lightkv_gnn.batch import Engine, LocalEngine, RayEngine, Settings, run_batch

@@ -17,12 +17,12 @@ import typer
 from PIL import Image
 
 from lightkv_gnn import __version__, tiny
-from lightkv_gnn.asking.loading import TINY, load
+from lightkv_gnn.asking.loading import load
 from lightkv_gnn.commands import comparison as demos
 from lightkv_gnn.commands.comparison import Report
 from lightkv_gnn.commands.options import Json, Retention, make_app
 from lightkv_gnn.costs.schedule import in_words
-from lightkv_gnn.sources import read_picture
+from lightkv_gnn.sources import TINY, read_picture
 
 Table = dict[str, dict[str, demos.Score]]
 

@@ -35,15 +35,12 @@ Retention = Annotated[
 
 
 def _stage(text: str) -> Any:
-    from lightkv_gnn.costs.schedule import Stage
+    from lightkv_gnn.costs.schedule import read_stage
 
     try:
-        layer, windows, *ratio = text.split(":")
-        return Stage(int(layer), int(windows), *map(float, ratio))
-    except (TypeError, ValueError) as error:
-        raise typer.BadParameter(
-            f"{text!r}: expected LAYER:WINDOWS:RATIO, such as 11:4:0.5 ({error})"
-        ) from error
+        return read_stage(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 Stages = Annotated[

@@ -10,7 +10,7 @@ import typer
 
 from lightkv_gnn.choices import GuidanceName
 from lightkv_gnn.commands.options import Json, Retention, Stages, make_app
-from lightkv_gnn.sources import check_source, read_picture
+from lightkv_gnn.sources import TINY, check_source, read_picture
 
 app = make_app()
 
@@ -62,7 +62,7 @@ def run(
 ) -> None:
     """Answer a question about pictures, with a compressed cache; tell what it cost."""
     pictures = [read_picture(file) for file in image]
-    check_source(model)
+    check_source(model, TINY)
 
     from lightkv_gnn import machine
     from lightkv_gnn.asking import loading

@@ -70,6 +70,26 @@ class Stage:
             )
 
 
+def read_stage(text: str) -> Stage:
+    """A stage written as ``LAYER:WINDOWS:RATIO``; the ratio may be left out.
+
+    Raises:
+        ValueError: It is not written so, or out of range.
+    """
+    expected = f"{text!r}: expected LAYER:WINDOWS:RATIO, such as 11:4:0.5"
+    parts = text.split(":")
+    try:
+        if len(parts) not in (2, 3):
+            raise ValueError
+        layer, windows, ratio = int(parts[0]), int(parts[1]), [float(part) for part in parts[2:]]
+    except ValueError:
+        raise ValueError(f"{expected}, with whole numbers and a fraction") from None
+    try:
+        return Stage(layer, windows, *ratio)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{expected} ({error})") from error
+
+
 def in_words(stages: Sequence[Stage]) -> str:
     """What is merged away, and when."""
     told = []

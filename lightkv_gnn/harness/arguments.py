@@ -12,7 +12,7 @@ from lightkv_gnn.baselines import METHODS, NONE
 from lightkv_gnn.baselines.downsample import DOWNSAMPLE
 from lightkv_gnn.baselines.oracle import ORACLE, ORACLE_PRUNING
 from lightkv_gnn.choices import GUIDANCE
-from lightkv_gnn.costs.schedule import Stage
+from lightkv_gnn.costs.schedule import Stage, read_stage
 from lightkv_gnn.stage.compressor import MATCHERS
 from lightkv_gnn.stage.messages import MESSAGES
 
@@ -166,17 +166,13 @@ def read_schedule(text: str) -> tuple[Stage, ...]:
     Raises:
         ValueError: It is not written so, or a stage is out of range.
     """
-    stages = []
-    for one in text.split("+"):
-        try:
-            layer, windows, *ratio = one.split(":")
-            stages.append(Stage(int(layer), int(windows), *map(float, ratio)))
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"--model_args schedule={text}: expected LAYER:WINDOWS:RATIO with + between "
-                f"stages, such as 11:4:0.5+17:2:0.5 ({error})"
-            ) from error
-    return tuple(stages)
+    try:
+        return tuple(read_stage(one) for one in text.split("+"))
+    except ValueError as error:
+        raise ValueError(
+            f"--model_args schedule={text}: expected LAYER:WINDOWS:RATIO with + between "
+            f"stages, such as 11:4:0.5+17:2:0.5; {error}"
+        ) from error
 
 
 def _part(name: str, text: str) -> Any:

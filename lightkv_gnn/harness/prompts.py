@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -10,6 +11,9 @@ from transformers.image_utils import load_image
 
 from lightkv_gnn.asking.prompts import as_chat, processed
 from lightkv_gnn.errors import UnsupportedInputError
+from lightkv_gnn.sources import as_rgb, read_picture
+
+_LONGEST_PATH = 1024  # a picture may come as text itself, in base64
 
 Chat = Sequence[Mapping[str, Any]]
 """Messages of a role and a list of contents, such as ``{"type": "image", "image": picture}``."""
@@ -20,18 +24,28 @@ def pictures_of(chat: Chat) -> list[Image.Image]:
 
     Raises:
         UnsupportedInputError: It has videos or sounds.
+        ValueError: A picture cannot be read; see ``read_picture``.
     """
     found = []
     for part in _contents(chat):
         kind = part["type"]
         if kind == "image":
-            found.append(load_image(part["image"]))
+            found.append(_picture(part["image"]))
         elif kind != "text":
             raise UnsupportedInputError(
                 f"a question comes with {kind} content: the model lightkv takes text and pictures; "
                 "tasks that give a video as pictures work"
             )
     return found
+
+
+def _picture(source: Any) -> Image.Image:
+    if isinstance(source, Image.Image):
+        return as_rgb(source)
+    if isinstance(source, str) and len(source) < _LONGEST_PATH and Path(source).is_file():
+        return read_picture(source)
+    picture: Image.Image = load_image(source)
+    return picture
 
 
 def as_inputs(

@@ -54,10 +54,12 @@ assert not {"torch", "transformers", "torch_geometric"} & set(sys.modules)
 MISTAKES = {
     "run tiny --image missing.png --prompt ?": "missing.png: No such file or directory",
     "run ./missing --image photo.png --prompt ?": "./missing: there is no such folder",
+    "run my-model --image photo.png --prompt ?": "my-model: there is no such folder, and",
     "run tiny --image photo.png --prompt ? --retention 1.5": "retention is 1.5: expected",
     "run tiny --image photo.png --prompt ? --guidance texts": "'--guidance'",
     "run tiny --prompt ?": "'--image'",
     "plan ./missing --image 64x64": "./missing: there is no such folder",
+    "plan llava --image 64x64": "llava: there is no such folder, and it is no id",
     "plan tiny --image 64": "expected WIDTHxHEIGHT",
     "batch missing out --model tiny": "missing: there is no such file or folder",
     "batch . out --model ./missing": "./missing: there is no such folder",

@@ -177,6 +177,9 @@ def test_a_model_that_lacks_a_file_is_named(capsys, tmp_path, photo, missing):
     assert f"{folder} cannot be loaded: expected a folder with a model" in error
 
 
+SHAPE = "expected LAYER:WINDOWS:RATIO, such as 11:4:0.5, with whole numbers and a fraction"
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
@@ -187,7 +190,9 @@ def test_a_model_that_lacks_a_file_is_named(capsys, tmp_path, photo, missing):
         (["tiny", "--image", "{photo}", "--trace", "no/a"], 1, "--trace no/a: there is no folder"),
         (["tiny", "--image", "{photo}", "--device", "moon"], 1, "--device moon cannot be used"),
         (["tiny", "--image", "{photo}", "--stage", "9:1"], 1, "a stage may run after"),
-        (["tiny", "--image", "{photo}", "--stage", "x"], 2, "expected LAYER:WINDOWS:RATIO"),
+        (["tiny", "--image", "{photo}", "--stage", "x"], 2, f"'x': {SHAPE}"),
+        (["tiny", "--image", "{photo}", "--stage", "1:2:.5:3"], 2, f"'1:2:.5:3': {SHAPE}"),
+        (["tiny", "--image", "{photo}", "--stage", "1:2:4"], 2, "such as 11:4:0.5 (Stage.ratio"),
         (["tiny", "--image", "{photo}", "--max-new-tokens", "0"], 2, "--max-new-tokens"),
         (["tiny", "--image", "{photo}", "--guidance", "me"], 2, "--guidance"),
         (["tiny"], 2, "--image"),
@@ -214,7 +219,7 @@ def test_drawing_needs_matplotlib_before_anything_is_loaded(tmp_path, monkeypatc
 
 def test_ids_of_the_hub_are_not_taken_for_folders():
     check_source("llava-hf/llava-1.5-7b-hf")
-    check_source("gpt2")
-    for wrong in ("a/b/c", "/nowhere", "nowhere/", "./model"):
+    check_source("tiny", "tiny")
+    for wrong in ("llava", "a/b/c", "/nowhere", "nowhere/", "./model"):
         with pytest.raises(FileNotFoundError, match="no such folder"):
             check_source(wrong)

@@ -11,6 +11,7 @@ from models import CACHE, LAYERS, batch, check_ledger, prompt, tiny_llava
 from torch.utils.flop_counter import FlopCounterMode
 
 import lightkv_gnn as lk
+from lightkv_gnn.adapters.counting import count_weights
 from lightkv_gnn.costs.ledger import DecoderSize
 
 PROMPTS = [prompt(4, "image", 6), prompt(2, "image", 3, "image", 4, seed=1), prompt(9, seed=2)]
@@ -68,6 +69,35 @@ def test_flops_are_those_of_the_matrices() -> None:
     layer = model.model.language_model.layers[0]
     norms = layer.input_layernorm.weight.numel() + layer.post_attention_layernorm.weight.numel()
     assert handle.ledger.rows[0].planned.flops == counted + 2 * norms * 26
+
+
+@pytest.mark.filterwarnings("ignore:.*quantiz:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+@torch.no_grad()
+def test_packed_weights_count_as_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In 8 bits as torch packs them, and in 4 as two in a byte."""
+    engines = [name for name in torch.backends.quantized.supported_engines if name != "none"]
+    if not engines:
+        pytest.skip("torch without quantized kernels")
+    model, inputs = tiny_llava("qwen2"), batch(prompt(4, "image", 6))  # some of it has biases
+    monkeypatch.setattr(torch.backends.quantized, "engine", engines[-1])
+    packed = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, torch.qint8)
+    flops = []
+    for one in (model, packed):
+        with lk.attach(one, lk.LightKVConfig([lk.Stage(1, 2, 0.5)])) as handle:
+            one(**inputs)
+        flops.append([(row.planned.flops, row.observed_flops) for row in handle.ledger.rows])
+    assert flops[0] == flops[1]
+
+
+def test_weights_are_counted_once_under_wrappers() -> None:
+    plain = torch.nn.Linear(6, 4)
+    halves = torch.nn.Linear(6, 4)
+    halves.weight = torch.nn.Parameter(torch.zeros(12, 1, dtype=torch.uint8), requires_grad=False)
+    wrapper = torch.nn.Sequential(halves, torch.nn.Linear(6, 2), torch.nn.Linear(2, 4))
+    wrapper.in_features, wrapper.out_features = 6, 4  # as those of low-rank adapters
+    assert count_weights(plain) == count_weights(halves) == 28
+    assert count_weights(wrapper) == 28 + 14 + 12
 
 
 def test_totals(billed: tuple[lk.Ledger, torch.nn.Module, Any]) -> None:

@@ -193,6 +193,12 @@ def test_an_error_leaves_the_file_and_nothing_else(
     assert (tmp_path / "a").read_bytes() != before
 
 
+def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "missing"
+    with pytest.raises(FileNotFoundError, match=rf"a.safetensors cannot .* no folder {folder}$"):
+        example(folder / "a.safetensors")
+
+
 def test_what_could_not_be_read_is_not_written(tmp_path: Path) -> None:
     trace = example()
     trace.stages[1].weight[3] = torch.nan

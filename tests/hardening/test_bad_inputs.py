@@ -12,6 +12,7 @@ import pytest
 import torch
 from models import batch, greedy, left_untouched, prompt, tiny_llava
 from reference import features, make_layout
+from torch import nn
 from torch_geometric.nn import SAGEConv, SimpleConv
 
 import lightkv_gnn as lk
@@ -170,6 +171,17 @@ TABLE: dict[str, list[Refused]] = {
         ("retention a percentage", lambda: fitted(55), lk.ScheduleError, "retention is 55"),
         ("no model", lambda: lk.LightKVConfig.for_model(None), TypeError, "no adapter for NoneTyp"),
     ],
+    "attach": [
+        ("a name", lambda: attached("a/b"), TypeError, "text 'a/b', expected.*from_pretrained"),
+        ("a processor", lambda: attached(Unlike()), TypeError, "model is a Unlike, expected.*Auto"),
+        (
+            "a pipeline",
+            lambda: attached(Unlike(nn.Linear(1, 1))),
+            TypeError,
+            "Unlike around a model, expected.*its attribute model",
+        ),
+        ("a module", lambda: attached(nn.Linear(1, 1)), TypeError, "Linear, whose config names no"),
+    ],
     "TokenLayout": [
         ("no rows", lambda: TokenLayout.from_grids([[(0, 3)]]), ValueError, "0x3 .*1x1 or more"),
         ("samples left out", lambda: TokenLayout.from_grids([(4, 4)]), TypeError, "each sample a"),
@@ -304,6 +316,17 @@ CASES = [
     for group, refused in TABLE.items()
     for name, run, error, words in refused
 ]
+
+
+class Unlike:
+    """Not a model; may have one inside, as pipelines do."""
+
+    def __init__(self, model: Any = None) -> None:
+        self.model = model
+
+
+def attached(model: Any) -> Any:
+    return lk.attach(model, CONFIG)
 
 
 def fitted(retention: Any) -> lk.LightKVConfig:

@@ -79,7 +79,7 @@ def test_parts_of_ones_own_come_by_import_path(tmp_path, monkeypatch):
         ({"retentoin": 0.5}, "retentoin= is not known: expected some of .*did you mean retention"),
         ({"xyz": 1}, "xyz= is not known: expected some of pretrained, retention"),
         ({"retention": "much"}, "retention=much: expected a fraction"),
-        ({"schedule": "11"}, r"schedule=11: expected LAYER:WINDOWS:RATIO with \+"),
+        ({"schedule": "11"}, r"schedule=11: expected LAYER:WINDOWS:RATIO with \+.*'11': expected"),
         ({"schedule": "11:4:0.5,17:2"}, "expected LAYER:WINDOWS:RATIO"),
         ({"schedule": "11:4:2"}, r"Stage\.ratio is 2"),
         ({"schedule": "3:1", "retention": 0.5}, "schedule= and retention=: give one"),
