@@ -16,8 +16,8 @@ from lightkv_gnn.costs.ledger import DecoderSize
 from lightkv_gnn.errors import ImageTokensError, UnsupportedModelError
 from lightkv_graphs import Grid, Tile, TokenLayout
 
-Process = Callable[[], Mapping[str, Any]]
-"""Runs an image processor on a picture: its output, by name."""
+Process = Callable[..., Mapping[str, Any]]
+"""Runs an image processor on a picture, with options by name: its output, by name."""
 
 KINDS = ("image", "video")
 """Kinds of pictures; transformers' names of their encoders and placeholders are made of them."""

@@ -204,15 +204,19 @@ def tiny(
     *,
     seed: int = 0,
     decoder: str | None = None,
+    recipe: Recipe | None = None,
     text: dict[str, Any] | None = None,
     vision: dict[str, Any] | None = None,
     **options: Any,
 ) -> Any:
     """A model of 6 layers; ``text``, ``vision`` and ``options`` override its configurations.
 
-    ``decoder`` is the type of another text model than the usual one, of :data:`DECODERS`.
+    ``decoder`` is the type of another text model than the usual one, of :data:`DECODERS`, and
+    ``recipe`` that of a family which is not in :data:`RECIPES`.
     """
-    recipe = copy.deepcopy(RECIPES[family])  # configurations keep and change what they are given
+    recipe = copy.deepcopy(
+        recipe or RECIPES[family]
+    )  # configurations keep and change what they are given
     usual = recipe.text_options if decoder is None else DECODER_OPTIONS.get(decoder, {})
     text = {**TEXT, **usual, **(text or {})}
     text_class = _config_class(recipe.text) if decoder is None else hf.CONFIG_MAPPING[decoder]
