@@ -3,10 +3,10 @@
 ``base`` says what an adapter must know, and has the registry; ``encoded`` is what a model encoded.
 Families: ``llava`` (a square, or Pixtral's grid), ``llava_next`` (tiles as one grid), ``qwen_vl``
 (the picture's own grid), ``sized`` (the same, from sizes), ``square`` (every tile the same square)
-and ``confirmed`` (the same, encoded one by one).
+and ``patches`` (the same, encoded one by one).
 """
 
-from lightkv_gnn.adapters import confirmed, llava, llava_next, qwen_vl, sized, square
+from lightkv_gnn.adapters import llava, llava_next, patches, qwen_vl, sized, square
 from lightkv_gnn.adapters.base import Adapter, adapter_for, families, register_adapter
 from lightkv_gnn.adapters.encoded import Encoded, VisionTokens
 
@@ -15,10 +15,10 @@ __all__ = [
     "Encoded",
     "VisionTokens",
     "adapter_for",
-    "confirmed",
     "families",
     "llava",
     "llava_next",
+    "patches",
     "qwen_vl",
     "register_adapter",
     "sized",

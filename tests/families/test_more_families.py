@@ -29,6 +29,10 @@ CLOSE = {"eager": 1e-5, "sdpa": 2e-5}
 LIKE_LLAMA = ("mistral3", "lighton_ocr", "ovis2", "got_ocr2", "deepseek_vl", "janus", "vipllava")
 """Those whose layers the explicit loop knows."""
 
+SLIDING = dict.fromkeys(("exaone4_5", "cohere2_vision", "aya_vision"), (1, 3))
+LEGAL = {"qwen3_vl_moe": (1, 2, 3, 4), **SLIDING}
+"""Layers that a stage may run after, where not after all but the last."""
+
 further = pytest.mark.parametrize("family", MORE)
 
 
@@ -75,6 +79,8 @@ def gone_from(
 def test_pruned_equals_masked_and_unmerged_equals_plain(family: str, attention: str) -> None:
     """A padded batch against each sample alone, in an uncompressed model with what went hidden."""
     model, singles = given(family, attention)
+    legal = LEGAL.get(family, tuple(range(LAYERS - 1)))
+    assert tuple(lk.adapter_for(model).legal_layers) == legal
     both = together(singles)
     plain = generate(model, both)
     with left_untouched(model, both):

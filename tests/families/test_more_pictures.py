@@ -90,6 +90,16 @@ def around(cell: Cell, reach: int) -> set[Cell]:
     return {(image, row + down, col + right) for down in steps for right in steps}
 
 
+def test_patches_that_come_row_by_row_make_the_picture() -> None:
+    picture = torch.randn(3, 16, 24)
+    patches = picture.unfold(1, 4, 4).unfold(2, 4, 4).permute(1, 2, 0, 3, 4).flatten(0, 1)
+    encoded = lk.Encoded("image", {"image_grid_thw": [(1, 4, 6)] * 2}, (6, 6))
+    adapter = lk.adapter_for(model_of("paddleocr_vl"))
+    first, second = adapter.seen(encoded, torch.cat([patches, 2 * patches]))
+    assert torch.equal(first[0], picture)
+    assert torch.equal(second[0], 2 * picture)
+
+
 @torch.no_grad()
 def test_a_square_of_another_size_than_the_configuration_tells_is_refused() -> None:
     model = model_of("got_ocr2", vision={"image_size": 56})  # halved to 7 and 4, not to 3
