@@ -178,6 +178,24 @@ def check_attention(module: nn.Module) -> None:
         )
 
 
+def active_weights(layer: nn.Module, config: Any) -> int:
+    """Weights of a decoder layer that a token passes through: of experts, so many as are chosen.
+
+    Args:
+        layer: Of the decoder; its experts are a list of modules, or tensors of all together.
+        config: Of the decoder.
+    """
+    chosen = getattr(config, "num_experts_per_tok", None)
+    weights = sum(weight.numel() for weight in layer.parameters())
+    for name, part in layer.named_modules():
+        if chosen is not None and name.rpartition(".")[2] == "experts":
+            parameters = list(part.parameters())
+            experts = len(part) if isinstance(part, nn.ModuleList) else len(parameters[0])
+            every = sum(weight.numel() for weight in parameters)
+            weights -= every - every * chosen // experts
+    return weights
+
+
 def takes_bias(implementation: str) -> bool:
     """Whether an attention function adds something to its logits."""
     function = modeling_utils.ALL_ATTENTION_FUNCTIONS[implementation]
