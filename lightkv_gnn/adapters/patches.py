@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
+from types import MappingProxyType
 from typing import Any, ClassVar
 
-from lightkv_gnn.adapters.base import Process, register_adapter
-from lightkv_gnn.adapters.encoded import Encoded
+from lightkv_gnn.adapters.base import register_adapter
 from lightkv_gnn.adapters.square import SquareAdapter, TiledAdapter
 from lightkv_gnn.errors import ImageTokensError, UnsupportedModelError
-from lightkv_graphs import Grid
 
 
 @register_adapter("deepseek_vl", "deepseek_vl_hybrid", "janus", "vipllava")
@@ -91,8 +89,6 @@ class Cohere2VisionAdapter(PatchesAdapter, TiledAdapter):
 
 @register_adapter("aya_vision")
 class AyaVisionAdapter(Cohere2VisionAdapter):
-    """Aya Vision: the same; its processor cuts where its image processor alone would not."""
+    """Aya Vision: the same, where the whole processor cuts and its image processor would not."""
 
-    def expected(self, size: Grid, images: int, process: Process) -> Encoded:
-        """As many tiles as the processor cuts."""
-        return super().expected(size, images, partial(process, crop_to_patches=True))
+    asked = MappingProxyType({"crop_to_patches": True})

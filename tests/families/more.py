@@ -185,7 +185,10 @@ RECIPES: dict[str, tuple[Recipe, Kind]] = {
 MORE = [name for name, (recipe, _) in RECIPES.items() if hasattr(hf, f"{recipe.name}Config")]
 
 
-FILMED = {"qwen3_vl_moe": VIDEO, "glm46v": IMAGE, "glm4v_moe": IMAGE, "exaone4_5": VIDEO}
+FILMED = {
+    **dict.fromkeys(("qwen3_vl_moe", "exaone4_5"), VIDEO),
+    **dict.fromkeys(("glm4v", "glm46v", "glm4v_moe", "glm_ocr"), IMAGE),
+}
 """Families that take videos, and the placeholder of their frames."""
 
 

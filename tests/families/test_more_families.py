@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as hf
 from models import CACHE, check_ledger, left_untouched, near
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from families.loop_stock import hidden_from_layers, stock_steps
 from families.models import IMAGE, LAYERS
 from families.more import FILMED, MORE, RECIPES, TILED, model_of
 from families.more_inputs import film, samples, together
+from families.processors import skipped_without_needs, square
 from lightkv_gnn.planning import model as planning
 
 STEPS = 3
@@ -181,3 +183,22 @@ def test_a_plan_from_the_configuration_is_what_a_run_costs(
     options = {"mistral3": {"patch_size": 8}, "aya_vision": {"crop_to_patches": True}}
     processed = bool(kind.argument) or kind is TILED
     assert asked == [options.get(family, {})] * processed
+
+
+PROCESSORS = {
+    "mistral3": ("Pixtral", {"size": {"longest_edge": 64}, "patch_size": square(4)}, 7 * 8),
+    "aya_vision": ("GotOcr2", {"size": square(32), "max_patches": 4}, 5 * 4 * 4),
+}
+"""Image processors of a picture of 50 x 64 pixels, and the tokens that the whole processor counts.
+
+Alone, they would scale it to 52 x 64, and cut nothing.
+"""
+
+
+@pytest.mark.parametrize("family", PROCESSORS)
+def test_image_processors_do_what_the_whole_processor_asks(family: str, tmp_path: Path) -> None:
+    name, options, tokens = PROCESSORS[family]
+    with skipped_without_needs():
+        getattr(hf, f"{name}ImageProcessorPil")(**options).save_pretrained(tmp_path)
+        model_of(family).config.save_pretrained(tmp_path)
+        assert planning.forecast(str(tmp_path), [(50, 64)]).pictures == (tokens,)
