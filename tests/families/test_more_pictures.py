@@ -1,4 +1,4 @@
-"""Further families: what is shown of their pictures, and squares that are none."""
+"""Further families: what is shown of their pictures, and what is refused."""
 
 from __future__ import annotations
 
@@ -118,6 +118,12 @@ def test_an_oblong_tower_is_refused() -> None:
     model = model_of("deepseek_vl")
     model.config.vision_config.image_size = [16, 32]
     with pytest.raises(lk.UnsupportedModelError, match=r"\(16, 32\) pixels has no square tiles"):
+        lk.attach(model, lk.LightKVConfig([lk.Stage(1, 1)]))
+
+
+def test_a_text_model_that_reads_position_ids_is_refused() -> None:
+    model = model_of("mistral3", decoder="ministral3")
+    with pytest.raises(lk.UnsupportedModelError, match="on a 'ministral3' text model"):
         lk.attach(model, lk.LightKVConfig([lk.Stage(1, 1)]))
 
 
