@@ -51,9 +51,9 @@ def _side(size: Any) -> int:
     return int(size[0])
 
 
-@register_adapter("got_ocr2")
+@register_adapter("got_ocr2", "pp_chart2table")
 class GotOcrAdapter(PatchesAdapter, TiledAdapter):
-    """GOT-OCR 2: two convolutions halve the grid of each tile."""
+    """GOT-OCR 2 and PP-Chart2Table: two convolutions halve the grid of each tile."""
 
     text_models = ("qwen2",)
 
@@ -61,6 +61,19 @@ class GotOcrAdapter(PatchesAdapter, TiledAdapter):
     def shrink(self) -> int:
         """Twice two."""
         return 4
+
+
+@register_adapter("qianfan_ocr")
+class QianfanOcrAdapter(PatchesAdapter, TiledAdapter):
+    """Qianfan-OCR: pixel-shuffled tiles without their class token, and a thumbnail."""
+
+    text_models = ("qwen3",)
+    asked = MappingProxyType({"crop_to_patches": True})
+
+    @property
+    def shrink(self) -> int:
+        """What the pixel shuffle divides by."""
+        return round(1 / self.model.config.downsample_ratio)
 
 
 @register_adapter("ovis2")

@@ -72,7 +72,7 @@ class Qwen3VLAdapter(QwenVLAdapter):
     text_models = ("qwen3_vl_text",)
 
 
-@register_adapter("glm4v", "glm46v", "glm4v_moe", "glm_ocr")
+@register_adapter("glm4v", "glm46v", "glm4v_moe", "glm_ocr", "glmga")
 class GlmVAdapter(GridAdapter):
     """GLM-4.1V to GLM-4.6V and GLM-OCR: frames of a video have the placeholder of images."""
 

@@ -88,6 +88,8 @@ class Recipe:
     text_options: dict[str, Any] = field(default_factory=dict)
     vision_options: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+    model: str = ""
+    """Where another configuration's model is meant."""
 
 
 def llava(name: str, text: str, side: int, *grids: tuple[int, int], **options: Any) -> Recipe:
@@ -227,7 +229,7 @@ def tiny(
         **{"image_token_id": IMAGE, **recipe.options, **options},
     )
     torch.manual_seed(seed)
-    model = getattr(hf, f"{recipe.name}ForConditionalGeneration")(config).eval()
+    model = getattr(hf, f"{recipe.model or recipe.name}ForConditionalGeneration")(config).eval()
     _initialise(model)
     model.set_attn_implementation(attention)
     model.generation_config.eos_token_id = None

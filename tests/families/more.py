@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import transformers as hf
@@ -156,6 +156,12 @@ RECIPES: dict[str, tuple[Recipe, Kind]] = {
         squares("GotOcr2", "Qwen2", SAM, "GotOcr2Vision"),
         TILED,
     ),
+    "qianfan_ocr": (
+        squares(
+            "QianfanOCR", "Qwen3", {**TOWER, "image_size": 32, "patch_size": 4}, "QianfanOCRVision"
+        ),
+        TILED,
+    ),
     "deepseek_vl": (squares("DeepseekVL", "Llama", SMALL, "SiglipVision"), SQUARE),
     "deepseek_vl_hybrid": (
         squares(
@@ -182,6 +188,12 @@ RECIPES: dict[str, tuple[Recipe, Kind]] = {
         SQUARE,
     ),
 }
+for family, name, of in (
+    ("glmga", "Glmga", "glm46v"),
+    ("pp_chart2table", "PPChart2Table", "got_ocr2"),
+):
+    recipe, kind = RECIPES[of]  # of the same model
+    RECIPES[family] = replace(recipe, name=name, model=recipe.name), kind
 MORE = [name for name, (recipe, _) in RECIPES.items() if hasattr(hf, f"{recipe.name}Config")]
 
 

@@ -87,7 +87,8 @@ def shape_of(model: Any, size: Size) -> Size:
         return math.prod(size), *patch
     if len(size) == 2:
         return 1, 3, *size
-    return *size, 3, vision.image_size, vision.image_size
+    side = vision.image_size if isinstance(vision.image_size, int) else vision.image_size[0]
+    return *size, 3, side, side
 
 
 def _to_one_size(pixels: Sequence[Tensor]) -> list[Tensor]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
+from marks import full
 from models import CACHE, check_ledger, left_untouched, near
 from torch import Tensor
 
@@ -35,7 +36,12 @@ SLIDING = dict.fromkeys(("exaone4_5", "cohere2_vision", "aya_vision"), (1, 3))
 LEGAL = {"qwen3_vl_moe": (1, 2, 3, 4), **SLIDING}
 """Layers that a stage may run after, where not after all but the last."""
 
-further = pytest.mark.parametrize("family", MORE)
+LIKE_OTHERS = ("glm46v", "glmga", "pp_chart2table")
+further = pytest.mark.parametrize(
+    "family",
+    [name for name in MORE if name not in LIKE_OTHERS]
+    + full(*(name for name in LIKE_OTHERS if name in MORE)),
+)
 
 
 @cache
@@ -180,7 +186,8 @@ def test_a_plan_from_the_configuration_is_what_a_run_costs(
         assert row.planned.kv_bytes == real.observed_kv_bytes
     assert 0 < planned.ledger.retention < 1
     # What the whole processor asks of its image processor.
-    options = {"mistral3": {"patch_size": 8}, "aya_vision": {"crop_to_patches": True}}
+    cut = {"crop_to_patches": True}
+    options = {"mistral3": {"patch_size": 8}, "aya_vision": cut, "qianfan_ocr": cut}
     processed = bool(kind.argument) or kind is TILED
     assert asked == [options.get(family, {})] * processed
 

@@ -15,7 +15,7 @@ from families.more_inputs import samples, together
 from lightkv_gnn.session.encoders import record_of
 from lightkv_gnn.session.request import vision_tokens
 
-SMEARS = {"got_ocr2": 1}
+SMEARS = {"got_ocr2": 1, "pp_chart2table": 1}
 """Cells that a convolution reaches beyond a picture's own."""
 
 
