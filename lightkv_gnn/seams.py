@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -186,6 +186,20 @@ def check_attention(module: nn.Module) -> None:
             f"{type(module).__name__} does not go through transformers' attention interface "
             f'({_INTERFACE}), so the prompt\'s guidance cannot be recorded: use guidance="none"'
         )
+
+
+def experts_of(layer: nn.Module, config: Any) -> Iterator[tuple[nn.Module, int, int]]:
+    """Of a decoder layer: modules of experts, how many a token passes through, and of how many.
+
+    Args:
+        layer: Of the decoder; its experts are a list of modules, or tensors of all together.
+        config: Of the decoder.
+    """
+    chosen = getattr(config, "num_experts_per_tok", None)
+    for name, part in layer.named_modules():
+        if chosen is not None and name.rpartition(".")[2] == "experts":
+            together = not isinstance(part, nn.ModuleList)
+            yield part, chosen, len(next(part.parameters()) if together else part)
 
 
 def takes_bias(implementation: str) -> bool:

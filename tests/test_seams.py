@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from transformers import Cache, DynamicCache
 
 import lightkv_gnn as lk
 from lightkv_gnn import seams
+from lightkv_gnn.adapters.counting import active_weights
 from lightkv_gnn.cache.layers import CompressedLayer
 from lightkv_gnn.seams import ModelCall
 
@@ -29,6 +31,24 @@ def layer(**renamed: str) -> nn.Module:
     scope: dict[str, Any] = {}
     exec(source, scope)
     return type("OddLayer", (nn.Module,), {"forward": scope["forward"]})()
+
+
+class Together(nn.Module):
+    """Experts as one tensor."""
+
+    def __init__(self, experts: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(experts, 3, 5))
+
+
+@pytest.mark.parametrize(
+    "experts", [Together(4), nn.ModuleList(nn.Linear(3, 5, bias=False) for _ in range(4))]
+)
+def test_experts_that_are_not_chosen_do_not_count(experts: nn.Module) -> None:
+    mlp = nn.ModuleDict({"experts": experts, "shared_experts": nn.Linear(3, 5, bias=False)})
+    whole = nn.ModuleDict({"mlp": mlp, "gate": nn.Linear(3, 4, bias=False)})
+    assert active_weights(whole, SimpleNamespace(num_experts_per_tok=2)) == 15 * 3 + 12
+    assert active_weights(whole, SimpleNamespace()) == 15 * 5 + 12
 
 
 @pytest.mark.parametrize("name", seams.CACHE)

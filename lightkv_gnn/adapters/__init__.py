@@ -3,10 +3,11 @@
 ``base`` says what an adapter must know, and has the registry; ``encoded`` is what a model encoded;
 ``counting`` tells a layer's weights.
 Families: ``llava`` (a square, or Pixtral's grid), ``llava_next`` (tiles as one grid), ``qwen_vl``
-(the picture's own grid) and ``square`` (every tile the same square).
+(the picture's own grid), ``sized`` (the same, from sizes), ``square`` (every tile the same square)
+and ``patches`` (the same, encoded one by one).
 """
 
-from lightkv_gnn.adapters import llava, llava_next, qwen_vl, square
+from lightkv_gnn.adapters import llava, llava_next, patches, qwen_vl, sized, square
 from lightkv_gnn.adapters.base import Adapter, adapter_for, families, register_adapter
 from lightkv_gnn.adapters.encoded import Encoded, VisionTokens
 
@@ -18,7 +19,9 @@ __all__ = [
     "families",
     "llava",
     "llava_next",
+    "patches",
     "qwen_vl",
     "register_adapter",
+    "sized",
     "square",
 ]

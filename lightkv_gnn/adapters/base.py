@@ -11,14 +11,14 @@ from typing import Any, ClassVar, TypeVar
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lightkv_gnn.adapters.counting import count_weights
+from lightkv_gnn.adapters.counting import active_weights
 from lightkv_gnn.adapters.encoded import Encoded, VisionTokens, tiles_of_samples
 from lightkv_gnn.costs.ledger import DecoderSize
 from lightkv_gnn.errors import ImageTokensError, UnsupportedModelError
 from lightkv_graphs import Grid, Tile, TokenLayout
 
-Process = Callable[[], Mapping[str, Any]]
-"""Runs an image processor on a picture: its output, by name."""
+Process = Callable[..., Mapping[str, Any]]
+"""Runs an image processor on a picture, with options by name: its output, by name."""
 
 KINDS = ("image", "video")
 """Kinds of pictures; transformers' names of their encoders and placeholders are made of them."""
@@ -109,17 +109,23 @@ class Adapter(ABC):
         """
         return "mrope_section" not in (getattr(self.decoder.config, "rope_parameters", None) or {})
 
-    def decoder_size(self, bytes_per_value: int) -> DecoderSize:
-        """What the costs of the decoder's layers depend on."""
-        config, layer = self.decoder.config, self.decoder.layers[0]
+    def decoder_size(self, bytes_per_value: int, layer: int = 0) -> DecoderSize:
+        """What the costs of a decoder layer depend on."""
+        config = self.decoder.config
         heads = config.num_attention_heads
         head = getattr(config, "head_dim", None) or config.hidden_size // heads
         return DecoderSize(
-            parameters=count_weights(layer),
+            parameters=self._weights[layer],
             attention_channels=heads * head,
             kv_channels=config.num_key_value_heads * head,
             bytes_per_value=bytes_per_value,
         )
+
+    @cached_property
+    def _weights(self) -> tuple[int, ...]:
+        """Of each decoder layer, weights that a token passes through; asked in every prefill."""
+        config = self.decoder.config
+        return tuple(active_weights(layer, config) for layer in self.decoder.layers)
 
     @property
     def encoders(self) -> Mapping[str, str]:

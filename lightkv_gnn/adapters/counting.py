@@ -6,6 +6,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightkv_gnn.seams import experts_of
+
+
+def active_weights(layer: nn.Module, config: Any) -> int:
+    """Weights of a decoder layer that a token passes through: of experts, so many as are chosen.
+
+    Args:
+        layer: Of the decoder.
+        config: Of the decoder.
+    """
+    weights = count_weights(layer)
+    for part, chosen, experts in experts_of(layer, config):
+        every = count_weights(part)
+        weights -= every - every * chosen // experts
+    return weights
+
 
 def count_weights(layer: nn.Module) -> int:
     """Weights of a layer, which each token is multiplied with.

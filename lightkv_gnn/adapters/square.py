@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -42,9 +44,12 @@ class SquareAdapter(Adapter):
 class TiledAdapter(SquareAdapter):
     """Pictures are cut into tiles, into how many only the processor knows."""
 
+    asked: ClassVar[Mapping[str, Any]] = {}
+    """What the whole processor asks of its image processor, which alone would not do so."""
+
     def expected(self, size: Grid, images: int, process: Process) -> Encoded:
         """As many tiles as the processor cuts."""
-        tiles = process()["pixel_values"].shape[:-3].numel()
+        tiles = process(**self.asked)["pixel_values"].shape[:-3].numel()
         return Encoded("image", {}, (tiles * self.side**2,))
 
 
@@ -56,6 +61,7 @@ class InternVLAdapter(TiledAdapter):
     """
 
     text_models = ("llama", "qwen2", "qwen3")
+    asked = MappingProxyType({"crop_to_patches": True})
 
     @property
     def side(self) -> int:

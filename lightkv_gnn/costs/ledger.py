@@ -37,7 +37,8 @@ class DecoderSize:
     """What a layer's cost depends on.
 
     Attributes:
-        parameters: Weights of one layer.
+        parameters: Weights of the layer that a token passes through: of experts, those that are
+            chosen for it.
         attention_channels: Heads times head size.
         kv_channels: Key-value heads times head size.
         bytes_per_value: Of the cache.

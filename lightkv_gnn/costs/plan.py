@@ -55,7 +55,7 @@ def plan_stages(
 
 
 def plan_costs(
-    size: DecoderSize,
+    sizes: Sequence[DecoderSize],
     planned: Sequence[PlannedStage],
     lengths: Sequence[int],
     vision: int,
@@ -67,7 +67,7 @@ def plan_costs(
     The layer that a stage runs after has the tokens from before it.
 
     Args:
-        size: Of the decoder's layers.
+        sizes: Of each decoder layer.
         planned: From :func:`plan_stages`.
         lengths: Tokens of each sample before the first stage, without padding.
         vision: Vision tokens of the batch before the first stage.
@@ -78,7 +78,7 @@ def plan_costs(
     full = now = tuple(lengths), vision, width
     after = {step.stage.layer: step for step in planned}
     costs = []
-    for layer, left in enumerate(room):
+    for layer, (size, left) in enumerate(zip(sizes, room, strict=True)):
         costs.append((_cost(size, *now, left), _cost(size, *full, left)))
         if layer in after:
             left_over = after[layer].lengths

@@ -139,7 +139,7 @@ def on_meta(source: str, dtype: torch.dtype) -> Any:
         return AutoModelForImageTextToText.from_config(config, dtype=dtype)
 
 
-def _process(source: str, size: Grid) -> Mapping[str, Any]:
+def _process(source: str, size: Grid, **options: Any) -> Mapping[str, Any]:
     """What the image processor beside a configuration makes of a blank picture."""
     place = Path(source).parent if Path(source).is_file() else source
     try:
@@ -152,7 +152,7 @@ def _process(source: str, size: Grid) -> Mapping[str, Any]:
         ) from error
     height, width = size
     processed: Mapping[str, Any] = processor(
-        Image.new("RGB", (width, height), "white"), return_tensors="pt"
+        Image.new("RGB", (width, height), "white"), return_tensors="pt", **options
     )
     return processed
 

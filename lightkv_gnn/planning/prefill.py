@@ -56,7 +56,7 @@ def plan_prefill(
     planned = plan_stages(config.stages, layout, lengths)
     windows = [adapter.sliding_window(layer) for layer in range(adapter.layers)]
     room = [None if window is None else window - 1 for window in windows]
-    size = adapter.decoder_size(bytes_per_value)
-    costs = plan_costs(size, planned, lengths, len(layout), tokens.real.shape[1], room)
+    sizes = [adapter.decoder_size(bytes_per_value, layer) for layer in range(adapter.layers)]
+    costs = plan_costs(sizes, planned, lengths, len(layout), tokens.real.shape[1], room)
     rows = [LayerRow(layer, *both, None, None, None) for layer, both in enumerate(costs)]
     return Ledger(tuple(rows), 0.0)

@@ -62,7 +62,7 @@ class Call:
         self._room: list[int | None] = []
         self._cache: Any = None
         self._value_size = 0
-        self._size: DecoderSize | None = None
+        self._sizes: list[DecoderSize] = []
         self._rows: tuple[LayerRow, ...] = ()
 
     def enter_layer(
@@ -195,9 +195,10 @@ class Call:
         """
         prefill = self.prefill
         check_held(self._cache, cache, self._entries_before, self._shapes, self._stage_before)
-        size = self._size = self._adapter.decoder_size(self._value_size)
+        layers, adapter = range(self._adapter.layers), self._adapter
+        sizes = self._sizes = [adapter.decoder_size(self._value_size, layer) for layer in layers]
         vision, width = sum(prefill.full_vision_counts), prefill.length
-        costs = plan_costs(size, prefill.planned, prefill.full_lengths, vision, width, self._room)
+        costs = plan_costs(sizes, prefill.planned, prefill.full_lengths, vision, width, self._room)
         seen, rows = prefill.past + prefill.length, []
         for number, (planned, full) in enumerate(costs):
             held = None
@@ -205,7 +206,7 @@ class Call:
                 held = stored_bytes(self._cache, number, seen) - self._bytes_before[number]
                 held *= prefill.compressor.ranks.size
             batch, width = self._shapes[number]
-            given = size.cost([width] * batch, 0, width)
+            given = sizes[number].cost([width] * batch, 0, width)
             rows.append(LayerRow(number, planned, full, given.tokens, given.flops, held))
         self._rows = tuple(rows)
         self._cache = None
@@ -235,11 +236,10 @@ class Call:
     def ledgers(self) -> tuple[Ledger, ...]:
         """The bill of each sample, as if it were a batch of its own: planned, without padding."""
         prefill, bills = self.prefill, []
-        assert self._size is not None
         sizes = zip(prefill.full_lengths, prefill.full_vision_counts, strict=True)
         for sample, (length, vision) in enumerate(sizes):
             planned = [step.of_sample(sample) for step in prefill.planned]
-            costs = plan_costs(self._size, planned, [length], vision, length, self._room)
+            costs = plan_costs(self._sizes, planned, [length], vision, length, self._room)
             rows = [LayerRow(layer, *both, None, None, None) for layer, both in enumerate(costs)]
             bills.append(Ledger(tuple(rows), 0.0))
         return tuple(bills)

@@ -111,4 +111,4 @@ def record_of(output: Any) -> Encoded | None:
 
 def _without_pixels(arguments: dict[str, Any]) -> dict[str, Any]:
     """Arguments but for pictures and their masks, which a record must not keep alive."""
-    return {name: value for name, value in arguments.items() if not name.startswith("pixel")}
+    return {name: value for name, value in arguments.items() if "pixel_" not in name}

@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from families.more import MORE
+from families.more import model_of as more_model_of
+from families.more_inputs import samples
 from models import CACHE, LAYERS, batch, check_ledger, prompt, tiny_llava
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -98,6 +101,26 @@ def test_weights_are_counted_once_under_wrappers() -> None:
     wrapper.in_features, wrapper.out_features = 6, 4  # as those of low-rank adapters
     assert count_weights(plain) == count_weights(halves) == 28
     assert count_weights(wrapper) == 28 + 14 + 12
+
+
+@pytest.mark.parametrize("family", [name for name in ("qwen3_vl_moe", "glm4v_moe") if name in MORE])
+def test_flops_are_those_of_the_experts_that_are_chosen(family: str) -> None:
+    """Of each layer: with GLM, the first one has no experts and the others a shared one too."""
+    model = more_model_of(family)
+    model.set_experts_implementation("eager")
+    inputs, _ = samples(family, model)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), lk.attach(model, lk.LightKVConfig([])) as handle, counter:
+        model(**inputs)
+    counts, tokens = counter.get_flop_counts(), inputs["input_ids"].shape[1]
+    for number, layer in enumerate(model.model.language_model.layers):
+        (by_operator,) = (
+            v for k, v in counts.items() if k.endswith(f"language_model.layers.{number}")
+        )
+        # Neither norms nor biases are matrices.
+        others = sum(weight.numel() for weight in layer.parameters() if weight.ndim == 1)
+        flops = sum(by_operator.values()) + 2 * others * tokens
+        assert handle.ledger.rows[number].planned.flops == flops
 
 
 def test_totals(billed: tuple[lk.Ledger, torch.nn.Module, Any]) -> None:

@@ -88,6 +88,8 @@ class Recipe:
     text_options: dict[str, Any] = field(default_factory=dict)
     vision_options: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+    model: str = ""
+    """Where another configuration's model is meant."""
 
 
 def llava(name: str, text: str, side: int, *grids: tuple[int, int], **options: Any) -> Recipe:
@@ -204,15 +206,19 @@ def tiny(
     *,
     seed: int = 0,
     decoder: str | None = None,
+    recipe: Recipe | None = None,
     text: dict[str, Any] | None = None,
     vision: dict[str, Any] | None = None,
     **options: Any,
 ) -> Any:
     """A model of 6 layers; ``text``, ``vision`` and ``options`` override its configurations.
 
-    ``decoder`` is the type of another text model than the usual one, of :data:`DECODERS`.
+    ``decoder`` is the type of another text model than the usual one, of :data:`DECODERS`, and
+    ``recipe`` that of a family which is not in :data:`RECIPES`.
     """
-    recipe = copy.deepcopy(RECIPES[family])  # configurations keep and change what they are given
+    recipe = copy.deepcopy(
+        recipe or RECIPES[family]
+    )  # configurations keep and change what they are given
     usual = recipe.text_options if decoder is None else DECODER_OPTIONS.get(decoder, {})
     text = {**TEXT, **usual, **(text or {})}
     text_class = _config_class(recipe.text) if decoder is None else hf.CONFIG_MAPPING[decoder]
@@ -223,7 +229,7 @@ def tiny(
         **{"image_token_id": IMAGE, **recipe.options, **options},
     )
     torch.manual_seed(seed)
-    model = getattr(hf, f"{recipe.name}ForConditionalGeneration")(config).eval()
+    model = getattr(hf, f"{recipe.model or recipe.name}ForConditionalGeneration")(config).eval()
     _initialise(model)
     model.set_attn_implementation(attention)
     model.generation_config.eos_token_id = None

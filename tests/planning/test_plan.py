@@ -38,7 +38,8 @@ def prefill(
 ) -> Any:
     """The ledger of a real prefill of pictures of such sizes, a token of text after each."""
     pictures = [Image.new("RGB", (width, height), "white") for height, width in sizes]
-    processed = image_processor(family, model)([pictures] * batch, return_tensors="pt")
+    asked = {"crop_to_patches": True} if family == "internvl" else {}
+    processed = image_processor(family, model)([pictures] * batch, return_tensors="pt", **asked)
     row = [id_ for count in tokens for id_ in (*[IMAGE] * count, WORDS[0])]
     row += [WORDS[1]] * (TEXT - len(tokens))
     ids = torch.tensor([row] * batch)

@@ -1,0 +1,211 @@
+"""Further families, attached: unmerged to the bit, pruned as if masked, planned as they run."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from marks import full
+from models import CACHE, check_ledger, left_untouched, near
+from torch import Tensor
+
+import lightkv_gnn as lk
+from families import loop_families
+from families.geometry import TileTruth
+from families.loop import FamilyLoop
+from families.loop_families import Traits
+from families.loop_stock import hidden_from_layers, stock_steps
+from families.models import IMAGE, LAYERS
+from families.more import FILMED, MORE, RECIPES, TILED, model_of
+from families.more_inputs import film, samples, together
+from families.processors import skipped_without_needs, square
+from lightkv_gnn.planning import model as planning
+
+STEPS = 3
+CLOSE = {"eager": 1e-5, "sdpa": 2e-5}
+"""Backends differ, uncompressed too."""
+
+LIKE_LLAMA = ("mistral3", "lighton_ocr", "ovis2", "got_ocr2", "deepseek_vl", "janus", "vipllava")
+"""Those whose layers the explicit loop knows."""
+
+SLIDING = dict.fromkeys(("exaone4_5", "cohere2_vision", "aya_vision"), (1, 3))
+LEGAL = {"qwen3_vl_moe": (1, 2, 3, 4), **SLIDING}
+"""Layers that a stage may run after, where not after all but the last."""
+
+LIKE_OTHERS = ("glm46v", "glmga", "pp_chart2table")
+further = pytest.mark.parametrize(
+    "family",
+    [name for name in MORE if name not in LIKE_OTHERS]
+    + full(*(name for name in LIKE_OTHERS if name in MORE)),
+)
+
+
+@cache
+def given(family: str, attention: str = "eager") -> tuple[Any, list[dict[str, Tensor]]]:
+    """A model, and inputs of two samples."""
+    model = model_of(family, attention)
+    return model, samples(family, model)
+
+
+def stages_of(model: Any, *ratios: float) -> list[tuple[int, int, float]]:
+    legal = lk.adapter_for(model).legal_layers
+    return list(zip((legal[0], legal[-1]), (2, 1), ratios, strict=True))
+
+
+def config_of(model: Any, *ratios: float, **options: Any) -> lk.LightKVConfig:
+    return lk.LightKVConfig([lk.Stage(*one) for one in stages_of(model, *ratios)], **options)
+
+
+def generate(model: Any, inputs: dict[str, Tensor]) -> Any:
+    options = {"return_dict_in_generate": True, "output_logits": True, "do_sample": False}
+    return model.generate(**inputs, max_new_tokens=STEPS, **options)
+
+
+def gone_from(
+    trace: lk.graphs.MergeTrace, ids: Tensor, placeholder: int = IMAGE
+) -> list[list[set[int]]]:
+    """Of each sample, the tokens that each layer does not see, counted without padding."""
+    places = (ids == placeholder).nonzero()  # in the order of the layout
+    padding = (ids == 0).sum(1)
+    gone: list[list[set[int]]] = [[set() for _ in range(LAYERS)] for _ in ids]
+    for number, stage in enumerate(trace):
+        left = set(range(len(places))) - set(trace.kept(number).tolist())
+        for token in left:
+            sample, place = places[token].tolist()
+            for layer in range(stage.layer + 1, LAYERS):
+                gone[sample][layer].add(place - int(padding[sample]))
+    return gone
+
+
+@pytest.mark.parametrize("attention", ["eager", pytest.param("sdpa", marks=pytest.mark.full)])
+@further
+@torch.no_grad()
+def test_pruned_equals_masked_and_unmerged_equals_plain(family: str, attention: str) -> None:
+    """A padded batch against each sample alone, in an uncompressed model with what went hidden."""
+    model, singles = given(family, attention)
+    legal = LEGAL.get(family, tuple(range(LAYERS - 1)))
+    assert tuple(lk.adapter_for(model).legal_layers) == legal
+    both = together(singles)
+    plain = generate(model, both)
+    with left_untouched(model, both):
+        with lk.attach(model, config_of(model, 0, 0)):
+            idle = generate(model, both)
+        with lk.attach(model, config_of(model, 0.5, 0.25, message="destination_only")) as handle:
+            prefill = model(**both)
+            check_ledger(handle.ledger, prefill[CACHE])
+            trace = handle.trace
+            steps = generate(model, both)
+    assert torch.equal(torch.stack(idle.logits), torch.stack(plain.logits))
+    kind = RECIPES[family][1]
+    grids = [grid for number in range(3) for grid in kind.grids[number]]
+    assert list(trace.layout.grids) == grids
+    assert len(trace) == 2
+    truth, _ = given(family, "eager")
+    for sample, (single, gone) in enumerate(
+        zip(singles, gone_from(trace, both["input_ids"]), strict=True)
+    ):
+        tokens = steps.sequences[sample, -STEPS:].tolist()
+        with hidden_from_layers(truth, gone):
+            out = truth(**single)
+            expected = out.logits[0]
+            later = stock_steps(truth, out, tokens)
+        kept = torch.tensor([n for n in range(len(expected)) if n not in gone[-1]])
+        real = both["attention_mask"][sample].bool()
+        near(prefill.logits[sample, real][kept], expected[kept], CLOSE[attention])
+        near(torch.stack(steps.logits)[:, sample], later, CLOSE[attention])
+        assert tokens == later.argmax(1).tolist()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("family", [name for name in FILMED if name in MORE])
+@torch.no_grad()
+def test_frames_are_tiles_and_pruned_equal_masked(family: str) -> None:
+    model, _ = given(family)
+    inputs = film(family, model)
+    with lk.attach(model, config_of(model, 0.5, 0.25, message="destination_only")) as handle:
+        prefill, steps = model(**inputs), generate(model, inputs)
+        trace = handle.trace
+    assert trace.layout.grids == ((2, 3),) * 3
+    (gone,) = gone_from(trace, inputs["input_ids"], FILMED[family])
+    with hidden_from_layers(model, gone):
+        out = model(**inputs)
+        expected = out.logits[0]
+        later = stock_steps(model, out, steps.sequences[0, -STEPS:].tolist())
+    kept = torch.tensor([n for n in range(len(expected)) if n not in gone[-1]])
+    assert len(kept) < len(expected)
+    near(prefill.logits[0, kept], expected[kept])
+    near(torch.cat(steps.logits), later)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("family", [name for name in LIKE_LLAMA if name in MORE])
+@torch.no_grad()
+def test_merged_equals_the_layer_loop(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, singles = given(family)
+    kind = RECIPES[family][1]
+    named = tuple(name for name in ("pixel_values", kind.argument) if name)
+    monkeypatch.setitem(loop_families.TRAITS, family, Traits(images=named))
+    both = together(singles)
+    with lk.attach(model, config_of(model, 0.5, 0.25)):
+        logits = model(**both).logits
+    for sample, (single, pictures) in enumerate(zip(singles, ((0,), (1, 2)), strict=True)):
+        grids = [grid for picture in pictures for grid in kind.grids[picture]]
+        loop = FamilyLoop(model, family, stages_of(model, 0.5, 0.25))
+        expected = loop.run(single, [TileTruth(*grid) for grid in grids])
+        near(logits[sample, both["attention_mask"][sample].bool()], expected)
+
+
+@further
+@torch.no_grad()
+def test_a_plan_from_the_configuration_is_what_a_run_costs(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, (single, _) = given(family)
+    kind = RECIPES[family][1]
+    asked: list[dict[str, Any]] = []
+
+    def process(source: str, size: tuple[int, int], **options: Any) -> dict[str, Any]:
+        asked.append(options)
+        sizes = {kind.argument: torch.tensor([kind.sizes[0]])} if kind.argument else {}
+        return {"pixel_values": single["pixel_values"], **sizes}
+
+    monkeypatch.setattr(planning, "_process", process)
+    model.config.save_pretrained(tmp_path)
+    placeholders = int((single["input_ids"] == IMAGE).sum())
+    text = single["input_ids"].shape[1] - placeholders
+    planned = planning.forecast(str(tmp_path), [(64, 96)], text=text, dtype=torch.float32)
+    assert planned.pictures == (placeholders,)
+    with lk.attach(model, planned.config) as handle:
+        model(**single)
+    for row, real in zip(planned.ledger.rows, handle.ledger.rows, strict=True):
+        assert (row.planned, row.full) == (real.planned, real.full)
+        assert row.planned.kv_bytes == real.observed_kv_bytes
+    assert 0 < planned.ledger.retention < 1
+    # What the whole processor asks of its image processor.
+    cut = {"crop_to_patches": True}
+    options = {"mistral3": {"patch_size": 8}, "aya_vision": cut, "qianfan_ocr": cut}
+    processed = bool(kind.argument) or kind is TILED
+    assert asked == [options.get(family, {})] * processed
+
+
+PROCESSORS = {
+    "mistral3": ("Pixtral", {"size": {"longest_edge": 64}, "patch_size": square(4)}, 7 * 8),
+    "aya_vision": ("GotOcr2", {"size": square(32), "max_patches": 4}, 5 * 4 * 4),
+}
+"""Image processors of a picture of 50 x 64 pixels, and the tokens that the whole processor counts.
+
+Alone, they would scale it to 52 x 64, and cut nothing.
+"""
+
+
+@pytest.mark.parametrize("family", PROCESSORS)
+def test_image_processors_do_what_the_whole_processor_asks(family: str, tmp_path: Path) -> None:
+    name, options, tokens = PROCESSORS[family]
+    with skipped_without_needs():
+        getattr(hf, f"{name}ImageProcessorPil")(**options).save_pretrained(tmp_path)
+        model_of(family).config.save_pretrained(tmp_path)
+        assert planning.forecast(str(tmp_path), [(50, 64)]).pictures == (tokens,)
