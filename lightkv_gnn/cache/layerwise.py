@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from lightkv_gnn.cache.compressed import CompressedMixin, Expected
+from lightkv_gnn.errors import UnsupportedInputError
 
 
 class Siblings:
@@ -85,7 +86,13 @@ class LayerwiseMixin(CompressedMixin):
         Raises:
             ValueError: Merged tokens lie among those to drop, but not the whole turn.
             RuntimeError: A sliding window has forgotten what would have to come back.
+            UnsupportedInputError: The installed transformers cannot crop such a layer.
         """
+        if not hasattr(super(), "crop"):
+            raise UnsupportedInputError(
+                f"{type(self).__name__}: the installed transformers drops no tokens from a cache "
+                "of fixed size: expected a newer one, or a dynamic cache"
+            )
         layers = list(self._concerned())
         if all(layer.logical is None for layer in layers):
             for layer in layers:

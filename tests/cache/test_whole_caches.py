@@ -13,7 +13,7 @@ import torch
 from marks import ways
 from models import CACHE, batch, near, prompt, tiny_llava
 from transformers import Cache, DynamicCache, StaticCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
 import lightkv_gnn as lk
 from lightkv_gnn.cache import layers as kinds
@@ -32,7 +32,10 @@ def static(model: Any) -> Cache:
     return StaticCache(config=model.config.text_config, max_cache_len=80)
 
 
-made = pytest.mark.parametrize("make", [dynamic, static])
+CROPS = hasattr(StaticLayer, "crop")
+"""Not those of transformers 5.17."""
+
+made = pytest.mark.parametrize("make", [dynamic, static] if CROPS else [dynamic])
 
 
 def answers(model: Any, cache: Any, **inputs: Any) -> torch.Tensor:
@@ -166,3 +169,14 @@ def test_layers_that_know_each_other_are_freed_with_their_cache() -> None:
         assert last() is None
     finally:
         gc.enable()
+
+
+@torch.no_grad()
+def test_transformers_that_crops_no_cache_of_fixed_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    if CROPS:
+        monkeypatch.delattr(StaticLayer, "crop")
+    model = tiny_llava()
+    with lk.attach(model, lk.LightKVConfig(STAGES)):
+        cache = static(model)
+        answers(model, cache, **FIRST)
+        refused(model, cache, lambda each: each.crop(-1), lk.UnsupportedInputError, "a newer one")
