@@ -17,6 +17,9 @@ from lightkv_graphs.matching import Matching, padded, staying, take_edges, windo
 from lightkv_graphs.partition import StagePlan, WindowPartition
 from lightkv_graphs.prompt_matching import relevance
 
+MOST = 1e30
+"""That a token may count; sums of it are finite."""
+
 
 @dataclass(frozen=True)
 class CoverageMatching:
@@ -86,6 +89,7 @@ class CoverageMatching:
         weight = heard**self.guidance_power
         if layout is not None:
             weight = weight * layout.mass
+        weight = weight.nan_to_num(0.0).clamp(max=MOST)
         cosine = window_cosines(x, slots)
         own = cosine.diagonal(dim1=1, dim2=2)
         # None are chosen before tokens with a NaN, and none after what is no token.

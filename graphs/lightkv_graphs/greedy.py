@@ -8,6 +8,8 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 Objective = Literal["sum", "max"]
 
@@ -40,15 +42,29 @@ def greedy_ranks(
     """
     if steps == 0 or weight.numel() == 0:
         return torch.full_like(heard, steps)
+    cosine, weight, heard, urgent = (
+        part.detach().float() for part in (cosine, weight, heard, urgent)
+    )
     covers = covering(cosine, weight) if objective == "sum" else None
-    # A choice takes NumPy a third of the time: what it works on is small.
-    plain = type(cosine) is Tensor and cosine.device.type == "cpu"
-    choose = _with_numpy if plain and not torch.compiler.is_compiling() else _with_torch
+    # A choice takes NumPy less time: what it works on is small.
+    choose = _with_numpy if _plain(cosine) else _with_torch
     chosen = choose(cosine, covers, weight, heard, urgent, steps, anchored)
     order = torch.arange(steps, device=heard.device, dtype=heard.dtype)
     order = order.repeat_interleave(len(heard))
     rank = torch.full_like(heard, steps).flatten()
-    return rank.scatter_reduce(0, chosen.flatten(), order, "amin").view_as(heard)
+    rank = rank.scatter_reduce(0, chosen.flatten(), order, "amin").view_as(heard)
+    return rank.masked_fill(urgent == -torch.inf, steps)
+
+
+def _plain(x: Tensor) -> bool:
+    """Whether a tensor is the host's, and what is done to it is done now and seen by nobody."""
+    return (
+        type(x) is Tensor
+        and x.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not is_functorch_wrapped_tensor(x)
+        and not _get_current_dispatch_mode_stack()
+    )
 
 
 def covering(cosine: Tensor, weight: Tensor) -> Tensor:

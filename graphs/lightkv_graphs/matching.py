@@ -191,7 +191,7 @@ def _gathered(x: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _cosines(rows: Tensor, row_length: Tensor, columns: Tensor, column_length: Tensor) -> Tensor:
-    cosine = rows @ columns.transpose(1, 2)
+    cosine = (rows @ columns.transpose(1, 2)).float()  # autocast may make it less
     cosine = cosine.div_(row_length).div_(column_length.transpose(1, 2))
     return cosine.nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
 

@@ -228,8 +228,7 @@ def _default() -> list[StageMethod]:
     }
     return [
         *(Early(name, ORIGIN, {**best, **options}) for name, options in choices.items()),
-        *(EarlyWindowed(f"windows {n}", ORIGIN, best, n) for n in (1, 3, 4)),
-        *(Stepped(f"{n} stages", ORIGIN, best, n) for n in (2, 3)),
+        *(EarlyWindowed(f"windows {n}", ORIGIN, best, n) for n in (3, 4)),
     ]
 
 

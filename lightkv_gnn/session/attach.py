@@ -154,8 +154,14 @@ class Handle:
                 without padding; or a mask, `[batch, token]` bool.
 
         Returns:
-            A context.  A call in it raises UnsupportedInputError for a prompt that does not fit.
+            A context.  A call in it raises UnsupportedInputError for a prompt that does not fit;
+            beams are samples of their own.
+
+        Raises:
+            TypeError: It is None.
         """
+        if prompt is None:
+            raise TypeError("prompt is None: expected tokens of each sample's prompt, or a mask")
         return self._hooks.prompt(prompt)
 
     def remove(self) -> None:

@@ -31,7 +31,13 @@ from lightkv_gnn.session.checks import (
 from lightkv_gnn.session.compiling import OutsideGraphs
 from lightkv_gnn.session.encoders import Watched, record_of
 from lightkv_gnn.session.prefill import Prefill
-from lightkv_gnn.session.prompts import Prompt, prompt_mask, unlabelled, warn_of_answers
+from lightkv_gnn.session.prompts import (
+    Prompt,
+    prompt_mask,
+    unlabelled,
+    warn_of_answers,
+    warn_of_silence,
+)
 from lightkv_gnn.session.request import PrefillRequest, inspect_call, padding_of
 from lightkv_gnn.stage.compressor import TokenCompressor
 
@@ -73,6 +79,7 @@ class Hooks:
         self._warned = False
         self._outside = OutsideGraphs()
         self._signature = inspect.signature(adapter.base.forward)
+        self._headed = inspect.signature(adapter.model.forward)
         self._names = names_of(adapter.decoder.layers)
         self._implementation = adapter.decoder.config._attn_implementation
         self._form = form_of(self._implementation)
@@ -93,7 +100,10 @@ class Hooks:
 
         if self._adapter.model is not base:
             reading = self._outside.wrap(self._read, busy=_many_tokens)
-            keep(self._adapter.model.register_forward_pre_hook(reading, with_kwargs=True))
+            forgetting = self._outside.wrap(self._forget, busy=_many_tokens)
+            model = self._adapter.model
+            keep(model.register_forward_pre_hook(reading, with_kwargs=True))
+            keep(model.register_forward_hook(forgetting, with_kwargs=True, always_call=True))
         keep(base.register_forward_pre_hook(before_model, with_kwargs=True))
         keep(base.register_forward_hook(wrap(self._close), with_kwargs=True, always_call=True))
         keep(decoder.register_forward_pre_hook(wrap(self._plan)))
@@ -133,9 +143,18 @@ class Hooks:
         """Before a model with a head: notes its call, before accelerate copies the pictures."""
         if not _many_tokens(module, args, kwargs):
             return
-        asked = self._running.headed = ModelCall(kwargs)
+        asked = self._running.headed = ModelCall.of(self._headed, args, kwargs)
         if outputs := asked.encoded:
             self._running.records = {kind: record_of(outputs[kind]) for kind in outputs}
+
+    def _forget(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        """After a model with a head, after an exception too: its base may not have been called."""
+        if _many_tokens(module, args, kwargs):
+            noted = vars(self._running)
+            noted.pop("headed", None)
+            noted.pop("records", None)
 
     @contextmanager
     def prompt(self, prompt: Prompt) -> Iterator[None]:
@@ -151,10 +170,13 @@ class Hooks:
         prompt: Prompt | None = getattr(self._running, "prompt", None)
         if prompt is not None:
             return prompt_mask(prompt, request.real)
+        masks = request.masks.values()
         if request.labels is not None:
-            return unlabelled(request.labels, request.real)
+            mask = unlabelled(request.labels, request.real)
+            self._warned = self._warned or warn_of_silence(masks, request.real, mask)
+            return mask
         if request.scored and not self._warned:
-            self._warned = warn_of_answers(request.masks.values(), request.real)
+            self._warned = warn_of_answers(masks, request.real)
         return None
 
     def _open(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -333,7 +355,9 @@ class Hooks:
             self._finished(call)
 
 
-def _many_tokens(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _many_tokens(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None
+) -> bool:
     """Whether a call of the model is more than a step."""
     given = [*args, ModelCall(kwargs).tokens]
     return any(isinstance(x, Tensor) and x.ndim > 1 and x.shape[1] > 1 for x in given)

@@ -16,6 +16,8 @@ IGNORED = -100
 LONG = 256
 """Tokens behind the last picture, of which many may be an answer's."""
 
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
 Prompt = Sequence[int] | Tensor
 """Tokens of each sample's prompt, padding not counted; or which ones, `[batch, token]` bool."""
 
@@ -34,12 +36,17 @@ def prompt_mask(prompt: Prompt, real: Tensor) -> Tensor:
     if isinstance(prompt, Tensor) and prompt.dtype == torch.bool:
         _check_shape("prompt", prompt, real)
         return prompt.cpu()
-    lengths = torch.as_tensor(prompt).cpu()
-    if lengths.shape != (batch,) or lengths.is_floating_point():
-        raise UnsupportedInputError(
-            f"prompt is {prompt!r}: expected a whole number for each of the call's {batch} "
-            f"samples, or a mask of bool, {list(real.shape)}"
-        )
+    expected = (
+        f"expected a whole number for each of the call's {batch} samples, or a mask of bool, "
+        f"{list(real.shape)}"
+    )
+    try:
+        lengths = torch.as_tensor(prompt).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UnsupportedInputError(f"prompt is {prompt!r}: {expected}") from error
+    if lengths.shape != (batch,) or lengths.dtype not in _WHOLE:
+        given = f"a {list(lengths.shape)} of {lengths.dtype}" if lengths.ndim > 1 else f"{prompt!r}"
+        raise UnsupportedInputError(f"prompt is {given}: {expected}")
     held = real.sum(1)
     for sample, (length, most) in enumerate(zip(lengths.tolist(), held.tolist(), strict=True)):
         if not 0 <= length <= most:
@@ -58,6 +65,27 @@ def unlabelled(labels: Tensor, real: Tensor) -> Tensor:
     """
     _check_shape("labels", labels, real)
     return (labels == IGNORED).cpu()
+
+
+def warn_of_silence(masks: Iterable[Tensor], real: Tensor, prompt: Tensor) -> bool:
+    """Warns where labels leave a sample no text that guides; whether it did.
+
+    Args:
+        masks: Placeholders of each kind of pictures, `[batch, token]` bool, on the CPU.
+        real: Tokens that are not padding, likewise.
+        prompt: Tokens without a label, likewise.
+    """
+    vision = torch.stack(list(masks)).any(0)
+    silent = vision.any(1) & ~(real & ~vision & prompt).any(1)
+    if not bool(silent.any()):
+        return False
+    warnings.warn(
+        f"lightkv_gnn: all text of sample {int(silent.long().argmax())} has labels, so none of it "
+        f"is a prompt that could guide: expected {IGNORED} where nothing is to be learnt, or a "
+        "call in `with handle.prompt(lengths):`",
+        stacklevel=2,
+    )
+    return True
 
 
 def warn_of_answers(masks: Iterable[Tensor], real: Tensor) -> bool:

@@ -357,3 +357,29 @@ def test_the_certificate_of_copies_is_nothing_and_of_broken_tokens_no_nan() -> N
     x[:] = math.nan
     told = matched(coverage_matching, x, layout, guidance, 0.6).certificate.shares()
     assert 0 <= told[1] <= told[0] <= 1
+
+
+@ways
+def test_guidance_beyond_all_bounds_keeps_the_laws(how: CoverageMatching) -> None:
+    """Powers overflow: who is asked for most stays, all are chosen once, losses are numbers."""
+    layout = make_layout([[(6, 6)]])
+    x, _ = features(layout)
+    guidance = torch.linspace(-60, 60, 36)
+    how = replace(how, guidance_power=40.0)
+    matching = matched(how, x, layout, guidance, Fraction(1, 2))
+    stays = staying(matching, 36)
+    assert len(stays) == 18
+    assert 35 in stays
+    assert matching.certificate is not None
+    lost, least = matching.certificate.shares()
+    assert 0 <= least <= lost <= 1
+
+
+def test_autocast_changes_nothing() -> None:
+    layout = make_layout([[(4, 4)]])
+    x, guidance = features(layout)
+    expected = matched(coverage_matching, x, layout, guidance, Fraction(1, 2))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = matched(coverage_matching, x, layout, guidance, Fraction(1, 2))
+    assert found.similarity.dtype == torch.float32
+    assert found.edge_index.shape == expected.edge_index.shape

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from lightkv_graphs import greedy, greedy_ranks
 from lightkv_graphs.greedy import Objective, covering
@@ -73,7 +74,18 @@ def test_what_is_no_plain_tensor_of_the_host_is_left_to_torch(
     assert greedy_ranks(*meta, 5, None, "sum").is_meta
     with FakeTensorMode() as mode:
         greedy_ranks(*map(mode.from_tensor, known), 5, None, "sum")
+    batched = [part[None].expand(2, *part.shape) for part in known]
+    torch.vmap(lambda *parts: greedy_ranks(*parts, 5, None, "sum"))(*batched)
+    make_fx(lambda *parts: greedy_ranks(*parts, 5, None, "sum"))(*known)
     compiled = torch.compile(greedy_ranks, fullgraph=True, backend="eager")
     rank = compiled(*known, 5, None, "sum")
     monkeypatch.undo()
     assert torch.equal(rank, greedy_ranks(*known, 5, None, "sum"))
+
+
+def test_weights_may_want_gradients_and_be_of_few_bits() -> None:
+    """Of a matcher of one's own, in training."""
+    cosine, weight, heard, urgent = known_of(WINDOWS)
+    expected = greedy_ranks(cosine, weight.bfloat16().float(), heard, urgent, 9, None, "sum")
+    wanting = weight.bfloat16().requires_grad_()
+    assert torch.equal(greedy_ranks(cosine, wanting, heard, urgent, 9, None, "sum"), expected)

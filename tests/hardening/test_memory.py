@@ -54,6 +54,7 @@ def check_growth(work: Callable[[int], object], early: int, late: int) -> None:
         after = Held.now()
     finally:
         gc.unfreeze()
+        gc.freeze()  # as it was
     assert after.tensors == before.tensors
     assert after.objects - before.objects < (late - early) // 4
     assert after.resident - before.resident < (late - early) * 16 * 1024

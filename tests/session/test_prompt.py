@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from inspect import signature
 from threading import Thread
 from typing import Any
 
 import pytest
 import torch
 from marks import attentions
-from models import CACHE, batch, greedy, left_untouched, near, prompt, tiny_llava
+from models import CACHE, IMAGE_TOKEN, batch, greedy, left_untouched, near, prompt, tiny_llava
 from torch import Tensor
 
 import lightkv_gnn as lk
@@ -150,6 +151,10 @@ def test_a_prompt_of_pictures_alone_guides_nothing() -> None:
     [
         ([23], r"prompt is \[23\]: expected a whole number for each of the call's 2 samples"),
         ([23, 2.5], r"expected a whole number for each"),
+        (["a", "b"], r"prompt is \['a', 'b'\]: expected a whole number for each"),
+        ({"a": 1}, r"expected a whole number for each"),
+        ([True, True], r"expected a whole number for each"),
+        (torch.ones(2, 32), r"prompt is a \[2, 32\] of torch.float32: expected"),
         ([23, 33], r"prompt has 33 tokens for sample 1, which has 32 in this call"),
         ([-1, 3], r"prompt has -1 tokens for sample 0"),
         (torch.ones(2, 3, dtype=torch.bool), r"prompt has shape \[2, 3\]: expected .*\[2, 32\]"),
@@ -182,3 +187,52 @@ def test_long_texts_are_asked_about_once() -> None:
         with pytest.warns(UserWarning, match="257 tokens of text follow .* handle.prompt"):
             model(**inputs)
         model(**inputs)
+
+
+@torch.no_grad()
+def test_labels_that_leave_no_prompt_are_told_of_once() -> None:
+    model, inputs = tiny_llava(), batch(*PROMPTS)
+    ids = inputs["input_ids"]
+    labels = ids.masked_fill(ids == IMAGE_TOKEN, -100)
+    labels[0] = -100
+    with lk.attach(model, CONFIGS["the default"]):
+        with pytest.warns(UserWarning, match=r"all text of sample 1 has labels, .* expected -100"):
+            model(**inputs, labels=labels)
+        model(**inputs, labels=labels)
+
+
+@torch.no_grad()
+def test_labels_are_read_by_position_too() -> None:
+    model, inputs = tiny_llava(), with_answer(0)
+    labels = inputs.pop("labels")
+    names = list(signature(type(model).forward).parameters)[1:]
+    given = [{**inputs, "labels": labels}.get(name) for name in names[: names.index("labels") + 1]]
+    with lk.attach(model, CONFIGS["the default"]):
+        assert torch.equal(model(*given).logits, model(**inputs, labels=labels).logits)
+
+
+@torch.no_grad()
+def test_labels_of_a_call_that_failed_are_forgotten() -> None:
+    """Before its base was called: a hook that comes later, an argument given twice."""
+    model, inputs = tiny_llava(), with_answer(0)
+    labels = inputs.pop("labels")
+    with lk.attach(model, CONFIGS["the default"]):
+        expected = model.model(**inputs)[0]
+
+        def fail(*_: object) -> None:
+            raise ZeroDivisionError
+
+        hook = model.register_forward_pre_hook(fail)
+        with pytest.raises(ZeroDivisionError):
+            model(**inputs, labels=labels)
+        hook.remove()
+        assert torch.equal(model.model(**inputs)[0], expected)
+        with pytest.raises(TypeError):
+            model(inputs["input_ids"], **inputs, labels=labels)
+        assert torch.equal(model.model(**inputs)[0], expected)
+
+
+def test_no_prompt_is_no_prompt() -> None:
+    config, message = CONFIGS["the default"], "prompt is None: expected tokens"
+    with lk.attach(tiny_llava(), config) as handle, pytest.raises(TypeError, match=message):
+        handle.prompt(None)  # type: ignore[arg-type]
