@@ -185,7 +185,7 @@ class LightKVConfig:
                 f"a configuration is a {type(values).__name__}: expected a mapping of {known}"
             )
         if unknown := sorted(set(values) - set(known), key=str):
-            raise ValueError(f"a configuration may have {known}; unknown here: {unknown}")
+            raise ValueError(f"a configuration has {unknown}: expected some of {known}")
         if "stages" not in values:
             raise ValueError(
                 "a configuration needs stages, which are missing here: expected a list of objects "

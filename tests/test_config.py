@@ -72,7 +72,11 @@ def test_a_convolution_of_ones_own_has_no_name() -> None:
     ("values", "error", "message"),
     [
         ({}, ValueError, "needs stages, which are missing here: .*layer, windows and ratio"),
-        ({"stages": [], "keep_ratio": 1}, ValueError, r"unknown here: \['keep_ratio'\]"),
+        (
+            {"stages": [], "keep_ratio": 1},
+            ValueError,
+            r"a configuration has \['keep_ratio'\]: expected",
+        ),
         ({"stages": [], "message": "sum"}, ValueError, "'sum'.*guided_mean"),
         ({"stages": [], "matcher": "nearest"}, ValueError, "'nearest'.*cosine_matching"),
         ({"stages": [], "message": 3}, ValueError, "message is 3: expected a name"),

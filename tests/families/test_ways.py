@@ -117,7 +117,8 @@ def test_loss_and_gradients(family: str) -> None:
     loop = FamilyLoop(model, family, stages_of(model))
     logits = loop.run(inputs, tiles_of(family, model, prompt))
     expected = cross_entropy(logits[:-1], labels[0, 1:])
-    with lk.attach(model, config_of(model)):
+    everything = torch.ones_like(labels, dtype=torch.bool)  # guides in the loop
+    with lk.attach(model, config_of(model)) as handle, handle.prompt(everything):
         loss = model(**inputs, labels=labels).loss
         # The other weight is before the first stage, and no guidance comes from it.
         first = model.get_decoder().layers[0].self_attn.o_proj.weight

@@ -155,7 +155,7 @@ TABLE: dict[str, list[Refused]] = {
             "other keys",
             lambda: lk.LightKVConfig.from_dict({**GOOD, 1: 2, None: 3}),
             ValueError,
-            r"unknown here: \[1, None\]",
+            r"a configuration has \[1, None\]: expected some of",
         ),
         (
             "a list for a name",
