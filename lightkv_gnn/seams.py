@@ -196,8 +196,10 @@ def experts_of(layer: nn.Module, config: Any) -> Iterator[tuple[nn.Module, int, 
         config: Of the decoder.
     """
     chosen = getattr(config, "num_experts_per_tok", None)
+    if chosen is None:
+        return
     for name, part in layer.named_modules():
-        if chosen is not None and name.rpartition(".")[2] == "experts":
+        if name.rpartition(".")[2] == "experts":
             together = not isinstance(part, nn.ModuleList)
             yield part, chosen, len(next(part.parameters()) if together else part)
 

@@ -124,29 +124,30 @@ def _with_numpy(
     steps: int,
     anchored: Tensor | None,
 ) -> Tensor:
-    """The same as :func:`_with_torch`; sums are torch's."""
+    """The same as :func:`_with_torch`; sums are torch's, of memory that both share."""
     slots = weight.shape[1]
-    rows, share = cosine.reshape(-1, slots).numpy(), heard.numpy()
+    rows, guidance = cosine.reshape(-1, slots).numpy(), heard.numpy()
     chosen = torch.empty(steps, len(weight), dtype=torch.int64)
-    seen, still = torch.zeros_like(weight), urgent.flatten().clone()
-    covered, urgency = seen.numpy(), still.numpy()
-    fresh, gain, bare = weight.numpy(), np.empty_like(covered), np.empty_like(covered)
+    covered = torch.zeros_like(weight)
+    shown, urgency = covered.numpy(), urgent.flatten().clone().numpy()
+    gain, uncovered = np.empty_like(shown), np.empty_like(shown)
+    fresh = weight.numpy()
     begins = np.arange(0, len(rows), slots)
     anchors = None if anchored is None else anchored.numpy()
     with np.errstate(all="ignore"):
         for step, row in enumerate(chosen.numpy()):
-            np.subtract(1, covered, out=bare)
+            np.subtract(1, shown, out=uncovered)
             if covers is not None and _summed_up(step):
-                gain[:] = gains(covers, weight * seen).numpy()
-                fresh = gain / np.maximum(bare, LEAST)
+                gain[:] = gains(covers, weight * covered).numpy()
+                fresh = gain / np.maximum(uncovered, LEAST)
             else:
-                np.multiply(fresh, bare, out=gain)
+                np.multiply(fresh, uncovered, out=gain)
             if anchors is not None:
-                gain = np.where(step < anchors, share, gain)
+                gain = np.where(step < anchors, guidance, gain)
             gain += urgency.reshape(gain.shape)
             np.add(gain.argmax(1), begins, out=row)
             urgency[row] = -np.inf
-            np.maximum(covered, rows[row], out=covered)
+            np.maximum(shown, rows[row], out=shown)
     return chosen
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lightkv_gnn.baselines import Budget, Hints, StageMethod, progressive
-from lightkv_gnn.baselines.merging import Early, random_attention
+from lightkv_gnn.baselines.merging import OURS, Early, random_attention
 from lightkv_gnn.baselines.square_folded import SquareFolded
 from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.costs.schedule import Stage
@@ -214,7 +214,7 @@ def _matcher() -> list[StageMethod]:
 
 def _default() -> list[StageMethod]:
     """Of what ``LightKVConfig.for_model`` gives; its matcher's choices are varied above."""
-    best = {"matcher": coverage_matching, "attention": "mass"}
+    best = OURS.options
     choices: dict[str, dict[str, Any]] = {
         "as it is": {},
         "vision_to_text": {"guidance": "vision_to_text"},

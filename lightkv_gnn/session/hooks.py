@@ -165,18 +165,17 @@ class Hooks:
         finally:
             self._running.prompt = before
 
-    def _prompt(self, request: PrefillRequest) -> Tensor | None:
+    def _prompt(self, request: PrefillRequest, vision: Tensor) -> Tensor | None:
         """Tokens of a call that guide, `[batch, token]` bool; None for all."""
         prompt: Prompt | None = getattr(self._running, "prompt", None)
         if prompt is not None:
             return prompt_mask(prompt, request.real)
-        masks = request.masks.values()
         if request.labels is not None:
             mask = unlabelled(request.labels, request.real)
-            self._warned = self._warned or warn_of_silence(masks, request.real, mask)
+            self._warned = self._warned or warn_of_silence(vision, request.real, mask)
             return mask
         if request.scored and not self._warned:
-            self._warned = warn_of_answers(masks, request.real)
+            self._warned = warn_of_answers(vision, request.real)
         return None
 
     def _open(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -216,7 +215,7 @@ class Hooks:
             vision, real, past = tokens.mask, tokens.real, request.past
             padded = padding_before(request.mask, real, past) if self._numbered else None
             parts = self._config, self._compressor, layout, vision, real, past, padded
-            prefill = Prefill(*parts, self._prompt(request))
+            prefill = Prefill(*parts, self._prompt(request, vision))
             self._running.call = Call(self._adapter, prefill, self._form, self._names)
 
     def _before_layer(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -67,15 +67,14 @@ def unlabelled(labels: Tensor, real: Tensor) -> Tensor:
     return (labels == IGNORED).cpu()
 
 
-def warn_of_silence(masks: Iterable[Tensor], real: Tensor, prompt: Tensor) -> bool:
+def warn_of_silence(vision: Tensor, real: Tensor, prompt: Tensor) -> bool:
     """Warns where labels leave a sample no text that guides; whether it did.
 
     Args:
-        masks: Placeholders of each kind of pictures, `[batch, token]` bool, on the CPU.
+        vision: Placeholders of pictures, `[batch, token]` bool, on the CPU.
         real: Tokens that are not padding, likewise.
         prompt: Tokens without a label, likewise.
     """
-    vision = torch.stack(list(masks)).any(0)
     silent = vision.any(1) & ~(real & ~vision & prompt).any(1)
     if not bool(silent.any()):
         return False
@@ -88,14 +87,13 @@ def warn_of_silence(masks: Iterable[Tensor], real: Tensor, prompt: Tensor) -> bo
     return True
 
 
-def warn_of_answers(masks: Iterable[Tensor], real: Tensor) -> bool:
+def warn_of_answers(vision: Tensor, real: Tensor) -> bool:
     """Warns where much text follows the pictures in a call for scores; whether it did.
 
     Args:
-        masks: Placeholders of each kind of pictures, `[batch, token]` bool, on the CPU.
+        vision: Placeholders of pictures, `[batch, token]` bool, on the CPU.
         real: Tokens that are not padding, likewise.
     """
-    vision = torch.stack(list(masks)).any(0)
     behind = (vision.flip(1).cumsum(1) == 0) & real.flip(1)
     most = int(behind.sum(1).max())
     if most <= LONG:
