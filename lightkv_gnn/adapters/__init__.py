@@ -4,7 +4,7 @@
 ``counting`` tells a layer's weights.
 Families: ``llava`` (a square, or Pixtral's grid), ``llava_next`` (tiles as one grid), ``qwen_vl``
 (the picture's own grid), ``sized`` (the same, from sizes), ``square`` (every tile the same square)
-and ``patches`` (the same, encoded one by one).
+and ``patches`` (the same, encoded one by one).  ``unserved`` says why others have none.
 """
 
 from lightkv_gnn.adapters import llava, llava_next, patches, qwen_vl, sized, square

@@ -1,0 +1,179 @@
+"""Types of models behind transformers' ``AutoModelForImageTextToText`` that have no adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+
+class Unserved(NamedTuple):
+    """Why models of a type are not served.
+
+    Attributes:
+        kind: A key of :data:`KINDS`.
+        why: A plain sentence.
+    """
+
+    kind: str
+    why: str
+
+    @property
+    def target(self) -> bool:
+        """Whether its vision tokens stand in a decoder's sequence, so that it could be served."""
+        return self.kind in TARGETS
+
+
+KINDS: Mapping[str, str] = MappingProxyType(
+    {
+        "encoder–decoder": "its decoder reads pictures from an encoder, and has no vision tokens "
+        "in its own sequence",
+        "cross-attention": "pictures enter through cross-attention beside the sequence, in which "
+        "there are no vision tokens",
+        "Q-Former": "a fixed number of queries is all that the decoder sees of a picture: the "
+        "merging is done, and no grid is left",
+        "other": "it is no decoder that answers after a prompt with vision tokens",
+        "decoder": "its vision tokens stand in its decoder's sequence, but a layer of that decoder "
+        "does not take a shorter sequence as it is handed one",
+        "untried": "its vision tokens stand in its decoder's sequence, and nobody has written and "
+        "tested an adapter",
+    }
+)
+"""Kinds of types without an adapter, and what is said of each of them."""
+
+TARGETS = frozenset({"decoder", "untried"})
+"""Kinds whose vision tokens stand in a decoder's sequence."""
+
+_INDEXED = (
+    "its attention looks at the entries that an indexer picks, whose own keys the cache keeps "
+    "beside the others"
+)
+_STATES = "it has layers that hold a state of the whole sequence instead of an entry per token"
+_STREAMS = "its layers carry several streams of hidden states, joined by hyper-connections"
+_CONVOLVED = "its attention convolves neighbouring keys, and knows distances by a bias of its own"
+_QUERIES = "a Q-Former makes 32 queries of a picture"
+
+
+def _all_of(kind: str, types: Mapping[str, str]) -> dict[str, Unserved]:
+    return {name: Unserved(kind, why) for name, why in types.items()}
+
+
+UNSERVED: Mapping[str, Unserved] = MappingProxyType(
+    {
+        **_all_of(
+            "encoder–decoder",
+            {
+                "florence2": "its BART decoder reads the picture and the prompt from its encoder",
+                "pix2struct": "its decoder reads the patches, the prompt drawn among them, from "
+                "its encoder",
+                "pp_formulanet": "its MBART decoder reads the formula from its encoder",
+                "t5gemma2": "its decoder reads pictures and prompt from its encoder",
+                "udop": "its T5 decoder reads the page and its words from its encoder",
+                "vision-encoder-decoder": "its decoder reads the picture from a vision encoder",
+            },
+        ),
+        **_all_of(
+            "cross-attention",
+            {
+                "blip": "every layer of its BERT decoder attends to the picture beside the text",
+                "evolla": "layers attend to an encoded protein beside the text; it takes no "
+                "pictures",
+                "idefics": "every few layers gated cross-attention reads the pictures",
+                "mllama": "every few layers cross-attention reads the pictures",
+            },
+        ),
+        **_all_of(
+            "Q-Former",
+            {
+                "blip-2": _QUERIES,
+                "instructblip": _QUERIES,
+                "instructblipvideo": f"{_QUERIES}, a frame at a time",
+                "kosmos-2": "a resampler makes 64 latents of a picture, and its decoder has no "
+                "rotary positions",
+                "kosmos-2.5": "a resampler makes 2048 latents of a page, and its decoder has no "
+                "rotary positions",
+            },
+        ),
+        **_all_of(
+            "other",
+            {
+                "diffusion_gemma": "it refines a canvas of text by diffusion; nothing is decoded "
+                "token by token",
+                "git": "its features are put before the embedded text inside of its BERT, and no "
+                "tokens of the prompt stand for them",
+                "mistral4": "it is the text model alone, which takes no pictures",
+                "pi0": "it makes actions of a robot by flow matching, and no text",
+            },
+        ),
+        **_all_of(
+            "decoder",
+            {
+                "chameleon": "pictures become tokens of its vocabulary inside of the one module "
+                "that is base and decoder at once, which encodes nothing a stage could see",
+                "dots3_note": _INDEXED,
+                "ernie4_5_vl_moe": "its layers read the type of every token, which a shorter layer "
+                "is not given yet",
+                "fuyu": "patches are projected right into the sequence: there is no encoder, and "
+                "only newline tokens tell the grid",
+                "gemma3n": "its layers carry four streams of hidden states, and the last of them "
+                "share the keys and values of others",
+                "gemma4": "its layers have heads of different sizes and inputs of their own, "
+                "and some share the keys and values of others",
+                "gemma4_unified": "its layers have heads of different sizes, and some may share "
+                "the keys and values of others",
+                "glm5_next": f"{_STATES}, and {_STREAMS.removeprefix('its layers ')}",
+                "hy_v4_vl": f"{_INDEXED}; {_STREAMS}",
+                "inkling2": _CONVOLVED,
+                "inkling2_loop": f"{_CONVOLVED}; it runs the same layers several times",
+                "inkling_mm_model": _CONVOLVED,
+                "kimi_k25": "its cache keeps compressed latents, which the bill does not know yet",
+                "lfm2_vl": _STATES,
+                "lfm3_vl": _STATES,
+                "llama4": "its rotary table is one complex tensor, which a shorter layer is not "
+                "given yet",
+                "minicpm_ocr": _STATES,
+                "minicpmv4_6": _STATES,
+                "minicpmv4_7": _STATES,
+                "mistral_large4": _INDEXED,
+                "muse_glimmer": "layers without positions are handed no rotary table, which a "
+                "shorter layer always is",
+                "muse_spark": "layers without positions are handed no rotary table, which a "
+                "shorter layer always is",
+                "nemotron_h_omni": _STATES,
+                "qwen3_5": _STATES,
+                "qwen3_5_moe": _STATES,
+                "qwen4_exp": f"{_STATES}; in the others, {_INDEXED}",
+                "unlimited_ocr": "its attention slides over what is decoded while it keeps the "
+                "whole prompt, in a cache of its own",
+            },
+        ),
+        **{
+            name: Unserved("untried", "it has no adapter")
+            for name in (
+                "apertus1p5",
+                "aria",
+                "cohere_compass",
+                "cosmos3_edge",
+                "cosmos3_omni",
+                "deepseek_ocr2",
+                "emu3",
+                "fast_vlm",
+                "granite4_vision",
+                "granite_docling",
+                "hunyuan_vl",
+                "hyperclovax_vision_v2",
+                "idefics2",
+                "minimax_m3_vl",
+                "molmo2",
+                "perception_lm",
+                "qwen2_5_omni_thinker",
+                "qwen3_omni_moe_thinker",
+                "shieldgemma2",
+                "step3p7",
+                "video_llama_3",
+                "video_llava",
+            )
+        },
+    }
+)
+"""Of each type without an adapter, why."""
