@@ -1,4 +1,4 @@
-"""An adapter for a family that the library does not know: Video-LLaMA 3, tiny and random."""
+"""An adapter for a family that the library does not know, one like VideoLLaMA 3: tiny, random."""
 
 from collections.abc import Sequence
 
@@ -8,8 +8,14 @@ from transformers import VideoLlama3Config, VideoLlama3ForConditionalGeneration
 import lightkv_gnn as lk
 
 
-@lk.register_adapter("video_llama_3")
-class VideoLlama3Adapter(lk.Adapter):
+class PhotoLlamaConfig(VideoLlama3Config):
+    """A family of one's own."""
+
+    model_type = "photo_llama"
+
+
+@lk.register_adapter("photo_llama")
+class PhotoLlamaAdapter(lk.Adapter):
     """Each picture keeps its shape, and says how many patches a side of a token has."""
 
     text_models = ("qwen2",)
@@ -29,7 +35,7 @@ LAYERS = {"num_hidden_layers": 2, "num_attention_heads": 2}
 
 def main() -> None:
     torch.manual_seed(0)
-    config = VideoLlama3Config(
+    config = PhotoLlamaConfig(
         text_config={"model_type": "qwen2", **TEXT, **HEADS},
         vision_config={**TOWER, **LAYERS},
         image_token_id=IMAGE,

@@ -107,7 +107,9 @@ class Adapter(ABC):
         With M-RoPE, text after a picture counts from its rows and columns.  ``"reindex"`` then
         numbers a compressed layer's entries instead, all three coordinates alike.
         """
-        return "mrope_section" not in (getattr(self.decoder.config, "rope_parameters", None) or {})
+        rope = getattr(self.decoder.config, "rope_parameters", None) or {}
+        kinds = [kind for kind in rope.values() if isinstance(kind, Mapping)]  # of layers
+        return not any("mrope_section" in kind for kind in (rope, *kinds))
 
     def decoder_size(self, bytes_per_value: int, layer: int = 0) -> DecoderSize:
         """What the costs of a decoder layer depend on."""

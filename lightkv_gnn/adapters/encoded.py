@@ -29,7 +29,7 @@ class Encoded:
     lengths: tuple[int, ...]
 
     def sizes(self, name: str) -> list[tuple[int, ...]]:
-        """An argument with one row per picture, such as ``image_sizes``, on the host.
+        """An argument with a row or a number per picture, such as ``image_sizes``, on the host.
 
         Raises:
             UnsupportedInputError: The encoder was called without it.
@@ -40,7 +40,7 @@ class Encoded:
                 f"the {self.kind}s were encoded without {name}, so the shape of their token grids "
                 "is unknown: pass everything that the processor returns"
             )
-        return [tuple(torch.as_tensor(row).tolist()) for row in value]
+        return [tuple(torch.as_tensor(row).flatten().tolist()) for row in value]
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,89 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import transformers as hf
 
+from families.kinds import (
+    MOE,
+    QUANTISER,
+    SAM,
+    SIZED,
+    SLIDING,
+    SMALL,
+    SQUARE,
+    THW,
+    TILED,
+    UNTIED,
+    UNTYPED,
+    Kind,
+    grid_thw,
+    sized,
+    squares,
+)
 from families.models import (
     IMAGE,
-    LAYERS,
     MROPE,
     QWEN,
     QWEN_TOWER,
     SIGLIP,
     TOWER,
     VIDEO,
-    WINDOW,
     Recipe,
     llava,
     tiny,
 )
-
-Size = tuple[int, ...]
-Grid = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Kind:
-    """How a family gets its pictures.
-
-    Attributes:
-        sizes: Of three pictures: patches `(time, height, width)`, pixels `(height, width)`, or the
-            number of squares.
-        grids: The tiles that each of them has.
-        argument: What tells the model their sizes; empty for squares.
-    """
-
-    sizes: tuple[Size, ...]
-    grids: tuple[tuple[Grid, ...], ...]
-    argument: str = ""
-
-
-APART = (((4, 6),), ((2, 3),), ((5, 2),))
-THW = Kind(((1, 8, 12), (1, 4, 6), (1, 10, 4)), APART, "image_grid_thw")
-SIZED = Kind(((32, 48), (16, 24), (44, 16)), APART, "image_sizes")  # a row of patches is left over
-SQUARE = Kind(((1,),) * 3, (((4, 4),),) * 3)
-TILED = Kind(((3,), (1,), (2,)), (((4, 4),) * 3, ((4, 4),), ((4, 4),) * 2))
-
-MOE = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
-SLIDING = {
-    "sliding_window": WINDOW,
-    "layer_types": ["sliding_attention", "full_attention"] * (LAYERS // 2),
-}
-UNTIED = {"tie_word_embeddings": False}
-SAM = {
-    **TOWER,
-    "image_size": 64,
-    "patch_size": 4,
-    "output_channels": 8,
-    "mlp_dim": 48,
-    "global_attn_indexes": [1],
-    "window_size": 4,
-}
-SMALL = {**SIGLIP, "image_size": 16}
-QUANTISER = {"base_channels": 32, "channel_multiplier": [1], "num_patches": 4, "projection_dim": 64}
-
-
-def grid_thw(name: str, text: dict[str, Any], other: str = "", **vision: Any) -> Recipe:
-    """Told grids of patches of 4 x 4 pixels, 2 x 2 to a token; ``other`` lends its parts."""
-    part = other or name
-    text = {"rope_parameters": MROPE, **text}
-    return Recipe(name, f"{part}Text", f"{part}Vision", text, {**QWEN_TOWER, **vision}, QWEN)
-
-
-def sized(name: str, text: str) -> Recipe:
-    """A Pixtral tower with patches of 4 x 4 pixels, 2 x 2 to a token."""
-    tower = {**TOWER, "image_size": 64, "patch_size": 4}
-    return Recipe(name, text, "PixtralVision", {"head_dim": 16}, tower, UNTIED)
-
-
-def squares(name: str, text: str, tower: dict[str, Any], vision: str, **options: Any) -> Recipe:
-    """Squares of 4 x 4 tokens."""
-    more = SLIDING if text == "Cohere2" else {}
-    return Recipe(name, text, vision, more, tower, {**UNTIED, **options})
-
+from families.newer import FILMED_TOO, NEWER
 
 RECIPES: dict[str, tuple[Recipe, Kind]] = {
     "qwen3_vl_moe": (
@@ -131,7 +83,7 @@ RECIPES: dict[str, tuple[Recipe, Kind]] = {
             {**QWEN_TOWER, "num_key_value_heads": 1, "fullatt_block_indexes": [1]},
             {"image_token_id": IMAGE, "video_token_id": QWEN["video_token_id"]},
         ),
-        THW,
+        UNTYPED,
     ),
     "mistral3": (sized("Mistral3", "Mistral"), SIZED),
     "lighton_ocr": (sized("LightOnOcr", "Qwen3"), SIZED),
@@ -194,12 +146,14 @@ for family, name, of in (
 ):
     recipe, kind = RECIPES[of]  # of the same model
     RECIPES[family] = replace(recipe, name=name, model=recipe.name), kind
+RECIPES |= NEWER
 MORE = [name for name, (recipe, _) in RECIPES.items() if hasattr(hf, f"{recipe.name}Config")]
 
 
 FILMED = {
     **dict.fromkeys(("qwen3_vl_moe", "exaone4_5"), VIDEO),
     **dict.fromkeys(("glm4v", "glm46v", "glm4v_moe", "glm_ocr"), IMAGE),
+    **FILMED_TOO,
 }
 """Families that take videos, and the placeholder of their frames."""
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from families.kinds import Size
 from families.models import BREAK, IMAGE, WORDS
-from families.more import FILMED, RECIPES, SIZED, THW, Size
+from families.more import FILMED, RECIPES
 
 
 def samples(family: str, model: Any, seed: int = 0) -> list[dict[str, Tensor]]:
@@ -37,6 +38,23 @@ def together(singles: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     return both
 
 
+def as_in_batch(
+    family: str, model: Any, both: dict[str, Tensor], singles: Sequence[dict[str, Tensor]]
+) -> Iterator[dict[str, Tensor]]:
+    """The samples alone, at the positions that the model gives them in the batch."""
+    for sample, single in enumerate(singles):
+        if family == "hunyuan_vl":  # it numbers the pictures of all samples
+            kinds, mask = both["mm_token_type_ids"], both["attention_mask"]
+            positions, offsets = model.model.get_rope_index(
+                both["input_ids"], kinds, both["image_grid_thw"], mask
+            )
+            own = positions[:, sample : sample + 1, mask[sample].bool()]
+            model.model.rope_deltas = offsets[sample : sample + 1]
+            yield {**single, "position_ids": own}
+        else:
+            yield single
+
+
 def _sample(
     family: str, model: Any, pictures: Sequence[int], words: Sequence[int], generator: Any
 ) -> dict[str, Tensor]:
@@ -44,20 +62,25 @@ def _sample(
     text = [torch.randint(WORDS[0], WORDS[-1], (n,), generator=generator).tolist() for n in words]
     ids = text[0]
     for picture, after in zip(pictures, text[1:], strict=True):
-        for rows, cols in kind.grids[picture]:
-            ends = [BREAK] if kind is SIZED else []
-            ids = ids + [*[IMAGE] * cols, *ends] * rows
-        ids = ids + after
+        start, end_of_row, end = kind.text
+        ids = ids + start
+        for grid in kind.grids[picture]:
+            before, row_end, after_it = kind.edges
+            row = [*[IMAGE] * (grid[1] + row_end), *end_of_row]
+            ids = [*ids, *[IMAGE] * before, *row * grid[0], *[IMAGE] * after_it]
+        ids = ids + end + after
     found = {"input_ids": torch.tensor([ids])}
     found["attention_mask"] = torch.ones_like(found["input_ids"])
     sizes = [kind.sizes[picture] for picture in pictures]
     shapes = [shape_of(model, size) for size in sizes]
     pixels = [torch.randn(shape, generator=generator) for shape in shapes]
-    found["pixel_values"] = torch.cat(_to_one_size(pixels) if kind is SIZED else pixels)
+    found["pixel_values"] = torch.cat(_to_one_size(pixels) if len(sizes[0]) == 2 else pixels)
     if kind.argument:
         found[kind.argument] = torch.tensor(sizes)
-    if kind is THW and family != "exaone4_5":
+    if kind.typed:
         found["mm_token_type_ids"] = (found["input_ids"] == IMAGE).int()
+    if family == "video_llama_3":
+        found["image_merge_sizes"] = torch.full((len(sizes),), 2)
     if family == "deepseek_vl_hybrid":
         found["high_res_pixel_values"] = torch.randn(len(sizes), 3, 64, 64, generator=generator)
     return found
@@ -65,14 +88,19 @@ def _sample(
 
 def film(family: str, model: Any) -> dict[str, Tensor]:
     """Inputs of a prompt about a video of 3 frames of 2 x 3 tokens."""
-    between = [] if family == "exaone4_5" else [BREAK]  # a time stamp
-    frames = [*between, *[FILMED[family]] * 6] * 3
-    ids = torch.tensor([[5, 6, *frames, 7, 8, 9]])
+    kind = RECIPES[family][1]
+    stamp = [BREAK] if kind.stamped else []
+    frames = [*stamp, *[FILMED[family]] * 6] * 3
+    ids = torch.tensor([[5, 6, *kind.text[0], *frames, *kind.text[2], 7, 8, 9]])
     generator = torch.Generator().manual_seed(0)
     found = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     found["pixel_values_videos"] = torch.randn(shape_of(model, (3, 4, 6)), generator=generator)
     found["video_grid_thw"] = torch.tensor([[3, 4, 6]])
-    if family != "exaone4_5":
+    if family == "video_llama_3":
+        found["video_merge_sizes"] = torch.tensor([2])
+    if family.endswith("thinker"):
+        found["video_second_per_grid"] = torch.tensor([0.5])
+    if kind.typed:
         found["mm_token_type_ids"] = 2 * (ids == FILMED[family]).int()
     return found
 
@@ -81,10 +109,9 @@ def shape_of(model: Any, size: Size) -> Size:
     """Shape of the pixels of a picture."""
     vision = model.config.vision_config
     if len(size) == 3:
-        frames = getattr(vision, "temporal_patch_size", None)
-        side = vision.patch_size
-        patch = (3, side, side) if frames is None else (3 * frames * side**2,)
-        return math.prod(size), *patch
+        side, frames = vision.patch_size, getattr(vision, "temporal_patch_size", 1)
+        whole = model.config.model_type == "paddleocr_vl"
+        return math.prod(size), *((3, side, side) if whole else (3 * frames * side**2,))
     if len(size) == 2:
         return 1, 3, *size
     side = vision.image_size if isinstance(vision.image_size, int) else vision.image_size[0]

@@ -16,24 +16,27 @@ from torch import Tensor
 import lightkv_gnn as lk
 from families import loop_families
 from families.geometry import TileTruth
+from families.kinds import TILED
 from families.loop import FamilyLoop
 from families.loop_families import Traits
 from families.loop_stock import hidden_from_layers, stock_steps
 from families.models import IMAGE, LAYERS
-from families.more import FILMED, MORE, RECIPES, TILED, model_of
-from families.more_inputs import film, samples, together
+from families.more import FILMED, MORE, RECIPES, model_of
+from families.more_inputs import as_in_batch, film, samples, together
 from families.processors import skipped_without_needs, square
 from lightkv_gnn.planning import model as planning
 
 STEPS = 3
+TEXT = ("input_ids", "attention_mask", "mm_token_type_ids")
 CLOSE = {"eager": 1e-5, "sdpa": 2e-5}
 """Backends differ, uncompressed too."""
 
 LIKE_LLAMA = ("mistral3", "lighton_ocr", "ovis2", "got_ocr2", "deepseek_vl", "janus", "vipllava")
 """Those whose layers the explicit loop knows."""
 
-SLIDING = dict.fromkeys(("exaone4_5", "cohere2_vision", "aya_vision"), (1, 3))
-LEGAL = {"qwen3_vl_moe": (1, 2, 3, 4), **SLIDING}
+SLIDING = ("exaone4_5", "cohere2_vision", "aya_vision", "cohere_compass")
+DEEPSTACK = ("qwen3_vl_moe", "qwen3_omni_moe_thinker", "cosmos3_omni")
+LEGAL = {**dict.fromkeys(SLIDING, (1, 3)), **dict.fromkeys(DEEPSTACK, (1, 2, 3, 4))}
 """Layers that a stage may run after, where not after all but the last."""
 
 LIKE_OTHERS = ("glm46v", "glmga", "pp_chart2table")
@@ -105,8 +108,9 @@ def test_pruned_equals_masked_and_unmerged_equals_plain(family: str, attention: 
     assert list(trace.layout.grids) == grids
     assert len(trace) == 2
     truth, _ = given(family, "eager")
+    alone = as_in_batch(family, truth, both, singles)
     for sample, (single, gone) in enumerate(
-        zip(singles, gone_from(trace, both["input_ids"]), strict=True)
+        zip(alone, gone_from(trace, both["input_ids"]), strict=True)
     ):
         tokens = steps.sequences[sample, -STEPS:].tolist()
         with hidden_from_layers(truth, gone):
@@ -170,8 +174,7 @@ def test_a_plan_from_the_configuration_is_what_a_run_costs(
 
     def process(source: str, size: tuple[int, int], **options: Any) -> dict[str, Any]:
         asked.append(options)
-        sizes = {kind.argument: torch.tensor([kind.sizes[0]])} if kind.argument else {}
-        return {"pixel_values": single["pixel_values"], **sizes}
+        return {name: value for name, value in single.items() if name not in TEXT}
 
     monkeypatch.setattr(planning, "_process", process)
     model.config.save_pretrained(tmp_path)

@@ -64,8 +64,8 @@ def test_a_pixel_is_shown_where_the_token_lies_that_it_changes(family: str) -> N
 
 def features(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     """Of each vision token, in the order of the prompts, `[token, channel]`."""
-    known = ("pixel_values", "image_grid_thw", "image_sizes", "high_res_pixel_values")
-    arguments = {name: inputs[name] for name in known if name in inputs}
+    names = ("image_grid_thw", "image_merge_sizes", "image_sizes", "high_res_pixel_values")
+    arguments = {name: inputs[name] for name in ("pixel_values", *names) if name in inputs}
     output = model.base_model.get_image_features(**arguments).pooler_output
     return torch.cat([picture.flatten(0, -2) for picture in output])
 

@@ -1,0 +1,91 @@
+"""What sets single newer families apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from models import CACHE, check_ledger, near
+
+import lightkv_gnn as lk
+from families.loop_stock import hidden_from_layers
+from families.models import LAYERS
+from families.more import MORE, model_of
+from families.more_inputs import film, samples
+
+AUDIO = 118
+THINKERS = [name for name in ("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker") if name in MORE]
+CONFIG = lk.LightKVConfig([lk.Stage(2, 1, 0.5)], message="destination_only")
+
+
+@pytest.mark.parametrize("family", THINKERS)
+@torch.no_grad()
+def test_audio_stays_whole_beside_a_picture(family: str) -> None:
+    model = model_of(family, "eager", audio_token_id=AUDIO)
+    inputs, _ = samples(family, model)
+    sound = {
+        "input_features": torch.randn(1, 128, 64),
+        "feature_attention_mask": torch.ones(1, 64, dtype=torch.long),
+    }
+    heard = len(model.model.get_audio_features(**sound).last_hidden_state)
+    clip = torch.tensor([[119, *[AUDIO] * heard, 117]])
+    ids = torch.cat([inputs["input_ids"], clip], 1)
+    inputs = {**inputs, **sound, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with lk.attach(model, CONFIG) as handle:
+        out = model(**inputs)
+        check_ledger(handle.ledger, out[CACHE])
+        places = (ids[0] == model.config.image_token_id).nonzero()[:, 0]
+        kept = places[handle.trace.kept(0)].tolist()
+    gone = set(places.tolist()) - set(kept)
+    assert len(gone) == len(places) // 2
+    with hidden_from_layers(model, [set()] * 3 + [gone] * (LAYERS - 3)):
+        expected = model(**inputs).logits[0]
+    left = [place for place in range(ids.shape[1]) if place not in gone]
+    near(out.logits[0, left], expected[left])
+
+
+MROPE = ("cohere_compass", "hunyuan_vl", "minimax_m3_vl", "cosmos3_edge")
+
+
+@pytest.mark.parametrize("family", [name for name in MROPE if name in MORE])
+@torch.no_grad()
+def test_positions_close_up_where_they_count_tokens(family: str) -> None:
+    model = model_of(family)
+    given: list[torch.Tensor] = []
+
+    def read(module: Any, args: Any, kwargs: Any) -> None:
+        given.append(kwargs["position_ids"] if "position_ids" in kwargs else args[1])
+
+    model.get_decoder().rotary_emb.register_forward_pre_hook(read, with_kwargs=True)
+    model(**samples(family, model)[0])
+    positions = given[0]
+    counted = torch.equal(positions, torch.arange(positions.shape[-1]).expand_as(positions))
+    assert lk.adapter_for(model).positions_close_up == counted
+
+
+def test_sparse_layers_are_refused() -> None:
+    if "minimax_m3_vl" not in MORE:
+        pytest.skip("transformers has no MiniMax-M3")
+    kinds = ["full_attention", *["minimax_m3_sparse"] * (LAYERS - 1)]
+    options: dict[str, Any] = {"layer_types": kinds, "index_head_dim": 16, "index_n_heads": 2}
+    model = model_of("minimax_m3_vl", text=options)
+    with pytest.raises(lk.UnsupportedModelError, match="layers of 'minimax_m3_sparse'"):
+        lk.attach(model, CONFIG)
+
+
+@torch.no_grad()
+def test_a_video_with_tokens_left_out_is_refused() -> None:
+    if "video_llama_3" not in MORE:
+        pytest.skip("transformers has no VideoLLaMA 3")
+    model = model_of("video_llama_3")
+    inputs = film("video_llama_3", model)
+    mask = torch.arange(18) != 7
+    ids = inputs["input_ids"]
+    ids = torch.cat([ids[:, :9], ids[:, 10:]], 1)
+    inputs = {**inputs, "input_ids": ids}
+    inputs |= {"attention_mask": torch.ones_like(ids), "video_compression_mask": mask}
+    plain = model(**inputs).logits
+    with lk.attach(model, CONFIG), pytest.raises(lk.UnsupportedInputError, match="17 of the 18"):
+        model(**inputs)
+    assert torch.equal(model(**inputs).logits, plain)
