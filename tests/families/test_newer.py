@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import transformers as hf
 from models import CACHE, check_ledger, near
+from PIL import Image
 
 import lightkv_gnn as lk
 from families.loop_stock import hidden_from_layers
 from families.models import LAYERS
 from families.more import MORE, model_of
 from families.more_inputs import film, samples
+from families.processors import skipped_without_needs
 
 AUDIO = 118
 THINKERS = [name for name in ("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker") if name in MORE]
@@ -89,3 +93,29 @@ def test_a_video_with_tokens_left_out_is_refused() -> None:
     with lk.attach(model, CONFIG), pytest.raises(lk.UnsupportedInputError, match="17 of the 18"):
         model(**inputs)
     assert torch.equal(model(**inputs).logits, plain)
+
+
+PATCHED = {
+    "cosmos3_edge": "Cosmos3Edge",
+    "hunyuan_vl": "HunYuanVL",
+    "minimax_m3_vl": "MiniMaxM3VL",
+    "video_llama_3": "VideoLlama3",
+    "paddleocr_vl": "PaddleOCRVL",
+    "glm4v": "Glm4v",
+}
+"""Image processors of the families that are told their grids."""
+
+
+@pytest.mark.parametrize("family", [name for name in PATCHED if name in MORE])
+def test_what_was_seen_is_the_picture_that_was_cut_up(family: str) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    untouched = {"do_resize": False, "do_rescale": False, "do_normalize": False}
+    with skipped_without_needs():
+        kind = getattr(hf, f"{PATCHED[family]}ImageProcessorPil", None)
+        kind = kind or getattr(hf, f"{PATCHED[family]}ImageProcessor")
+        process = kind(patch_size=4, merge_size=2, **untouched)
+    made = process(Image.fromarray(picture), return_tensors="pt")
+    adapter = lk.adapter_for(model_of(family))
+    pixels = made.pop("pixel_values")
+    ((seen,),) = adapter.seen(lk.Encoded("image", dict(made), (24,)), pixels)
+    assert torch.equal(seen, torch.from_numpy(picture).permute(2, 0, 1).to(seen))
