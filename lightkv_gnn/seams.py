@@ -195,7 +195,8 @@ def experts_of(layer: nn.Module, config: Any) -> Iterator[tuple[nn.Module, int, 
         layer: Of the decoder; its experts are a list of modules, or tensors of all together.
         config: Of the decoder.
     """
-    chosen = getattr(config, "num_experts_per_tok", None)
+    names = ("num_experts_per_tok", "moe_topk")
+    chosen = next((getattr(config, name) for name in names if hasattr(config, name)), None)
     if chosen is None:
         return
     for name, part in layer.named_modules():

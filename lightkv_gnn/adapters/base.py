@@ -37,6 +37,9 @@ class Adapter(ABC):
     text_models: ClassVar[tuple[str, ...]] = ()
     """Text models known to work with the session; any if empty."""
 
+    placed: ClassVar[bool] = True
+    """Whether vision tokens have a place in the picture; without one, windows are refused."""
+
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         text = model.config.get_text_config().model_type

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
+import math
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from lightkv_gnn.adapters.base import register_adapter
+from torch import Tensor
+
+from lightkv_gnn.adapters.base import Adapter, register_adapter
+from lightkv_gnn.adapters.encoded import Encoded
 from lightkv_gnn.adapters.square import SquareAdapter, TiledAdapter
 from lightkv_gnn.errors import ImageTokensError, UnsupportedModelError
+from lightkv_graphs import Tile
 
 
 @register_adapter("deepseek_vl", "deepseek_vl_hybrid", "janus", "vipllava")
@@ -25,7 +32,7 @@ class PatchesAdapter(SquareAdapter):
     def side(self) -> int:
         """Tokens."""
         vision = self.model.config.vision_config
-        return _side(vision.image_size) // _side(vision.patch_size) // self.shrink
+        return side_of(vision.image_size) // side_of(vision.patch_size) // self.shrink
 
     def lengths(self, kind: str, output: Any) -> tuple[int, ...]:
         """Vision tokens of each square.
@@ -42,7 +49,7 @@ class PatchesAdapter(SquareAdapter):
         return lengths
 
 
-def _side(size: Any) -> int:
+def side_of(size: Any) -> int:
     """A number, or both of two that are the same."""
     if isinstance(size, int):
         return size
@@ -105,3 +112,76 @@ class AyaVisionAdapter(Cohere2VisionAdapter):
     """Aya Vision: the same, where the whole processor cuts and its image processor would not."""
 
     asked = MappingProxyType({"crop_to_patches": True})
+
+
+@register_adapter("perception_lm")
+class PerceptionAdapter(PatchesAdapter, TiledAdapter):
+    """PerceptionLM: pooled tiles, after the picture as one tile; frames of a video are tiles."""
+
+    @property
+    def shrink(self) -> int:
+        """Patches per side that are pooled to a token."""
+        return int(self.model.config.projector_pooling_ratio)
+
+    @property
+    def side(self) -> int:
+        """Of the pooled patches, whose shape the tower's arguments tell.
+
+        Raises:
+            UnsupportedModelError: They do not.
+        """
+        shape = (self.model.config.vision_config.model_args or {}).get("ref_feat_shape")
+        if shape is None:
+            raise UnsupportedModelError(
+                "this PerceptionLM does not tell how many patches its tower makes: expected "
+                "ref_feat_shape, as [rows, columns], in vision_config.model_args"
+            )
+        return side_of(shape) // self.shrink
+
+    def seen(self, encoded: Encoded, pixels: Tensor) -> Sequence[Sequence[Tensor]]:
+        """The scaled tiles."""
+        return [[tile] for tile in pixels.flatten(0, 1)]
+
+
+@register_adapter("fast_vlm")
+class FastVlmAdapter(SquareAdapter):
+    """FastVLM: what convolutions leave of the picture, padded to a square."""
+
+    text_models = ("qwen2",)
+
+    @property
+    def side(self) -> int:
+        """Tokens."""
+        return math.isqrt(self.model.config.image_seq_length)
+
+    def seen(self, encoded: Encoded, pixels: Tensor) -> Sequence[Sequence[Tensor]]:
+        """The padded squares."""
+        return [[picture] for picture in pixels]
+
+
+@register_adapter("video_llava")
+class VideoLlavaAdapter(PatchesAdapter):
+    """Video-LLaVA: patches of the picture; each frame of a video keeps its class token."""
+
+    @property
+    def pixels(self) -> Mapping[str, str]:
+        """Images came under a name of their own before transformers 5.23."""
+        names = super().pixels
+        known = inspect.signature(self.base.forward).parameters
+        return names if names["image"] in known else {**names, "image": "pixel_values_images"}
+
+    def lengths(self, kind: str, output: Any) -> tuple[int, ...]:
+        """Vision tokens of each picture, or of each frame."""
+        if kind == "image":
+            return super().lengths(kind, output)
+        return Adapter.lengths(self, kind, output)
+
+    def tiles(self, encoded: Encoded) -> Sequence[Sequence[Tile]]:
+        """Squares, in a video after a class token."""
+        if encoded.kind == "image":
+            return super().tiles(encoded)
+        return [[Tile(self.side, self.side, before=1)] for _ in encoded.lengths]
+
+    def seen(self, encoded: Encoded, pixels: Tensor) -> Sequence[Sequence[Tensor]]:
+        """The scaled pictures, or frames."""
+        return super().seen(encoded, pixels if encoded.kind == "image" else pixels.flatten(0, 1))

@@ -69,9 +69,9 @@ class InternVLAdapter(TiledAdapter):
         return math.isqrt(self.model.config.image_seq_length)
 
 
-@register_adapter("gemma3")
+@register_adapter("gemma3", "shieldgemma2")
 class Gemma3Adapter(SquareAdapter):
-    """Gemma 3: one square a picture; crops of pan and scan are pictures of their own."""
+    """Gemma 3, ShieldGemma 2: one square a picture; crops of pan and scan are pictures too."""
 
     text_models = ("gemma3_text",)
 

@@ -150,19 +150,8 @@ UNSERVED: Mapping[str, Unserved] = MappingProxyType(
         **{
             name: Unserved("untried", "it has no adapter")
             for name in (
-                "apertus1p5",
-                "aria",
-                "deepseek_ocr2",
-                "emu3",
-                "fast_vlm",
                 "granite4_vision",
                 "granite_docling",
-                "idefics2",
-                "molmo2",
-                "perception_lm",
-                "shieldgemma2",
-                "step3p7",
-                "video_llava",
             )
         },
     }

@@ -63,6 +63,12 @@ def check_schedule(adapter: Adapter, config: LightKVConfig) -> None:
                 f"{stage} runs after layer {stage.layer}, but in this model, with decoder layers "
                 f"0..{adapter.layers - 1}, a stage may run after {_listed(legal)}"
             )
+        if not adapter.placed and stage.windows > 1:
+            raise ScheduleError(
+                f"{stage} has {stage.windows} windows per side, but the vision tokens of "
+                f"{adapter.model.config.model_type!r} are queries that have read the whole picture "
+                "and have no place in it: use 1 window"
+            )
         if grid is not None and stage.windows > min(grid):
             raise ScheduleError(
                 f"{stage} cuts a grid of {grid[0]}x{grid[1]} tokens into {stage.windows} windows "

@@ -10,6 +10,7 @@ import torch
 from families.more import MORE
 from families.more import model_of as more_model_of
 from families.more_inputs import samples
+from marks import full
 from models import CACHE, LAYERS, batch, check_ledger, prompt, tiny_llava
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -103,7 +104,15 @@ def test_weights_are_counted_once_under_wrappers() -> None:
     assert count_weights(wrapper) == 28 + 14 + 12
 
 
-@pytest.mark.parametrize("family", [name for name in ("qwen3_vl_moe", "glm4v_moe") if name in MORE])
+CHOSEN = ("qwen3_vl_moe", "glm4v_moe", "aria")
+CHOSEN_TOO = ("qwen3_omni_moe_thinker", "minimax_m3_vl", "step3p7", "deepseek_ocr2")
+
+
+@pytest.mark.parametrize(
+    "family",
+    [name for name in CHOSEN if name in MORE]
+    + full(*(name for name in CHOSEN_TOO if name in MORE)),
+)
 def test_flops_are_those_of_the_experts_that_are_chosen(family: str) -> None:
     """Of each layer: with GLM, the first one has no experts and the others a shared one too."""
     model = more_model_of(family)

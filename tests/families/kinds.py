@@ -22,7 +22,9 @@ class Kind:
         argument: What tells the model their sizes; empty for squares.
         edges: Vision tokens beside the grid: before it, at the end of each row, and after it.
         text: Ids of text beside the tokens of a picture, in the same places.
-        typed: Whether the model is told which tokens are vision tokens.
+        typed: The argument that tells the model which tokens are vision tokens, if any.
+        pixels: The argument of the pixels.
+        cut: Whether into how many tiles a picture is cut, only the processor knows.
         stamped: Whether text stands between the frames of a film.
     """
 
@@ -31,18 +33,28 @@ class Kind:
     argument: str = ""
     edges: tuple[int, int, int] = (0, 0, 0)
     text: tuple[list[int], list[int], list[int]] = ([], [], [])
-    typed: bool = False
+    typed: str = ""
+    pixels: str = "pixel_values"
+    cut: bool = False
+
+    @property
+    def told(self) -> bool:
+        """Whether the processor tells what a picture's tokens will be."""
+        return self.cut or bool(self.argument)
+
     stamped: bool = False
 
 
 APART = (((4, 6),), ((2, 3),), ((5, 2),))
 UNTYPED = Kind(((1, 8, 12), (1, 4, 6), (1, 10, 4)), APART, "image_grid_thw")
-THW = replace(UNTYPED, typed=True, stamped=True)
+THW = replace(UNTYPED, typed="mm_token_type_ids", stamped=True)
 SIZED = Kind(  # a row of patches is left over
     ((32, 48), (16, 24), (44, 16)), APART, "image_sizes", text=([], [BREAK], [])
 )
 SQUARE = Kind(((1,),) * 3, (((4, 4),),) * 3)
-TILED = Kind(((3,), (1,), (2,)), (((4, 4),) * 3, ((4, 4),), ((4, 4),) * 2))
+TILED = Kind(((3,), (1,), (2,)), (((4, 4),) * 3, ((4, 4),), ((4, 4),) * 2), cut=True)
+
+QUERIES = Kind(((1,),) * 3, (((1, 8),),) * 3, cut=True)
 
 MOE = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
 SLIDING = {

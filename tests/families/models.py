@@ -91,6 +91,9 @@ class Recipe:
     model: str = ""
     """Where another configuration's model is meant."""
 
+    part: str = "vision_config"
+    """What the configuration of what encodes pictures is called."""
+
 
 def llava(name: str, text: str, side: int, *grids: tuple[int, int], **options: Any) -> Recipe:
     """A model with square tiles of ``side`` x ``side`` tokens, in any of the ``grids``."""
@@ -225,7 +228,7 @@ def tiny(
     vision = {**recipe.vision_options, **(vision or {})}
     config = getattr(hf, f"{recipe.name}Config")(
         text_config=text_class(**text),
-        vision_config=_config_class(recipe.vision)(**vision),
+        **{recipe.part: _config_class(recipe.vision)(**vision)},
         **{"image_token_id": IMAGE, **recipe.options, **options},
     )
     torch.manual_seed(seed)

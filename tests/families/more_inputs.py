@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from families.kinds import Size
+from families.kinds import Kind, Size
 from families.models import BREAK, IMAGE, WORDS
 from families.more import FILMED, RECIPES
 
@@ -30,10 +30,18 @@ def together(singles: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     both: dict[str, Tensor] = {}
     for name in singles[0]:
         parts = [single[name] for single in singles]
-        if name in ("input_ids", "attention_mask", "mm_token_type_ids"):
+        if name in ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"):
             parts = [pad(x, (longest - x.shape[1], 0)) for x in parts]
         elif name == "pixel_values" and "image_sizes" in singles[0]:
             parts = _to_one_size(parts)
+        elif "pixel_attention_mask" in singles[0]:
+            most = max(part.shape[1] for part in parts)
+            parts = [_with_blanks(part, most) for part in parts]
+        elif name == "pixel_values" and parts[0].ndim == 5:
+            parts = [torch.cat(parts, 1)]
+        elif name == "image_token_pooling":  # it counts patches of the whole batch
+            first = singles[0]["pixel_values"].shape[:-1].numel()
+            parts = [part + first * number for number, part in enumerate(parts)]
         both[name] = torch.cat(parts)
     return both
 
@@ -74,46 +82,96 @@ def _sample(
     sizes = [kind.sizes[picture] for picture in pictures]
     shapes = [shape_of(model, size) for size in sizes]
     pixels = [torch.randn(shape, generator=generator) for shape in shapes]
-    found["pixel_values"] = torch.cat(_to_one_size(pixels) if len(sizes[0]) == 2 else pixels)
+    if family == "emu3":  # it encodes what pads a picture, too
+        pixels = [pad(x, (0, 24 - x.shape[-1], 0, 20 - x.shape[-2])) for x in pixels]
+    found[kind.pixels] = torch.cat(_to_one_size(pixels) if len(sizes[0]) == 2 else pixels)
     if kind.argument:
         found[kind.argument] = torch.tensor(sizes)
     if kind.typed:
-        found["mm_token_type_ids"] = (found["input_ids"] == IMAGE).int()
+        found[kind.typed] = (found["input_ids"] == IMAGE).int()
+    return found | _besides(family, kind, pictures, found[kind.pixels], generator)
+
+
+def _besides(
+    family: str, kind: Kind, pictures: Sequence[int], pixels: Tensor, generator: Any
+) -> dict[str, Tensor]:
+    """What only one family is given, pixels in another shape too."""
+    count = len(pictures)
     if family == "video_llama_3":
-        found["image_merge_sizes"] = torch.full((len(sizes),), 2)
+        return {"image_merge_sizes": torch.full((count,), 2)}
     if family == "deepseek_vl_hybrid":
-        found["high_res_pixel_values"] = torch.randn(len(sizes), 3, 64, 64, generator=generator)
-    return found
+        return {"high_res_pixel_values": torch.randn(count, 3, 64, 64, generator=generator)}
+    if family == "perception_lm":
+        return {"pixel_values": pixels[None]}
+    if family == "idefics2":
+        real = torch.ones_like(pixels[None, :, 0], dtype=torch.long)
+        return {"pixel_values": pixels[None], "pixel_attention_mask": real}
+    if family == "aria":
+        return {"pixel_mask": torch.ones_like(pixels[:, 0], dtype=torch.bool)}
+    if family in ("step3p7", "deepseek_ocr2"):
+        crops = [len(kind.grids[picture]) - 1 for picture in pictures]
+        shape = (sum(crops), 3, *([32, 32] if family == "step3p7" else [64, 64]))
+        local = torch.randn(shape, generator=generator)
+        return {"pixel_values_local": local, "num_local_patches": torch.tensor(crops)}
+    if family == "molmo2":
+        grids = [[*low, *high] for low, high in (kind.grids[picture] for picture in pictures)]
+        whole = torch.arange(64).view(4, 2, 4, 2).transpose(1, 2).reshape(16, 4)
+        pooled = []
+        for number, (_, _, rows, cols) in enumerate(grids):
+            picked = torch.randperm(64, generator=generator)[: 4 * rows * cols].view(-1, 4)
+            pooled += [whole + 128 * number, picked + 128 * number + 64]
+        return {"image_token_pooling": torch.cat(pooled), "image_grids": torch.tensor(grids)}
+    return {}
 
 
 def film(family: str, model: Any) -> dict[str, Tensor]:
-    """Inputs of a prompt about a video of 3 frames of 2 x 3 tokens."""
+    """Inputs of a prompt about a video of 3 frames of 2 x 3 tokens, or of 4 x 4 and another."""
     kind = RECIPES[family][1]
     stamp = [BREAK] if kind.stamped else []
-    frames = [*stamp, *[FILMED[family]] * 6] * 3
+    tokens = 17 if family == "video_llava" else 6
+    frames = [*stamp, *[FILMED[family]] * tokens] * 3
     ids = torch.tensor([[5, 6, *kind.text[0], *frames, *kind.text[2], 7, 8, 9]])
     generator = torch.Generator().manual_seed(0)
     found = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    found["pixel_values_videos"] = torch.randn(shape_of(model, (3, 4, 6)), generator=generator)
-    found["video_grid_thw"] = torch.tensor([[3, 4, 6]])
+    shape = FRAMES[family] if family in FRAMES else shape_of(model, (3, 4, 6))
+    found["pixel_values_videos"] = torch.randn(shape, generator=generator)
+    if family not in FRAMES:
+        found["video_grid_thw"] = torch.tensor([[3, 4, 6]])
+    if family == "molmo2":
+        found["video_grids"] = torch.tensor([[3, 2, 3]])
+        found["video_token_pooling"] = torch.arange(192).view(-1, 4)[[*range(6), *range(20, 32)]]
     if family == "video_llama_3":
         found["video_merge_sizes"] = torch.tensor([2])
     if family.endswith("thinker"):
         found["video_second_per_grid"] = torch.tensor([0.5])
     if kind.typed:
-        found["mm_token_type_ids"] = 2 * (ids == FILMED[family]).int()
+        value = 1 if family == "molmo2" else 2
+        found[kind.typed] = value * (ids == FILMED[family]).int()
     return found
+
+
+FRAMES = {"video_llava": (1, 3, 3, 16, 16), "molmo2": (3, 64, 48)}
+"""Shapes of films that are no patches in a row."""
+
+
+def _with_blanks(pictures: Tensor, most: int) -> Tensor:
+    """Pictures `[1, picture, ...]` of one sample with blank ones up to so many."""
+    blanks = pictures.new_zeros(1, most - pictures.shape[1], *pictures.shape[2:])
+    return torch.cat([pictures, blanks], 1)
 
 
 def shape_of(model: Any, size: Size) -> Size:
     """Shape of the pixels of a picture."""
+    if len(size) == 2:
+        return 1, 3, *size
     vision = model.config.vision_config
     if len(size) == 3:
         side, frames = vision.patch_size, getattr(vision, "temporal_patch_size", 1)
         whole = model.config.model_type == "paddleocr_vl"
         return math.prod(size), *((3, side, side) if whole else (3 * frames * side**2,))
-    if len(size) == 2:
-        return 1, 3, *size
+    if model.config.model_type == "molmo2":
+        return *size, 64, 3 * vision.patch_size**2
+    vision = getattr(vision, "sam_config", vision)
     side = vision.image_size if isinstance(vision.image_size, int) else vision.image_size[0]
     return *size, 3, side, side
 

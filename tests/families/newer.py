@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from families.kinds import MOE, SLIDING, THW, UNTIED, UNTYPED, Kind, grid_thw
-from families.models import END, MROPE, QWEN, QWEN_TOWER, START, TOWER, VIDEO, Recipe
+from families.models import END, IMAGE, MROPE, QWEN, QWEN_TOWER, START, TOWER, VIDEO, Recipe
+from families.newer_tiles import TILES
 
 DEEPSTACK = {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
 LISTENER = {"d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32}
@@ -112,8 +113,10 @@ NEWER: dict[str, tuple[Recipe, Kind]] = {
         UNTYPED,
     ),
 }
-FILMED_TOO = dict.fromkeys(
+NEWER |= TILES
+FILMED_TOO = {"molmo2": IMAGE} | dict.fromkeys(
     (
+        "video_llava",
         "qwen2_5_omni_thinker",
         "qwen3_omni_moe_thinker",
         "cosmos3_omni",

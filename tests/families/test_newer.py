@@ -13,10 +13,12 @@ from PIL import Image
 
 import lightkv_gnn as lk
 from families.loop_stock import hidden_from_layers
-from families.models import LAYERS
+from families.models import LAYERS, VIDEO
 from families.more import MORE, model_of
 from families.more_inputs import film, samples
+from families.newer_tiles import CODES
 from families.processors import skipped_without_needs
+from families.test_more_pictures import CODED, WITHOUT_PLACES
 
 AUDIO = 118
 THINKERS = [name for name in ("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker") if name in MORE]
@@ -119,3 +121,90 @@ def test_what_was_seen_is_the_picture_that_was_cut_up(family: str) -> None:
     pixels = made.pop("pixel_values")
     ((seen,),) = adapter.seen(lk.Encoded("image", dict(made), (24,)), pixels)
     assert torch.equal(seen, torch.from_numpy(picture).permute(2, 0, 1).to(seen))
+
+
+@pytest.mark.parametrize("family", [name for name in WITHOUT_PLACES if name in MORE])
+def test_tokens_without_a_place_have_no_windows_and_are_not_shown(family: str) -> None:
+    model = model_of(family)
+    plain, _ = samples(family, model)
+    with pytest.raises(lk.ScheduleError, match="have no place in it: use 1 window"):
+        lk.attach(model, lk.LightKVConfig([lk.Stage(2, 2)]))
+    assert not any(vars(layer)["_forward_pre_hooks"] for layer in model.get_decoder().layers)
+    assert {stage.windows for stage in lk.LightKVConfig.for_model(model).stages} == {1}
+    with pytest.raises(lk.UnsupportedModelError, match="cover no pixels"):
+        lk.seen_tiles(model, Normalised, plain)
+
+
+class Normalised:
+    """What a processor tells of what it did to pictures."""
+
+    image_mean = image_std = (0.5, 0.5, 0.5)
+    rescale_factor = 1 / 255
+
+
+@torch.no_grad()
+def test_a_crop_is_shown_where_its_tokens_lie() -> None:
+    if "step3p7" not in MORE:
+        pytest.skip("transformers has no Step 3.7")
+    model = model_of("step3p7")
+    adapter, (inputs, _) = lk.adapter_for(model), samples("step3p7", model)
+    local = inputs["pixel_values_local"]
+    before = model.model.get_image_features(**pictures_of(inputs)).pooler_output[0]
+    for crop in range(len(local)):
+        changed = {
+            **inputs,
+            "pixel_values_local": local + (torch.arange(2) == crop).view(2, 1, 1, 1),
+        }
+        after = model.model.get_image_features(**pictures_of(changed)).pooler_output[0]
+        moved = (after != before).any(1).nonzero()[:, 0] // 4
+        assert set(moved.tolist()) == {crop}
+        encoded = lk.Encoded("image", pictures_of(changed), (len(after),))
+        ((*crops, whole),) = adapter.seen(encoded, inputs["pixel_values"])
+        assert torch.equal(torch.stack(crops), changed["pixel_values_local"])
+        assert torch.equal(whole, inputs["pixel_values"][0])
+
+
+def pictures_of(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    names = ("pixel_values", "pixel_values_local", "num_local_patches", "image_sizes")
+    return {name: inputs[name] for name in names if name in inputs}
+
+
+@pytest.mark.parametrize("family", [name for name in CODED if name in MORE])
+@torch.no_grad()
+def test_codes_lie_where_they_are_seen(family: str) -> None:
+    model = model_of(family)
+    adapter, (_, inputs) = lk.adapter_for(model), samples(family, model)
+    output = model.model.get_image_features(**pictures_of(inputs))
+    lengths = tuple(map(len, output.pooler_output))
+    encoded = lk.Encoded("image", {"image_sizes": inputs["image_sizes"]}, lengths)
+    sizes = inputs["image_sizes"].tolist()
+    seen = adapter.seen(encoded, inputs["pixel_values"])
+    embed = model.get_input_embeddings()
+    end = embed(torch.tensor(CODES[-1] + 1))
+    for (tile,), (shown,), size, codes, own, pixels in zip(
+        adapter.tiles(encoded),
+        seen,
+        sizes,
+        output.image_tokens,
+        output.pooler_output,
+        inputs["pixel_values"],
+        strict=True,
+    ):
+        grid = tile.rows, tile.cols
+        ids = codes.view(grid) if family == "apertus1p5" else codes + CODES[0]
+        assert ids.shape == grid == (size[0] // 2, size[1] // 2)
+        assert torch.equal(shown, pixels[:, : size[0], : size[1]])
+        rows = own.unflatten(0, (tile.rows, tile.cols + tile.row_end))
+        assert torch.equal(rows[:, : tile.cols], embed(ids))
+        assert bool((rows[:, tile.cols :] == end).all())
+
+
+@torch.no_grad()
+def test_a_video_without_an_encoder_of_its_own_stays_whole() -> None:
+    model = model_of("perception_lm", video_token_id=VIDEO)
+    ids = torch.tensor([[3, *[VIDEO] * 48, 4, 5]])
+    inputs = {"input_ids": ids, "pixel_values_videos": torch.randn(1, 3, 3, 32, 32)}
+    plain = model(**inputs)
+    with lk.attach(model, CONFIG):
+        out = model(**inputs)
+    assert torch.equal(out.logits, plain.logits)
