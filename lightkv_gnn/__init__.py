@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import lightkv_graphs as graphs
-    from lightkv_gnn.adapters import Adapter, Encoded, VisionTokens, adapter_for, register_adapter
+    from lightkv_gnn.adapters import (
+        Adapter,
+        Encoded,
+        GenericAdapter,
+        VisionTokens,
+        adapter_for,
+        register_adapter,
+    )
     from lightkv_gnn.config import LightKVConfig
     from lightkv_gnn.costs.ledger import LayerCost, LayerRow, Ledger
     from lightkv_gnn.costs.schedule import Stage
@@ -32,6 +39,7 @@ __all__ = [
     "Adapter",
     "Compressed",
     "Encoded",
+    "GenericAdapter",
     "Handle",
     "ImageTokensError",
     "LayerCost",
@@ -65,7 +73,14 @@ _MODULES = {
     **{name: f"lightkv_gnn.stage.{name}" for name in ("guidance", "messages", "official")},
 }
 _HOMES = {
-    "adapters": ("Adapter", "Encoded", "VisionTokens", "adapter_for", "register_adapter"),
+    "adapters": (
+        "Adapter",
+        "Encoded",
+        "GenericAdapter",
+        "VisionTokens",
+        "adapter_for",
+        "register_adapter",
+    ),
     "config": ("LightKVConfig",),
     "costs.ledger": ("LayerCost", "LayerRow", "Ledger"),
     "costs.schedule": ("Stage",),

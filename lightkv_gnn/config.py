@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from torch_geometric.nn import MessagePassing
 
-from lightkv_gnn.adapters import adapter_for
+from lightkv_gnn.adapters import AdapterChoice, adapter_for
 from lightkv_gnn.attention.backends import why_no_mass
 from lightkv_gnn.choices import ATTENTION, GUIDANCE, AttentionName, GuidanceName, ScatterName
 from lightkv_gnn.costs.schedule import Stage, find_stages, one_stage
@@ -104,6 +104,7 @@ class LightKVConfig:
         retention: float = 0.55,
         *,
         stages: Sequence[Stage] | None = None,
+        adapter: AdapterChoice = None,
         **options: Any,
     ) -> LightKVConfig:
         """What keeps the answers best at ``retention``: coverage, and mass where attention can.
@@ -115,6 +116,7 @@ class LightKVConfig:
             model: A model with an adapter.
             retention: Vision tokens kept, averaged over the decoder's layers; fraction.
             stages: Of your own, in place of those for ``retention``.
+            adapter: As for :func:`attach`, which has to be given the same.
             **options: Further fields, also in place of ``matcher=coverage_matching`` and
                 ``attention="mass"``, which is "plain" on flash attention.
 
@@ -122,19 +124,24 @@ class LightKVConfig:
             ScheduleError: No schedule of this model's depth comes near ``retention``.
             UnsupportedModelError: The model has no adapter.
         """
-        adapter = adapter_for(model)
-        why_plain = why_no_mass(adapter.decoder.config._attn_implementation)
+        chosen = adapter_for(model, adapter)
+        why_plain = why_no_mass(chosen.decoder.config._attn_implementation)
         best = {"matcher": coverage_matching, "attention": "plain" if why_plain else "mass"}
         named = cls(() if stages is None else stages, **{**best, **options})
         if stages is not None:
             return named
         find = one_stage if isinstance(named.matcher, CoverageMatching) else find_stages
-        found = find(adapter.layers, retention, adapter.grid, adapter.legal_layers)
+        found = find(chosen.layers, retention, chosen.grid, chosen.legal_layers)
         return replace(named, stages=found)
 
     @classmethod
     def lightkv(
-        cls, model: PreTrainedModel, retention: float = 0.55, **options: Any
+        cls,
+        model: PreTrainedModel,
+        retention: float = 0.55,
+        *,
+        adapter: AdapterChoice = None,
+        **options: Any,
     ) -> LightKVConfig:
         """The paper's method: every other token leaves, in up to three halving stages.
 
@@ -144,14 +151,15 @@ class LightKVConfig:
         Args:
             model: A model with an adapter.
             retention: Vision tokens kept, averaged over the decoder's layers; fraction.
+            adapter: As for :func:`attach`, which has to be given the same.
             **options: Further fields of the configuration.
 
         Raises:
             ScheduleError: No schedule of this model's depth comes near ``retention``.
             UnsupportedModelError: The model has no adapter.
         """
-        adapter = adapter_for(model)
-        stages = find_stages(adapter.layers, retention, adapter.grid, adapter.legal_layers)
+        chosen = adapter_for(model, adapter)
+        stages = find_stages(chosen.layers, retention, chosen.grid, chosen.legal_layers)
         return cls(stages, **{"guidance": "vision_to_text", **options})
 
     def to_dict(self) -> dict[str, Any]:

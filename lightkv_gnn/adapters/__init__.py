@@ -2,24 +2,35 @@
 
 ``base`` says what an adapter must know, and has the registry; ``encoded`` is what a model encoded;
 ``counting`` tells a layer's weights.
+``choice`` tells which adapter a model gets, ``refusals`` what is said where there is none, and
+``notices`` what is taken for granted.
 Families: ``llava`` (a square, or Pixtral's grid), ``llava_next`` (tiles as one grid), ``qwen_vl``
 (the picture's own grid), ``sized`` (the same, from sizes), ``square`` (every tile the same square),
 ``patches`` (the same, encoded one by one), ``views`` (the whole, and crops of another size) and
-``queries`` (tokens without a place).  ``unserved`` says why others have none.
+``queries`` (tokens without a place).  ``unserved`` says why others have none, and ``generic`` is
+what looks for everything itself.
 """
 
 from lightkv_gnn.adapters import llava, llava_next, patches, queries, qwen_vl, sized, square, views
-from lightkv_gnn.adapters.base import Adapter, adapter_for, families, register_adapter
+from lightkv_gnn.adapters.base import Adapter, families, register_adapter
+from lightkv_gnn.adapters.choice import AUTO, AdapterChoice, adapter_for, check_name
 from lightkv_gnn.adapters.encoded import Encoded, VisionTokens
+from lightkv_gnn.adapters.generic import GenericAdapter
+from lightkv_gnn.adapters.refusals import no_adapter
 
 __all__ = [
+    "AUTO",
     "Adapter",
+    "AdapterChoice",
     "Encoded",
+    "GenericAdapter",
     "VisionTokens",
     "adapter_for",
+    "check_name",
     "families",
     "llava",
     "llava_next",
+    "no_adapter",
     "patches",
     "queries",
     "qwen_vl",

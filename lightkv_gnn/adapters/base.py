@@ -46,7 +46,8 @@ class Adapter(ABC):
         if self.text_models and text not in self.text_models:
             raise UnsupportedModelError(
                 f"{type(model).__name__} on a {text!r} text model is not supported: expected one "
-                f"of {self.text_models}"
+                f'of {self.text_models}, or adapter="auto", which lets in others whose layers take '
+                "what compression hands them"
             )
 
     @property
@@ -256,43 +257,3 @@ def register_adapter(*model_types: str) -> Callable[[_A], _A]:
 def families() -> tuple[str, ...]:
     """Every ``config.model_type`` that has an adapter."""
     return tuple(_ADAPTERS)
-
-
-def adapter_for(model: PreTrainedModel) -> Adapter:
-    """The adapter of a model's family.
-
-    Raises:
-        UnsupportedModelError: No adapter is registered for it, or it is no model.
-    """
-    if not isinstance(model, nn.Module):
-        raise UnsupportedModelError(_no_model(model))
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
-    if model_type in _ADAPTERS:
-        return _ADAPTERS[model_type](model)
-    if not isinstance(model_type, str):
-        raise UnsupportedModelError(
-            f"no adapter for {type(model).__name__}, whose config names no model type: expected a "
-            "model of transformers that takes pictures, as from_pretrained returns it"
-        )
-    raise UnsupportedModelError(
-        f"no adapter for {type(model).__name__} with model type {model_type!r}; there are adapters "
-        f"for {sorted(_ADAPTERS)}. Register one:\n\n"
-        f"    @lightkv_gnn.register_adapter({model_type!r})\n"
-        "    class MyAdapter(lightkv_gnn.Adapter):\n"
-        "        def tiles(self, encoded):  # of every picture: its grids of tokens, in order\n"
-        "            return [[lightkv_gnn.graphs.Tile(24, 24)] for _ in encoded.lengths]"
-    )
-
-
-def _no_model(given: object) -> str:
-    kind = type(given).__name__
-    if isinstance(given, str):
-        given_as, hint = (
-            f"the text {given!r}",
-            f"AutoModelForImageTextToText.from_pretrained({given!r})",
-        )
-    elif isinstance(getattr(given, "model", None), nn.Module):  # a pipeline
-        given_as, hint = f"a {kind} around a model", "the model inside it, its attribute model"
-    else:
-        given_as, hint = f"a {kind}", "what AutoModelForImageTextToText.from_pretrained returns"
-    return f"no adapter for {kind}: model is {given_as}, expected a model of transformers: {hint}"

@@ -22,11 +22,13 @@ class Encoded:
         arguments: What the model's encoder was called with, by name.
         lengths: Vision tokens of each entry of the encoder's output, in the order of the call: of
             a picture, or where the family has it so, of a tile or of all pictures of a sample.
+        shape: Of the pixels that they were encoded from; empty where it is not known.
     """
 
     kind: str
     arguments: Mapping[str, Any]
     lengths: tuple[int, ...]
+    shape: tuple[int, ...] = ()
 
     def sizes(self, name: str) -> list[tuple[int, ...]]:
         """An argument with a row or a number per picture, such as ``image_sizes``, on the host.

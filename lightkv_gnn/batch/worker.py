@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
+from lightkv_gnn.adapters import AdapterChoice, adapter_for
 from lightkv_gnn.asking.answers import generate_all
 from lightkv_gnn.asking.loading import load
 from lightkv_gnn.batch.pictures import Asked, Pictures
@@ -32,6 +33,8 @@ class Settings:
         model: A folder that ``save_pretrained`` wrote, a hub id, or "tiny" for the bundled model.
         retention: Vision tokens to keep, averaged over the layers; fraction.
         stages: A schedule in its place, if there are any.
+        adapter: In place of the one of the model's type, by name; see
+            :func:`lightkv_gnn.adapter_for`.
         guidance: How the prompt is heard.
         max_new_tokens: Of each answer.
         device: A GPU if there is one, else the CPU, if not given.
@@ -41,6 +44,7 @@ class Settings:
     model: str
     retention: float = 0.55
     stages: tuple[Stage, ...] = ()
+    adapter: str | None = None
     guidance: GuidanceName = "text_to_vision"
     max_new_tokens: int = 128
     device: str | None = None
@@ -53,6 +57,8 @@ class Settings:
         values["stages"] = [asdict(stage) for stage in self.stages]
         if self.stages:
             del values["retention"]
+        if self.adapter is None:
+            del values["adapter"]
         if self.model != TINY and Path(self.model).exists():
             values["model"] = str(Path(self.model).resolve())
         return values
@@ -101,6 +107,7 @@ class Worker:
         processor: Its processor; made to pad at the left, with a token for it.
         config: How to compress.
         pictures: Reads what is asked about.
+        adapter: As for :func:`lightkv_gnn.attach`.
         max_new_tokens: Of each answer.
 
     Raises:
@@ -114,6 +121,7 @@ class Worker:
         config: LightKVConfig,
         pictures: Pictures,
         *,
+        adapter: AdapterChoice = None,
         max_new_tokens: int = 128,
     ) -> None:
         self._model, self._processor, self._pictures = model, processor, pictures
@@ -122,7 +130,7 @@ class Worker:
         tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        self._handle = attach(model, config)
+        self._handle = attach(model, config, adapter=adapter)
 
     @classmethod
     def opened(cls, settings: Settings, pictures: Pictures) -> Worker:
@@ -132,11 +140,22 @@ class Worker:
             Exception: As ``lightkv_gnn.asking.loading.load`` and :func:`lightkv_gnn.attach`.
         """
         model, processor = load(settings.model, settings.device, settings.dtype)
-        stages, guidance = settings.stages or None, settings.guidance
+        chosen = adapter_for(model, settings.adapter)
         config = LightKVConfig.for_model(
-            model, settings.retention, stages=stages, guidance=guidance
+            model,
+            settings.retention,
+            stages=settings.stages or None,
+            adapter=chosen,
+            guidance=settings.guidance,
         )
-        return cls(model, processor, config, pictures, max_new_tokens=settings.max_new_tokens)
+        return cls(
+            model,
+            processor,
+            config,
+            pictures,
+            adapter=chosen,
+            max_new_tokens=settings.max_new_tokens,
+        )
 
     def close(self) -> None:
         """Makes the model as it was before."""

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from lightkv_gnn.commands.options import Json, Retention, Stages, make_app
+from lightkv_gnn.commands.options import AdapterName, Json, Retention, Stages, make_app
 from lightkv_gnn.commands.run import Device, Dtype, Guidance, MaxNewTokens
 from lightkv_gnn.sources import TINY, check_exists, check_source
 
@@ -63,6 +63,7 @@ def batch(
     retry_errors: RetryErrors = False,
     retention: Retention = 0.55,
     stage: Stages = None,
+    adapter: AdapterName = None,
     guidance: Guidance = "text_to_vision",
     max_new_tokens: MaxNewTokens = 128,
     device: Device = None,
@@ -91,6 +92,7 @@ def batch(
             model,
             retention=retention,
             stages=tuple(stage or ()),
+            adapter=adapter,
             guidance=guidance,
             max_new_tokens=max_new_tokens,
             device=device,

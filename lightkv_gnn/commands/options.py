@@ -33,6 +33,17 @@ Retention = Annotated[
     ),
 ]
 
+AdapterName = Annotated[
+    str | None,
+    typer.Option(
+        "--adapter",
+        metavar="NAME",
+        help="auto: let the library find vision tokens and grids where the model's type has no "
+        "adapter of its own; or another model type, whose adapter fits.",
+        show_default="of the model's type",
+    ),
+]
+
 
 def _stage(text: str) -> Any:
     from lightkv_gnn.costs.schedule import read_stage

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lightkv_gnn.commands.options import DtypeName, Json, Retention, Stages, make_app
+from lightkv_gnn.commands.options import AdapterName, DtypeName, Json, Retention, Stages, make_app
 from lightkv_gnn.sources import check_source
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def plan(
     text_tokens: Text = 64,
     retention: Retention = 0.55,
     stage: Stages = None,
+    adapter: AdapterName = None,
     batch: Batch = 1,
     dtype: Dtype = "bfloat16",
     as_json: Json = False,
@@ -78,6 +79,7 @@ def plan(
         stages=stage or (),
         batch=batch,
         dtype=getattr(torch, dtype),
+        adapter=adapter,
     )
     asked = {
         "source": model,

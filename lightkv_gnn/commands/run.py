@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from lightkv_gnn.choices import GuidanceName
-from lightkv_gnn.commands.options import Json, Retention, Stages, make_app
+from lightkv_gnn.commands.options import AdapterName, Json, Retention, Stages, make_app
 from lightkv_gnn.sources import TINY, check_source, read_picture
 
 app = make_app()
@@ -51,6 +51,7 @@ def run(
     prompt: Prompt,
     retention: Retention = 0.55,
     stage: Stages = None,
+    adapter: AdapterName = None,
     guidance: Guidance = "text_to_vision",
     max_new_tokens: MaxNewTokens = 128,
     device: Device = None,
@@ -65,6 +66,7 @@ def run(
     check_source(model, TINY)
 
     from lightkv_gnn import machine
+    from lightkv_gnn.adapters import adapter_for
     from lightkv_gnn.asking import loading
     from lightkv_gnn.commands import running
     from lightkv_gnn.config import LightKVConfig
@@ -74,13 +76,19 @@ def run(
     if device and device != loading.AUTO:
         machine.check_device(device)
     loaded, processor = loading.load(model, device, dtype)
-    config = LightKVConfig.for_model(loaded, retention, stages=stage or None, guidance=guidance)
+    chosen = adapter_for(loaded, adapter)
+    if draw:
+        running.check_drawable(chosen)
+    config = LightKVConfig.for_model(
+        loaded, retention, stages=stage or None, adapter=chosen, guidance=guidance
+    )
     answered = running.answer(
         loaded,
         processor,
         pictures,
         prompt,
         config,
+        adapter=chosen,
         max_new_tokens=max_new_tokens,
         compare=compare,
         report=None if as_json else print,
@@ -90,7 +98,7 @@ def run(
         answered.trace.save(trace)
         files.append(trace)
     if draw:
-        files += running.draw_merges(loaded, processor, pictures, prompt, answered.trace, draw)
+        files += running.draw_merges(chosen, processor, pictures, prompt, answered.trace, draw)
     if not as_json:
         print(f"\nmerged away: {in_words(config.stages)}\n{answered.ledger}")
         if files:

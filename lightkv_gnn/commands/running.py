@@ -11,10 +11,12 @@ from typing import Any
 from PIL import Image
 from transformers import TextStreamer
 
+from lightkv_gnn.adapters import Adapter, AdapterChoice
 from lightkv_gnn.asking.answers import generate
 from lightkv_gnn.asking.prompts import as_inputs
 from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.costs.ledger import Ledger
+from lightkv_gnn.errors import UnsupportedModelError
 from lightkv_gnn.session.attach import attach
 from lightkv_gnn.session.pictures import seen_tiles
 from lightkv_graphs import MergeTrace, draw_lineage
@@ -47,6 +49,7 @@ def answer(
     prompt: str,
     config: LightKVConfig,
     *,
+    adapter: AdapterChoice = None,
     max_new_tokens: int,
     compare: bool = False,
     report: Callable[[str], None] | None = None,
@@ -72,7 +75,7 @@ def answer(
             streamer=streamer,
         )
 
-    with attach(model, config) as handle:
+    with attach(model, config, adapter=adapter) as handle:
         compressed = ask("compressed:")
     ledger, trace = handle.ledger, handle.trace.with_prompts([prompt])
     return Answer(compressed, ask("\nuncompressed:") if compare else None, ledger, trace)
@@ -89,8 +92,17 @@ def check_files(trace: Path | None, draw: Path | None) -> None:
         raise ImportError("--draw needs matplotlib: pip install 'lightkv-gnn[draw]'")
 
 
+def check_drawable(adapter: Adapter) -> None:
+    """Raises UnsupportedModelError for an adapter that does not tell where tokens are drawn."""
+    if type(adapter).seen is Adapter.seen:
+        raise UnsupportedModelError(
+            f"--draw needs to know which pixels a token covers, which {type(adapter).__name__} "
+            "does not tell: leave it out"
+        )
+
+
 def draw_merges(
-    model: Any,
+    adapter: Adapter,
     processor: Any,
     pictures: Sequence[Image.Image],
     prompt: str,
@@ -98,8 +110,8 @@ def draw_merges(
     file: Path,
 ) -> list[Path]:
     """Draws what became of every tile, numbered if there are several; returns the files."""
-    inputs = as_inputs(model, processor, list(pictures), prompt)
-    tiles = seen_tiles(model, processor, inputs)
+    inputs = as_inputs(adapter.model, processor, list(pictures), prompt)
+    tiles = seen_tiles(adapter.model, processor, inputs, adapter=adapter)
     files = []
     for number, tile in enumerate(tiles):
         one = len(tiles) == 1

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
+from lightkv_gnn.adapters import check_name
 from lightkv_gnn.baselines import METHODS, NONE
 from lightkv_gnn.baselines.downsample import DOWNSAMPLE
 from lightkv_gnn.baselines.oracle import ORACLE, ORACLE_PRUNING
@@ -40,6 +41,7 @@ class Arguments:
         pretrained: A folder that ``save_pretrained`` wrote, a hub id, or "tiny", which is bundled.
         retention: Vision tokens kept, averaged over the layers; fraction.
         schedule: Stages to run instead; none to find some for ``retention``.
+        adapter: By name, in place of the one of the model's type; "auto" where it has none.
         parts: Further fields of :class:`lightkv_gnn.LightKVConfig`.
         baseline: Name of a method to run instead, among :data:`BASELINES`; "none" compresses
             nothing.
@@ -54,6 +56,7 @@ class Arguments:
     pretrained: str
     retention: float = 0.55
     schedule: tuple[Stage, ...] = ()
+    adapter: str | None = None
     parts: Mapping[str, Any] = field(default_factory=dict)
     baseline: str | None = None
     depth: int | None = None
@@ -113,7 +116,7 @@ def _check_company(given: Mapping[str, Any]) -> None:
         if "depth" in given:
             raise ValueError("--model_args depth= is for baselines: give lightkv_baseline= too")
         return
-    idle = ["schedule", *PARTS]
+    idle = ["schedule", "adapter", *PARTS]
     if name == NONE.name:
         idle += ["retention", "depth"]
     elif not BASELINES[name].has_depth:
@@ -137,6 +140,12 @@ def _read(name: str, value: Any) -> Any:
                 f"--model_args lightkv_baseline={value}: expected one of {', '.join(BASELINES)}"
             )
         return value
+    if name == "adapter":
+        try:
+            check_name(str(value))
+        except ValueError as error:
+            raise ValueError(f"--model_args adapter={value}: {error}") from error
+        return str(value)
     if name in _COUNTS:
         return _count(name, value)
     if name == "retention":

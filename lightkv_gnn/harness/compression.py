@@ -72,7 +72,8 @@ def at_work(model: Any, arguments: Arguments) -> Iterator[Books]:
         UnsupportedModelError: The model has no adapter.
     """
     if arguments.baseline is None:
-        with attach(model, config_of(model, arguments)) as handle:
+        config = config_of(model, arguments)
+        with attach(model, config, adapter=arguments.adapter) as handle:
             yield Books(handle)
         return
     depth = arguments.depth
@@ -86,4 +87,5 @@ def at_work(model: Any, arguments: Arguments) -> Iterator[Books]:
 def config_of(model: Any, arguments: Arguments) -> LightKVConfig:
     """How LightKV compresses: by the stages asked for, else by some that keep the retention."""
     stages = arguments.schedule or None
-    return LightKVConfig.for_model(model, arguments.retention, stages=stages, **arguments.parts)
+    chosen = {"adapter": arguments.adapter, **arguments.parts}
+    return LightKVConfig.for_model(model, arguments.retention, stages=stages, **chosen)

@@ -12,11 +12,19 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText
 
-from lightkv_gnn.adapters import Adapter, Encoded, VisionTokens, adapter_for, families
+from lightkv_gnn.adapters import (
+    Adapter,
+    AdapterChoice,
+    Encoded,
+    VisionTokens,
+    adapter_for,
+    families,
+    no_adapter,
+)
 from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.costs.ledger import LayerCost, Ledger
 from lightkv_gnn.costs.schedule import Stage
-from lightkv_gnn.errors import UnsupportedInputError, UnsupportedModelError
+from lightkv_gnn.errors import UnsupportedInputError
 from lightkv_gnn.planning.prefill import plan_prefill
 from lightkv_gnn.sources import check_source, loading
 from lightkv_graphs import Grid
@@ -75,6 +83,7 @@ def forecast(
     stages: Sequence[Stage] = (),
     batch: int = 1,
     dtype: torch.dtype = torch.bfloat16,
+    adapter: AdapterChoice = None,
 ) -> Forecast:
     """Plans a prefill of pictures, and text after them.
 
@@ -87,6 +96,7 @@ def forecast(
         stages: A schedule written out.
         batch: Samples, all alike.
         dtype: Of weights and cache.
+        adapter: As for :func:`lightkv_gnn.attach`.
 
     Raises:
         ImportError: The image processor needs a package that is not installed.
@@ -101,26 +111,30 @@ def forecast(
             raise ValueError(f"{name} is {value}: expected {least} or more")
     if not sizes:
         raise ValueError("no pictures: give the size of one at least")
-    model = on_meta(source, dtype)
-    adapter = adapter_for(model)
-    config = LightKVConfig.for_model(model, retention, stages=stages or None)
+    model = on_meta(source, dtype, adapter)
+    chosen = adapter_for(model, adapter)
+    config = LightKVConfig.for_model(model, retention, stages=stages or None, adapter=chosen)
     pictures = [
-        adapter.expected(size, len(sizes), partial(_process, source, size)) for size in sizes
+        chosen.expected(size, len(sizes), partial(_process, source, size)) for size in sizes
     ]
     ledger = plan_prefill(
-        model, config, _prompt(pictures, text, batch), bytes_per_value=dtype.itemsize
+        model,
+        config,
+        _prompt(pictures, text, batch),
+        adapter=chosen,
+        bytes_per_value=dtype.itemsize,
     )
     weights = sum(weight.numel() for weight in model.parameters()) * dtype.itemsize
-    hidden = adapter.decoder.config.hidden_size * dtype.itemsize * ledger.rows[0].full.tokens
+    hidden = chosen.decoder.config.hidden_size * dtype.itemsize * ledger.rows[0].full.tokens
     full, light = (
-        Memory(weights, *_shares(adapter, costs, text * batch, dtype), hidden)
+        Memory(weights, *_shares(chosen, costs, text * batch, dtype), hidden)
         for costs in ([row.full for row in ledger.rows], [row.planned for row in ledger.rows])
     )
     counts = tuple(encoded.lengths[0] for encoded in pictures)
     return Forecast(type(model).__name__, config, counts, ledger, full, light)
 
 
-def on_meta(source: str, dtype: torch.dtype) -> Any:
+def on_meta(source: str, dtype: torch.dtype, adapter: AdapterChoice = None) -> Any:
     """The model of a configuration, on the meta device, which holds no numbers.
 
     Raises:
@@ -130,11 +144,8 @@ def on_meta(source: str, dtype: torch.dtype) -> Any:
     check_source(source)
     with loading(source):
         config = AutoConfig.from_pretrained(source)
-    if config.model_type not in families():
-        raise UnsupportedModelError(
-            f"{source} is of the family {config.model_type!r}: expected one of "
-            f"{', '.join(families())}"
-        )
+    if adapter is None and config.model_type not in families():
+        raise no_adapter(source, config, example=False)
     with torch.device("meta"):
         return AutoModelForImageTextToText.from_config(config, dtype=dtype)
 
@@ -166,7 +177,9 @@ def _prompt(pictures: Sequence[Encoded], text: int, batch: int) -> VisionTokens:
     }
     mask = (torch.arange(sum(lengths) + text) < sum(lengths)).repeat(batch, 1)
     kind = pictures[0].kind
-    encoded = Encoded(kind, arguments, tuple(lengths * batch))
+    shapes = [encoded.shape for encoded in pictures]
+    shape = (sum(shape[0] for shape in shapes) * batch, *shapes[0][1:]) if all(shapes) else ()
+    encoded = Encoded(kind, arguments, tuple(lengths * batch), shape)
     return VisionTokens({kind: mask}, torch.ones_like(mask), {kind: encoded})
 
 

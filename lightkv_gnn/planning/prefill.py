@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from lightkv_gnn.adapters import VisionTokens, adapter_for
+from lightkv_gnn.adapters import AdapterChoice, VisionTokens, adapter_for
 from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.costs.ledger import LayerRow, Ledger
 from lightkv_gnn.costs.plan import plan_costs, plan_stages
@@ -21,6 +21,7 @@ def plan_prefill(
     config: LightKVConfig,
     inputs: Mapping[str, Any] | VisionTokens,
     *,
+    adapter: AdapterChoice = None,
     bytes_per_value: int | None = None,
 ) -> Ledger:
     """What a prefill on an empty dynamic cache will cost; nothing is observed.
@@ -33,6 +34,7 @@ def plan_prefill(
         model: A model with an adapter.
         config: How to compress.
         inputs: What the processor returned, or the call's placeholders and pictures.
+        adapter: As for :func:`attach`.
         bytes_per_value: Of the cache; those of the model's dtype if not given.
 
     Raises:
@@ -43,20 +45,20 @@ def plan_prefill(
         TypeError: ``config`` or ``inputs`` is something else.
         ValueError: ``bytes_per_value`` is below 1.
     """
-    adapter = adapter_for(model)
+    chosen = adapter_for(model, adapter)
     if not isinstance(config, LightKVConfig):
         raise TypeError(f"config is {config!r}: expected a LightKVConfig")
     if bytes_per_value is None:
         bytes_per_value = model.dtype.itemsize
     if bytes_per_value < 1:
         raise ValueError(f"bytes_per_value is {bytes_per_value}: expected 1 or more")
-    check_schedule(adapter, config)
-    tokens = inputs if isinstance(inputs, VisionTokens) else vision_tokens(adapter, inputs)
-    layout, lengths = adapter.layout(tokens), tokens.real.sum(1).tolist()
+    check_schedule(chosen, config)
+    tokens = inputs if isinstance(inputs, VisionTokens) else vision_tokens(chosen, inputs)
+    layout, lengths = chosen.layout(tokens), tokens.real.sum(1).tolist()
     planned = plan_stages(config.stages, layout, lengths)
-    windows = [adapter.sliding_window(layer) for layer in range(adapter.layers)]
+    windows = [chosen.sliding_window(layer) for layer in range(chosen.layers)]
     room = [None if window is None else window - 1 for window in windows]
-    sizes = [adapter.decoder_size(bytes_per_value, layer) for layer in range(adapter.layers)]
+    sizes = [chosen.decoder_size(bytes_per_value, layer) for layer in range(chosen.layers)]
     costs = plan_costs(sizes, planned, lengths, len(layout), tokens.real.shape[1], room)
     rows = [LayerRow(layer, *both, None, None, None) for layer, both in enumerate(costs)]
     return Ledger(tuple(rows), 0.0)

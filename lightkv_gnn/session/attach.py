@@ -15,7 +15,7 @@ from torch import nn
 from torch_geometric.data import HeteroData
 from transformers import PreTrainedModel
 
-from lightkv_gnn.adapters import Adapter, adapter_for
+from lightkv_gnn.adapters import Adapter, AdapterChoice, adapter_for
 from lightkv_gnn.attention import capture
 from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.costs.ledger import Ledger
@@ -40,7 +40,11 @@ _attaching = threading.Lock()
 
 
 def attach(
-    model: PreTrainedModel, config: LightKVConfig, *, compressor: TokenCompressor | None = None
+    model: PreTrainedModel,
+    config: LightKVConfig,
+    *,
+    adapter: AdapterChoice = None,
+    compressor: TokenCompressor | None = None,
 ) -> Handle:
     """Makes a model compress its vision tokens during prefill.
 
@@ -61,17 +65,20 @@ def attach(
     Args:
         model: A transformers model whose family has an adapter.
         config: What to do.
+        adapter: In place of the family's: "auto" to have one find out by itself what it needs, or
+            say why it cannot; see :func:`adapter_for`.
         compressor: Runs the stages in place of ``TokenCompressor(config.message, config.matcher,
             config.scatter)``: one of a class of your own, to change or to watch what it does.
 
     Raises:
-        TypeError: ``config``, ``model`` or ``compressor`` is something else.
+        TypeError: ``config``, ``model``, ``adapter`` or ``compressor`` is something else.
         UnsupportedModelError: No adapter for this family, or not for this variant of it.
         ScheduleError: Layers or windows that the model does not have.
         UnsupportedInputError: An attention backend or a kind of rotary positions that is not
             supported, or heads that tensor parallelism cannot share out evenly.
         RuntimeError: The model is attached already.
-        ValueError: ``scatter="triton"`` and a model that is not on a GPU.
+        ValueError: ``scatter="triton"`` and a model that is not on a GPU, or an adapter by a name
+            that is not known, or of another model.
         ImportError: The configuration asks for torch-scatter or Triton, which is not installed.
     """
     if not isinstance(config, LightKVConfig):
@@ -86,23 +93,23 @@ def attach(
             f"model is a {type(model).__name__} around a model: expected the transformers model "
             "inside it, model.module; the wrapper may be called as before"
         )
-    adapter = adapter_for(model)
+    chosen = adapter_for(model, adapter)
     if not isinstance(model, PreTrainedModel):
         raise TypeError(
             f"model is a {type(model).__name__} around a model, whose calls pass by the hooks: "
             "expected the transformers model inside it, such as get_base_model() of a PEFT model"
         )
     with _attaching:
-        if adapter.base in _attached:
+        if chosen.base in _attached:
             raise RuntimeError("this model is attached already: leave that context, or remove() it")
-        check_adapter(adapter)
-        check_schedule(adapter, config)
-        check_seams(adapter, config)
-        check_backend(adapter, config)
-        for device in layer_devices(adapter):
+        check_adapter(chosen)
+        check_schedule(chosen, config)
+        check_seams(chosen, config)
+        check_backend(chosen, config)
+        for device in layer_devices(chosen):
             compressor.scatter.check_device(device)
-        compressor.ranks = ranks_of(adapter)
-        return Handle(adapter, config, compressor)
+        compressor.ranks = ranks_of(chosen)
+        return Handle(chosen, config, compressor)
 
 
 class Handle:

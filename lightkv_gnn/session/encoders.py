@@ -10,10 +10,10 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightkv_gnn import seams
 from lightkv_gnn.adapters import Adapter, Encoded
@@ -57,7 +57,8 @@ class Watched:
         finally:
             self._busy.encoding = False
         arguments = seams.named(inspect.signature(encoder), args, kwargs)
-        record = Encoded(kind, _without_pixels(arguments), self._adapter.lengths(kind, output))
+        lengths, shape = self._adapter.lengths(kind, output), shape_of_pixels(arguments)
+        record = Encoded(kind, _without_pixels(arguments), lengths, shape)
         if hasattr(output, "pooler_output"):
             setattr(output, _RECORD, record)
         self._seen(record)
@@ -107,6 +108,12 @@ def record_of(output: Any) -> Encoded | None:
     """The record that travels with an encoder's output, if it was made while attached."""
     record: Encoded | None = getattr(output, _RECORD, None)
     return record
+
+
+def shape_of_pixels(arguments: Mapping[str, Any]) -> tuple[int, ...]:
+    """Shape of the first pixels among the arguments of an encoder; empty if there are none."""
+    pixels = (value for name, value in arguments.items() if name.startswith("pixel_values"))
+    return next((tuple(value.shape) for value in pixels if isinstance(value, Tensor)), ())
 
 
 def _without_pixels(arguments: dict[str, Any]) -> dict[str, Any]:

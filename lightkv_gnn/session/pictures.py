@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lightkv_gnn.adapters import adapter_for
+from lightkv_gnn.adapters import AdapterChoice, adapter_for
 from lightkv_gnn.adapters.encoded import tiles_of_samples
 from lightkv_gnn.session.request import vision_tokens
 from lightkv_graphs import Tile
@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 
 def seen_tiles(
-    model: PreTrainedModel, processor: Any, inputs: Mapping[str, Any]
+    model: PreTrainedModel,
+    processor: Any,
+    inputs: Mapping[str, Any],
+    *,
+    adapter: AdapterChoice = None,
 ) -> list[Image.Image]:
     """What the model sees of a call's pictures, so that tokens lie where they are drawn.
 
@@ -32,6 +36,7 @@ def seen_tiles(
         model: The model.
         processor: Its processor, whose means and standard deviations are undone.
         inputs: What the processor returned, as ``generate`` takes it.
+        adapter: As for :func:`attach`.
 
     Returns:
         A picture for each image of the call's ``TokenLayout``, in its order: each is one tile or
@@ -43,15 +48,15 @@ def seen_tiles(
         UnsupportedInputError: ``inputs`` has no pictures, or does not tell their sizes.
         UnsupportedModelError: The model's adapter has no ``seen``, or it has no adapter.
     """
-    adapter = adapter_for(model)
-    tokens = vision_tokens(adapter, inputs)
+    chosen = adapter_for(model, adapter)
+    tokens = vision_tokens(chosen, inputs)
     parts = {kind: _processing(processor, kind) for kind in tokens.encoded}
     tiles: dict[str, list[list[Tile]]] = {}
     pictures: dict[int, Image.Image] = {}
     for kind, encoded in tokens.encoded.items():
-        seen = adapter.seen(encoded, inputs[adapter.pixels[kind]])
+        seen = chosen.seen(encoded, inputs[chosen.pixels[kind]])
         # Each tile is an object of its own, and so can be found again among those of its sample.
-        tiles[kind] = [[Tile(*tile) for tile in own] for own in adapter.tiles(encoded)]
+        tiles[kind] = [[Tile(*tile) for tile in own] for own in chosen.tiles(encoded)]
         for tile, pixels in zip(_flat(tiles[kind]), _flat(seen), strict=True):
             pictures[id(tile)] = _as_picture(pixels, parts[kind])
     return [pictures[id(tile)] for tile in _flat(tiles_of_samples(tokens, tiles))]

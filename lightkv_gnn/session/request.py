@@ -17,7 +17,7 @@ from lightkv_gnn.attention.masks import real_tokens
 from lightkv_gnn.cache.layers import check_cache, mask_widths
 from lightkv_gnn.errors import UnsupportedInputError
 from lightkv_gnn.seams import ModelCall
-from lightkv_gnn.session.encoders import record_of
+from lightkv_gnn.session.encoders import record_of, shape_of_pixels
 from lightkv_gnn.session.placement import input_device
 
 
@@ -92,6 +92,7 @@ def inspect_call(
         if kind in outputs or asked.given.get(pixels[kind]) is not None
     ]
     masks = _placeholder_masks(adapter, asked.ids, tokens, kinds)
+    _check_pictures_are_meant(adapter, asked, {*kinds} - {*outputs} - {*masks})
     if not masks:
         return None
     cache, past = asked.cache, 0
@@ -178,6 +179,19 @@ def _placeholder_masks(
     return {kind: mask for kind, mask in masks.items() if bool(mask.any())}
 
 
+def _check_pictures_are_meant(adapter: Adapter, asked: ModelCall, unplaced: set[str]) -> None:
+    """Raises UnsupportedInputError for pictures of kinds that the prompt has no placeholder of."""
+    for kind in sorted(unplaced):
+        pixels = asked.given[adapter.pixels[kind]]
+        if not isinstance(pixels, Tensor) or pixels.numel():
+            raise UnsupportedInputError(
+                f"the call has {adapter.pixels[kind]}, but its prompt has no token "
+                f"{adapter.placeholders[kind]}, at which {type(adapter).__name__} puts {kind}s: "
+                "pass the prompt that the processor returned with them, or override the "
+                "adapter's placeholders"
+            )
+
+
 def _check_one_prompt_per_row(asked: ModelCall, real: Tensor) -> None:
     """Raises UnsupportedInputError for packed prompts."""
     if asked.packed:
@@ -231,9 +245,11 @@ def vision_tokens(adapter: Adapter, inputs: Mapping[str, Any]) -> VisionTokens:
         known = {*inspect.signature(encode).parameters, "image_sizes"} - {*adapter.pixels.values()}
         placed = {name: _placed(value, adapter) for name, value in inputs.items()}
         arguments = {name: value for name, value in placed.items() if name in known}
+        pixels = placed[adapter.pixels[kind]]
         with torch.no_grad():
-            output = encode(placed[adapter.pixels[kind]], **arguments)
-        request.add(Encoded(kind, arguments, adapter.lengths(kind, output)))
+            output = encode(pixels, **arguments)
+        shape = shape_of_pixels({"pixel_values": pixels})
+        request.add(Encoded(kind, arguments, adapter.lengths(kind, output), shape))
     return request.tokens()
 
 

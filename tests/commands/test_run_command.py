@@ -13,6 +13,7 @@ from PIL import Image
 
 import lightkv_gnn as lk
 from lightkv_gnn import tiny
+from lightkv_gnn.adapters import base
 from lightkv_gnn.asking import answers, loading
 from lightkv_gnn.commands import running
 from lightkv_gnn.commands.cli import main
@@ -189,6 +190,7 @@ SHAPE = "expected LAYER:WINDOWS:RATIO, such as 11:4:0.5, with whole numbers and 
         (["tiny", "--image", "{photo}", "--draw", "a.txt"], 1, "ends with one of .png"),
         (["tiny", "--image", "{photo}", "--trace", "no/a"], 1, "--trace no/a: there is no folder"),
         (["tiny", "--image", "{photo}", "--device", "moon"], 1, "--device moon cannot be used"),
+        (["tiny", "--image", "{photo}", "--adapter", "me"], 1, "adapter is 'me': expected 'auto'"),
         (["tiny", "--image", "{photo}", "--stage", "9:1"], 1, "a stage may run after"),
         (["tiny", "--image", "{photo}", "--stage", "x"], 2, f"'x': {SHAPE}"),
         (["tiny", "--image", "{photo}", "--stage", "1:2:.5:3"], 2, f"'1:2:.5:3': {SHAPE}"),
@@ -208,6 +210,24 @@ def test_bad_input_is_named(capsys, tmp_path, photo, arguments, status, message)
     assert printed.out == ""
     if status == 1:
         assert printed.err.count("\n") == 1
+
+
+def test_an_adapter_may_be_chosen(capsys, tmp_path, photo, monkeypatch):
+    def told(*options):
+        stage = "--stage", "1:4:0.5"
+        result = run_json(capsys, "tiny", "--image", photo, *ASK, *stage, *options)
+        return result["answer"], result["config"], result["ledger"]["rows"]
+
+    expected = told("--adapter", "llava")
+    monkeypatch.delitem(base._ADAPTERS, "llava")
+    with pytest.warns(UserWarning, match="is served by the generic adapter"):
+        found = told("--adapter", "auto")
+    assert found == expected
+    drawing = ["--adapter", "auto", "--draw", str(tmp_path / "merges.png")]
+    assert main(["run", "tiny", "--image", str(photo), *ASK, *drawing]) == 1
+    assert "--draw needs to know which pixels a token covers" in capsys.readouterr().err
+    assert main(["run", "tiny", "--image", str(photo), *ASK]) == 1
+    assert 'adapter="auto" (--adapter auto)' in capsys.readouterr().err
 
 
 def test_drawing_needs_matplotlib_before_anything_is_loaded(tmp_path, monkeypatch):

@@ -140,6 +140,7 @@ def begin(document: Document) -> None:
         document.namespace.update(names)
 
 
+@pytest.mark.filterwarnings("ignore:lightkv_gnn.* is served by the generic adapter")
 @pytest.mark.parametrize(("document", "example"), EXAMPLES)
 def test_block_runs(
     document: Document,

@@ -95,6 +95,8 @@ def test_parts_of_ones_own_come_by_import_path(tmp_path, monkeypatch):
         ({"lightkv_baseline": "fastv", "guidance": "none"}, "guidance= means nothing .*=fastv"),
         ({"lightkv_baseline": "random_cache", "depth": 2}, "depth= means nothing .*=random_cache"),
         ({"depth": 2}, "depth= is for baselines"),
+        ({"adapter": "llama"}, "adapter=llama: .*expected 'auto' or one of .*llava"),
+        ({"lightkv_baseline": "fastv", "adapter": "auto"}, "adapter= means nothing .*=fastv"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(given, told):

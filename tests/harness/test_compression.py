@@ -37,6 +37,19 @@ def test_lightkv_is_what_attach_is():
     assert measuring == 0
 
 
+def test_an_adapter_is_chosen_by_name():
+    model = tiny_llava()
+    arguments = Arguments.of({"pretrained": "x", "adapter": "llava"})
+    with at_work(model, arguments):
+        expected = logits(model)
+    model.config.model_type = "my_vlm"
+    with at_work(model, arguments):
+        assert torch.equal(logits(model), expected)
+    refused = pytest.raises(lk.UnsupportedModelError, match="no adapter for")
+    with refused, at_work(model, Arguments.of({"pretrained": "x"})):
+        pass
+
+
 def test_a_retention_finds_its_schedule():
     model = tiny_llava()
     with at_work(model, Arguments.of({"pretrained": "x", "retention": 0.7})) as books:

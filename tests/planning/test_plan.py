@@ -12,6 +12,7 @@ import torch
 from families.models import FAMILIES, IMAGE, WORDS
 from families.models import tiny as build
 from families.processors import image_processor
+from marks import full
 from PIL import Image
 
 import lightkv_gnn as lk
@@ -149,6 +150,24 @@ def test_windows_that_slide_forget_vision_first(tmp_path):
     assert longer.full.vision_kv == 3 * 16 * each
 
 
+@pytest.mark.filterwarnings("ignore:lightkv_gnn.* is served by the generic adapter")
+@pytest.mark.parametrize("family", ["llava", "llava_pixtral", "qwen3_vl", *full("paligemma")])
+def test_the_generic_adapter_plans_the_same(tmp_path, family):
+    save(family, tmp_path)
+    sizes, options = [(64, 96), (48, 32)], {"batch": 2, "stages": [lk.Stage(2, 1, 0.5)]}
+    expected = forecast(str(tmp_path), sizes, **options)
+    found = forecast(str(tmp_path), sizes, **options, adapter=lk.GenericAdapter)
+    assert found.pictures == expected.pictures
+    assert found.ledger.totals() == expected.ledger.totals()
+
+
+def test_the_generic_adapter_does_not_plan_what_it_cannot_tell(tmp_path):
+    """Squares of 4 x 4 tokens, of 8 x 8 patches that are pooled: both could be meant."""
+    save("gemma3", tmp_path)
+    with pytest.raises(lk.UnsupportedModelError, match="not certain, of an unknown number of"):
+        forecast(str(tmp_path), [(64, 96)], adapter=lk.GenericAdapter)
+
+
 def test_people_get_tables(published, tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps(published["SIZES"][0].config))
     assert main(["plan", str(tmp_path), "--image", "1024x768"]) == 0
@@ -184,7 +203,7 @@ def test_bad_options_are_named(capsys, tmp_path, arguments, status, message):
 def test_a_model_that_is_none_ends_with_one_line(capsys, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     for source, message in (
-        (str(tmp_path), "is of the family 'llama': expected one of llava"),
+        (str(tmp_path), "model type 'llama'. docs/families.md lists the families"),
         (str(tmp_path / "nothing" / "here"), "nothing/here: there is no such folder"),
     ):
         assert main(["plan", source, "--image", "9x9"]) == 1
