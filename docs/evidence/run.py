@@ -70,9 +70,16 @@ RUNS = {
         choice: [f"{CUED} {choice}", f"{TINY} {choice} --retention 0.3"]
         for choice in ("guidance", "prompt", "message", "positions")
     },
-    "windows": [f"{CUED} windows", f"{TINY} windows --retention 0.65 0.4"],
-    "stages": [f"{TINY} stages --retention 0.65 0.4"],
-    "depth": [f"{TINY} depth"],
+    **{
+        choice: [
+            f"--suite cued counting second_question dense plain two_images {SEEDS} "
+            f"--questions 300 --retention 0.55 0.4 --ablation {choice}",
+            "--suite tiny --group captioning --questions 300 --retention 0.55 0.3 0.16 "
+            f"--ablation {choice}",
+        ]
+        for choice in ("windows", "stages")
+    },
+    "depth": ["--suite tiny --group hallucination captioning --questions 300 --ablation depth"],
 }
 """Options of ``lightkv-gnn eval`` for each page."""
 

@@ -24,8 +24,9 @@ def progressive(
     *,
     stages: int = 3,
     windows: Sequence[int] = (),
+    most: float = 0.5,
 ) -> tuple[Stage, ...]:
-    """Stages of equal ratio, at most one half, that keep ``retention`` averaged over the layers.
+    """Stages of equal ratio that keep ``retention`` averaged over the layers.
 
     The first one runs after layer ``depth``, the others follow at equal distances, as far apart as
     the budget allows.  There are more than ``stages`` where no distance allows it, and fewer where
@@ -40,19 +41,20 @@ def progressive(
         stages: How many, if possible.
         windows: Windows per side of each stage, the last number for later ones too; if not given,
             4, 2 and 1, or fewer where the grid has too few tokens.
+        most: The largest ratio; alternating tokens, as the paper matches them, allow one half.
 
     Raises:
-        ScheduleError: No such layer, even halving after every layer would keep more, or the
-            windows of a known grid are too small to come close.
+        ScheduleError: No such layer, even the largest ratio after every layer would keep more, or
+            the windows of a known grid are too small to come close.
     """
     room = _room(layers, retention, depth)
     for number in range(min(stages, room), room + 1):
         for gap in range(max(1, (room - 1) // max(1, number - 1)), 0, -1):
             chosen = [depth + gap * step for step in range(number)]
-            ratio = _ratio(partial(_held_by, chosen, layers), retention, 0.5)
+            ratio = _ratio(partial(_held_by, chosen, layers), retention, most)
             if ratio is not None:
                 even = _even(chosen, ratio, grid, windows)
-                return _exact(even, layers, retention, grid)
+                return _exact(even, layers, retention, grid, most)
     raise _out_of_reach(layers, retention, depth)
 
 
@@ -74,7 +76,7 @@ def _held_by(chosen: Sequence[int], layers: int, ratio: float) -> float:
 
 
 def _exact(
-    stages: tuple[Stage, ...], layers: int, retention: float, grid: Grid | None
+    stages: tuple[Stage, ...], layers: int, retention: float, grid: Grid | None, most: float
 ) -> tuple[Stage, ...]:
     """The stages, with ratios after the first one that make up for its rounding."""
     if grid is None:
@@ -84,8 +86,8 @@ def _exact(
     def of(ratio: float) -> tuple[Stage, ...]:
         return first + tuple(replace(stage, ratio=ratio) for stage in stages[len(first) :])
 
-    ratio = _ratio(lambda ratio: _held(of(ratio), layers, grid), retention, 0.5)
-    found = of(0.5 if ratio is None else ratio)
+    ratio = _ratio(lambda ratio: _held(of(ratio), layers, grid), retention, most)
+    found = of(most if ratio is None else ratio)
     held = _held(found, layers, grid)
     if abs(held - retention) > CLOSE:
         windows = "-".join(str(stage.windows) for stage in found)

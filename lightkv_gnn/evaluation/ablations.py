@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from lightkv_gnn.baselines import Budget, Hints, StageMethod, progressive
 from lightkv_gnn.baselines.merging import OURS, Early, random_attention
 from lightkv_gnn.baselines.square_folded import SquareFolded
 from lightkv_gnn.config import LightKVConfig
-from lightkv_gnn.costs.schedule import Stage
-from lightkv_gnn.errors import ScheduleError
+from lightkv_gnn.costs.schedule import MOST, Stage
 from lightkv_gnn.stage.compressor import TokenCompressor
 from lightkv_gnn.stage.messages import (
     WeightedMean,
@@ -48,50 +47,28 @@ class Windowed(StageMethod):
 
 
 @dataclass(frozen=True)
-class EarlyWindowed(Early):
-    """One large stage in windows of one's own.
-
-    Attributes:
-        windows: Windows per side.
-    """
-
-    windows: int = 1
-
-    def stages(self, budget: Budget) -> tuple[Stage, ...]:
-        """The usual one, with these windows."""
-        return tuple(replace(stage, windows=self.windows) for stage in super().stages(budget))
-
-
-@dataclass(frozen=True)
 class Stepped(StageMethod):
-    """Guided merging in a number of stages.
+    """Coverage in a number of stages, each as large as the budget asks.
 
     Attributes:
         number: How many stages.
+        windows: Windows per side of each stage; the last number counts for later stages too.
     """
 
-    number: int = 3
+    number: int = 1
+    windows: tuple[int, ...] = (1,)
 
     def stages(self, budget: Budget) -> tuple[Stage, ...]:
-        """So many of equal ratio.
-
-        Raises:
-            ScheduleError: The budget takes another number.
-        """
-        stages = progressive(
+        """So many of equal ratio, evenly over the layers."""
+        return progressive(
             budget.layers,
             budget.retention,
             budget.depth,
             budget.grid,
             stages=self.number,
-            windows=(2,),
+            windows=self.windows,
+            most=MOST,
         )
-        if len(stages) != self.number:
-            raise ScheduleError(
-                f"keeping {budget.retention:.0%} from layer {budget.depth} of {budget.layers} on "
-                f"takes {len(stages)} stages: expected a budget for {self.number}"
-            )
-        return stages
 
 
 @dataclass(frozen=True)
@@ -158,24 +135,39 @@ def _prompt() -> list[StageMethod]:
 
 
 def _windows() -> list[StageMethod]:
-    choices = ((1,), (2,), (4,), (8,), (4, 2, 1))
+    """Of coverage: one stage in windows of one size, or three in ever fewer; mass in each."""
+    choices = {(1,): 1, (2,): 1, (4,): 1, (4, 2, 1): 3}
     return [
-        Windowed(f"windows {'-'.join(map(str, windows))}", ORIGIN, {}, windows)
-        for windows in choices
+        Stepped(f"windows {'-'.join(map(str, windows))}{name}", ORIGIN, options, number, windows)
+        for windows, number in choices.items()
+        for name, options in _with_mass_and_without()
     ]
 
 
 def _stages() -> list[StageMethod]:
-    numbers = (1, 2, 3, 4, 6)
-    return [Stepped(f"{n} stage{'s' * (n > 1)}", ORIGIN, {}, n) for n in numbers]
+    """Of coverage over the whole picture: mass, and merging or dropping, in each number."""
+    dropped = {"message": destination_only}
+    return [
+        Stepped(f"{n} stage{'s' * (n > 1)}{name}{way}", ORIGIN, {**options, **message}, n)
+        for n in (1, 2, 3)
+        for name, options in _with_mass_and_without()
+        for way, message in (("", {}), (", dropped", dropped))
+    ]
+
+
+def _with_mass_and_without() -> list[tuple[str, dict[str, Any]]]:
+    return [("", OURS.options), (", no mass", {**OURS.options, "attention": "plain"})]
 
 
 def _depth() -> list[StageMethod]:
+    best = OURS.options
     return [
-        HalvedOnce("guided, halved once", ORIGIN),
-        HalvedOnce("mean, halved once", ORIGIN, {"guidance": "none", "message": mean}),
+        HalvedOnce("guided, halved once", ORIGIN, best),
+        HalvedOnce("mean, halved once", ORIGIN, {**best, "guidance": "none", "message": mean}),
         HalvedOnce(
-            "pruned, halved once", ORIGIN, {"guidance": "none", "message": destination_only}
+            "pruned, halved once",
+            ORIGIN,
+            {**best, "guidance": "none", "message": destination_only},
         ),
     ]
 
@@ -226,10 +218,7 @@ def _default() -> list[StageMethod]:
         "no mass": {"attention": "plain"},
         "no mass, dropped": {"attention": "plain", "message": destination_only},
     }
-    return [
-        *(Early(name, ORIGIN, {**best, **options}) for name, options in choices.items()),
-        *(EarlyWindowed(f"windows {n}", ORIGIN, best, n) for n in (3, 4)),
-    ]
+    return [Early(name, ORIGIN, {**best, **options}) for name, options in choices.items()]
 
 
 def _geometry() -> list[StageMethod]:

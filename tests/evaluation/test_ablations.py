@@ -1,10 +1,12 @@
 """Every variant differs from the default in what its name says, and runs."""
 
+import re
+
 import pytest
 import torch
 from models import tiny_llava
 
-from lightkv_gnn import LightKVConfig, ScheduleError, messages
+from lightkv_gnn import LightKVConfig, messages
 from lightkv_gnn.baselines import Budget
 from lightkv_gnn.evaluation.ablations import ABLATIONS, Folded, mass_guided
 
@@ -92,7 +94,7 @@ def test_variants_of_the_default_are_named_after_what_differs():
     assert (default.name, config.attention) == ("as it is", "mass")
     for variant in variants:
         found, name = variant.config(LARGE), variant.name
-        assert (found.stages == config.stages) == (not name.startswith("windows"))
+        assert found.stages == config.stages
         told = {
             "guidance": "no guidance" if found.guidance == "none" else found.guidance,
             "message": "dropped" if found.message is messages.destination_only else "mean",
@@ -111,10 +113,12 @@ def test_names_tell_variants_apart():
 
 @pytest.mark.parametrize(("choice", "variant"), ALL, ids=IDS)
 def test_nothing_but_the_choice_varies(choice, variant):
-    best = {"matcher": "coverage_matching", "attention": "mass"} if choice == "default" else {}
+    ours = choice in ("default", "windows", "stages", "depth")
+    best = {"matcher": "coverage_matching", "attention": "mass"} if ours else {}
     found, default = variant.config(LARGE), LightKVConfig(variant.stages(LARGE), **best)
     fields = {"guidance": ("guidance", "rotary"), "prompt": ("matcher", "message")}
     fields["depth"] = fields["geometry"] = ("guidance", "message")
+    fields["windows"], fields["stages"] = ("attention",), ("attention", "message")
     fields["matcher"] = ("matcher", "message", "attention")
     fields["default"] = ("guidance", "message", "positions", "attention")
     free = fields.get(choice, (choice,))
@@ -124,17 +128,21 @@ def test_nothing_but_the_choice_varies(choice, variant):
 
 
 def test_windows_and_stages_are_those_of_the_name():
-    budget = Budget(0.5, 0, 8, (16, 16))
+    small = Budget(0.2, 0, 8, (16, 16))  # out of reach of halves after evenly spaced layers
     for variant in ABLATIONS["windows"]():
-        named = [int(number) for number in variant.name.split()[1].split("-")]
-        windows = [stage.windows for stage in variant.stages(LARGE)]
-        assert windows == (named + named[-1:] * 3)[: len(windows)]
-        assert len(windows) == 3
+        named = [int(number) for number in re.findall(r"\d+", variant.name)]
+        for budget in (LARGE, small):
+            assert [stage.windows for stage in variant.stages(budget)] == named
     for variant in ABLATIONS["stages"]():
-        assert len(variant.stages(LARGE)) == variant.number
-    one = ABLATIONS["stages"]()[0]
-    with pytest.raises(ScheduleError, match="takes 2 stages: expected a budget for 1"):
-        one.stages(budget)
+        for budget in (LARGE, small):
+            stages = variant.stages(budget)
+            assert len(stages) == int(variant.name[0])
+            assert len({stage.ratio for stage in stages[1:]}) <= 1
+            assert {stage.windows for stage in stages} == {1}
+        config = variant.config(LARGE)
+        assert (config.message is messages.destination_only) == ("dropped" in variant.name)
+    for variant in (*ABLATIONS["windows"](), *ABLATIONS["stages"]()):
+        assert (variant.config(LARGE).attention == "plain") == ("no mass" in variant.name)
 
 
 def test_mass_guided_is_guidance_times_mass():
