@@ -20,20 +20,22 @@ from PIL import Image
 from tqdm import tqdm
 
 from lightkv_gnn.asking.loading import load
+from lightkv_gnn.asking.scores import answer_ids, score
 from lightkv_gnn.costs.schedule import in_words
 from lightkv_gnn.errors import UnsupportedInputError
 from lightkv_gnn.harness.account import Account, metrics, together
 from lightkv_gnn.harness.arguments import Arguments
 from lightkv_gnn.harness.compression import Books, at_work
-from lightkv_gnn.harness.decoding import Decoding, FirstToken, Stop
-from lightkv_gnn.harness.prompts import Chat, as_inputs, pictures_of
+from lightkv_gnn.harness.decoding import GREEDY, Decoding, FirstToken, Stop
+from lightkv_gnn.harness.likelihoods import Likelihood, Question, questions, told
+from lightkv_gnn.harness.prompts import Chat, as_inputs, as_text, pictures_of
 
 
 class LightKV(lmms):
     """A model of transformers with LightKV, or with a method to compare, at work.
 
     It answers one question at a time with text, which is all that the eight benchmarks of the paper
-    ask for.  Likelihoods and several rounds are refused.
+    ask for, and tells likelihoods of given answers.  Several rounds are refused.
 
     Args:
         **options: ``--model_args``; see :class:`~lightkv_gnn.harness.arguments.Arguments`.
@@ -159,16 +161,41 @@ class LightKV(lmms):
             log_metrics(seconds, tokens, tokens / seconds, metrics(accounts))
         super().clean()
 
-    def loglikelihood(self, requests: list[Instance]) -> NoReturn:
-        """Refused.
+    def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
+        """Logarithms of answers' likelihoods, and whether each is what the model would say.
+
+        Of tasks of multiple choice it is minus the logarithm, as lmms-eval takes the least.  Each
+        question is read once, alone, and guides alone; its answers go on from its cache.
 
         Raises:
-            UnsupportedInputError: Always.
+            UnsupportedInputError: A request wants an answer's likelihood without a question.
         """
-        raise UnsupportedInputError(
-            "the model lightkv answers with text and tells no likelihoods: choose tasks of "
-            "output_type generate_until"
-        )
+        found = [told() for _ in requests]
+        real = [n for n, one in enumerate(requests) if not one.metadata.get("__padding_only__")]
+        progress = tqdm(total=len(real), disable=self.rank != 0, desc="Model Responding")
+        with at_work(self.model, self.arguments) as books:
+            for question in questions(requests, real, self.task_dict):
+                for number, likelihood in self._likelihoods(books, question):
+                    found[number] = told(likelihood)
+                    progress.update()
+        progress.close()
+        return found
+
+    def _likelihoods(self, books: Books, question: Question) -> Iterator[tuple[int, Likelihood]]:
+        tokenizer, pictures = self.processor.tokenizer, pictures_of(question.chat)
+        inputs = as_inputs(self.model, self.processor, [question.chat], [pictures])
+        prompt = as_text(self.processor, question.chat)
+        answers = [answer_ids(tokenizer, prompt, wanted.answer) for wanted in question.wanted]
+        first = FirstToken(self.model.device)
+        started = time.perf_counter()
+        options = {"pad_token_id": tokenizer.pad_token_id, "stopping_criteria": [first]}
+        scores = score(self.model, inputs, answers, **GREEDY, **options)
+        self._seconds += time.perf_counter() - started
+        self._tokens += sum(map(len, answers))
+        batch = Batch(question.task, {}, [0], [question.chat], [pictures])
+        self._accounts[question.task] += cost_of(books, batch, first.seconds)
+        for wanted, found in zip(question.wanted, scores, strict=True):
+            yield wanted.number, wanted.of(found)
 
     def generate_until_multi_round(self, requests: list[Instance]) -> NoReturn:
         """Refused: a compressed cache fits the question it was made for.

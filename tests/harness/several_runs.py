@@ -1,7 +1,8 @@
 """Runs lmms-eval several times in one process: ``several_runs.py FOLDER OUT RUN...``.
 
-A run is a name and lmms-eval's own options, as JSON; tasks are those of FOLDER alone, since
-indexing lmms-eval's takes longer than all else here.  Results go to the file OUT, as JSON by name.
+A run is a name and lmms-eval's own options, as JSON, of the task lightkv_tiny if they name no
+other.  Tasks are those of FOLDER alone, since indexing lmms-eval's takes longer than all else here.
+Results go to the file OUT, as JSON by name.
 """
 
 from __future__ import annotations
@@ -17,8 +18,7 @@ manager = TaskManager("ERROR", include_path=folder, include_defaults=False, mode
 results = {}
 for run in runs:
     name, options = json.loads(run)
-    results[name] = simple_evaluate(
-        model="lightkv", tasks=["lightkv_tiny"], task_manager=manager, **options
-    )
+    options = {"model": "lightkv", "tasks": ["lightkv_tiny"], **options}
+    results[name] = simple_evaluate(task_manager=manager, **options)
 with open(out, "w", encoding="utf-8") as file:
     json.dump(results, file, default=str)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -15,6 +16,8 @@ from PIL import Image
 
 import lightkv_gnn as lk
 from lightkv_gnn import tiny
+from lightkv_gnn.asking import scores
+from lightkv_gnn.asking.prompts import as_chat, as_inputs
 from lightkv_gnn.baselines import METHODS, Budget
 
 if not find_spec("lmms_eval"):
@@ -43,6 +46,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "lossy": {"model_args": LOSSY, "batch_size": "4"},
     "31": {"model_args": LOSSY, "limit": 31},
     "fastv": {"model_args": FASTV},
+    "choices": {"model_args": LOSSY, "tasks": ["lightkv_choices"], "force_simple": True},
+    "simple": {"model_args": LOSSY, "batch_size": "4", "force_simple": True},
     "limited": {"model_args": LOSSY, "limit": 4, "gen_kwargs": "max_new_tokens=1,frames=2"},
 }
 
@@ -81,10 +86,44 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("lmms")
 
 
+SHAPES = sorted({row["answer"] for row in ROWS if row["group"] == "vqa"})
+
+CHOICES = f"""
+task: lightkv_choices
+dataset_path: imagefolder
+dataset_kwargs:
+  data_dir: {TASK / "data"}
+process_docs: !function choices.of_shapes
+test_split: test
+output_type: multiple_choice
+doc_to_visual: !function choices.pictures
+doc_to_text: question
+doc_to_target: answer
+doc_to_choice: {SHAPES}
+metric_list:
+  - metric: acc
+    aggregation: mean
+    higher_is_better: true
+"""
+
+FUNCTIONS = """
+def of_shapes(rows):
+    return rows.filter(lambda row: row["group"] == "vqa")
+
+
+def pictures(row):
+    return [row["image"].convert("RGB")]
+"""
+
+
 @pytest.fixture(scope="module")
 def printed(folder: Path) -> str:
+    tasks = folder / "tasks"
+    shutil.copytree(TASK, tasks)
+    (tasks / "lightkv_choices.yaml").write_text(CHOICES, encoding="utf-8")
+    (tasks / "choices.py").write_text(FUNCTIONS, encoding="utf-8")
     runs = [json.dumps(run) for run in RUNS.items()]
-    return call(sys.executable, HERE / "several_runs.py", TASK, "out.json", *runs, folder=folder)
+    return call(sys.executable, HERE / "several_runs.py", tasks, "out.json", *runs, folder=folder)
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +189,40 @@ def test_baselines_are_those_of_the_library(results):
     cost = found["throughput"]
     assert cost["avg_retention"] == pytest.approx(sum(bill.held for bill in bills) / len(bills))
     assert cost["avg_kv_bytes"] == sum(bill.kv_bytes for bill in bills) / len(bills)
+
+
+def test_the_simple_model_answers_and_pays_as_the_one_for_conversations(results):
+    simple, lossy = results["simple"], results["lossy"]
+    assert answers(simple["samples"]["lightkv_tiny"]) == answers(lossy["samples"]["lightkv_tiny"])
+    for name in ("total_gen_tokens", "avg_retention", "avg_kv_bytes"):
+        assert simple["throughput"][name] == lossy["throughput"][name]
+
+
+def test_choices_are_the_librarys_likeliest(results):
+    """Of a compressed model, which gets some wrong."""
+    model, processor = tiny.load()
+    stages = [lk.Stage(layer, 1, 0.5) for layer in range(4)]
+    parts = dict(part.split("=") for part in PARTS.split(","))
+    expected, right = [], 0
+    with lk.attach(model, lk.LightKVConfig.for_model(model, stages=stages, **parts)):
+        for row in ROWS:
+            if row["group"] != "vqa":
+                continue
+            with Image.open(TASK / "data/test" / row["file_name"]) as picture:
+                inputs = as_inputs(model, processor, picture.convert("RGB"), row["question"])
+            text = as_chat(processor, row["question"])
+            ids = [scores.answer_ids(processor.tokenizer, text, shape) for shape in SHAPES]
+            found = scores.score(model, inputs, ids)
+            expected.append([-one.log_likelihood for one in found])
+            likeliest = max(range(len(SHAPES)), key=lambda choice: found[choice].log_likelihood)
+            right += SHAPES[likeliest] == row["answer"]
+    choices = results["choices"]
+    for sample, values in zip(choices["samples"]["lightkv_choices"], expected, strict=True):
+        said = [float(value) for value, _ in sample["filtered_resps"]]
+        assert said == pytest.approx(values, abs=1e-4)
+    assert 0.2 < right / len(expected) < 1
+    assert choices["results"]["lightkv_choices"]["acc,none"] == right / len(expected)
+    assert choices["throughput"]["avg_retention"] < 0.5
 
 
 def test_costs_stand_beside_the_scores(results):

@@ -12,6 +12,7 @@ from PIL import Image
 
 import lightkv_gnn as lk
 from lightkv_gnn.asking import answers, prompts
+from lightkv_gnn.asking.scores import answer_ids, score
 
 if not find_spec("lmms_eval"):
     pytest.skip("lmms-eval is not installed", allow_module_level=True)
@@ -220,10 +221,85 @@ def test_what_cannot_be_had_fails_before_any_question(made, arguments, error, to
         made(arguments)
 
 
-def test_likelihoods_and_rounds_are_refused(made):
+CHOICES = [["yes", "no way"], ["because", "so"], ["red"]]
+
+
+def pictures(document):
+    return document[1]
+
+
+def likelihood_requests(**metadata):
+    """Choices of three documents, as lmms-eval makes them."""
+    from lmms_eval.api.instance import Instance
+
+    return [
+        Instance(
+            request_type="loglikelihood",
+            arguments=(text, f" {choice}", pictures, number, "own", "test"),
+            idx=idx,
+            metadata={"task": "own", "doc_id": number, "repeats": 1, **metadata},
+        )
+        for number, ((text, _), choices) in enumerate(zip(DOCUMENTS, CHOICES, strict=False))
+        for idx, choice in enumerate(choices)
+    ]
+
+
+def pairs(found):
+    """As lmms-eval's metrics get them."""
+    from lmms_eval.api.instance import unwrap_generation_output
+
+    return [unwrap_generation_output(one)[0] for one in found]
+
+
+def test_likelihoods_are_those_of_the_library(made):
+    """Of questions with no, one and several pictures; of choices, lmms-eval takes the least."""
     lightkv = made()
-    with pytest.raises(lk.UnsupportedInputError, match="tells no likelihoods"):
-        lightkv.loglikelihood([])
+    found = pairs(lightkv.loglikelihood(likelihood_requests()))
+    expected = []
+    with attached(lightkv.model):
+        for (text, shown), choices in zip(DOCUMENTS, CHOICES, strict=False):
+            content = [{"type": "image"}] * len(shown) + [{"type": "text", "text": text}]
+            prompt = lightkv.processor.apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True
+            )
+            inputs = lightkv.processor(
+                text=prompt,
+                images=shown or None,
+                return_tensors="pt",
+                **prompts.marks(lightkv.processor, prompt),
+            )
+            ids = [answer_ids(lightkv.processor.tokenizer, prompt, choice) for choice in choices]
+            expected += score(lightkv.model, inputs, ids)
+    assert found == [(pytest.approx(-one.log_likelihood), one.greedy) for one in expected]
+    assert len({value for value, _ in found}) == len(found)
+    account = lightkv._accounts["own"]
+    assert account.questions == 2  # with pictures
+    assert account.first_token > 0
+
+
+def test_a_target_gets_its_log_likelihood(made):
+    lightkv = made()
+    requests = likelihood_requests()
+    chosen = pairs(lightkv.loglikelihood(requests))
+    for request in requests:
+        text, choice, *others = request.arguments
+        request.arguments = (text, lambda document, choice=choice: choice, *others)
+    told = pairs(lightkv.loglikelihood(requests))
+    assert told == [(-value, greedy) for value, greedy in chosen]
+    assert all(value < 0 for value, _ in told)
+
+
+def test_likelihoods_that_only_make_processes_alike_are_not_asked(made):
+    found = pairs(made().loglikelihood(likelihood_requests(__padding_only__=True)))
+    assert found == [(0.0, False)] * 5
+
+
+def test_answers_without_a_question_and_rounds_are_refused(made):
+    lightkv = made()
+    (request, *_) = likelihood_requests()
+    request.arguments = ("", "yes")
+    with pytest.raises(lk.UnsupportedInputError, match=r"2 arguments, .* acc_mutual_info"):
+        lightkv.loglikelihood([request])
     with pytest.raises(lk.UnsupportedInputError, match="one question at a time"):
         lightkv.generate_until_multi_round([])
 
