@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lightkv_gnn.planning.prefill import plan_prefill
     from lightkv_gnn.session.attach import Handle, attach
     from lightkv_gnn.session.pictures import seen_tiles
+    from lightkv_gnn.session.results import Results, Watch
     from lightkv_gnn.stage import guidance, messages, official
     from lightkv_gnn.stage.compressor import Compressed, TokenCompressor
     from lightkv_gnn.stage.messages import MergeConv, destination_only, guided_mean, mass_mean, mean
@@ -47,12 +48,14 @@ __all__ = [
     "Ledger",
     "LightKVConfig",
     "MergeConv",
+    "Results",
     "ScheduleError",
     "Stage",
     "TokenCompressor",
     "UnsupportedInputError",
     "UnsupportedModelError",
     "VisionTokens",
+    "Watch",
     "adapter_for",
     "attach",
     "destination_only",
@@ -92,6 +95,7 @@ _HOMES = {
     ),
     "planning.prefill": ("plan_prefill",),
     "session.attach": ("Handle", "attach"),
+    "session.results": ("Results", "Watch"),
     "session.pictures": ("seen_tiles",),
     "stage.compressor": ("Compressed", "TokenCompressor"),
     "stage.messages": ("MergeConv", "destination_only", "guided_mean", "mass_mean", "mean"),

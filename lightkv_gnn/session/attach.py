@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
-from os import PathLike
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextvars import ContextVar
 from types import TracebackType
 
-from PIL.Image import Image
 from torch import nn
-from torch_geometric.data import HeteroData
 from transformers import PreTrainedModel
 
 from lightkv_gnn.adapters import Adapter, AdapterChoice, adapter_for
 from lightkv_gnn.attention import capture
 from lightkv_gnn.config import LightKVConfig
-from lightkv_gnn.costs.ledger import Ledger
 from lightkv_gnn.session.call import Call
 from lightkv_gnn.session.checks import (
     check_adapter,
@@ -31,10 +27,10 @@ from lightkv_gnn.session.compiling import uncompiled
 from lightkv_gnn.session.hooks import Hooks
 from lightkv_gnn.session.placement import layer_devices, ranks_of
 from lightkv_gnn.session.prompts import Prompt
+from lightkv_gnn.session.results import Results, Watch
 from lightkv_gnn.stage.compressor import TokenCompressor
-from lightkv_graphs import LayerBar, MergeTrace, View, part_of, write_page
-from lightkv_graphs.explore import frame
 
+_watches: ContextVar[tuple[tuple[Handle, Watch], ...]] = ContextVar("watches", default=())
 _attached: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _attaching = threading.Lock()
 
@@ -58,9 +54,10 @@ def attach(
     too, takes every hook away.  After a call that failed the context goes on; a cache of one's own
     that such a call had begun to fill must be emptied, ``cache.reset()``, or replaced.
 
-    Several threads may run an attached model at the same time, and the handle tells of the prefill
-    that ended last.  Do not attach or detach while another thread runs the model.  The model may be
-    spread over devices or processes; attach once it is where it shall be.
+    Several threads may run an attached model at the same time; the handle tells of the prefill that
+    ended last, and :meth:`Handle.watch` of each thread's own.  Do not attach or detach while
+    another thread runs the model.  The model may be spread over devices or processes; attach once
+    it is where it shall be.
 
     Args:
         model: A transformers model whose family has an adapter.
@@ -112,10 +109,12 @@ def attach(
         return Handle(chosen, config, compressor)
 
 
-class Handle:
+class Handle(Results):
     """Compression of one model, switched on; made by :func:`attach`.
 
-    What it tells is about the last prefill with pictures in it.
+    What it tells is about the last prefill, of whatever thread; it tells nothing if that had no
+    pictures.  Steps and later turns without pictures change nothing, as their cache still holds
+    what was merged before.  :meth:`watch` tells of the calls of one block and thread.
     """
 
     def __init__(
@@ -124,7 +123,7 @@ class Handle:
         self.config = config
         self._adapter = adapter
         self._compressor = compressor
-        self._last_call: Call | None = None
+        super().__init__("no prefill with pictures has run in this context")
         self._hooks = Hooks(adapter, config, compressor, self._remember)
         self._installed: ExitStack | None = self._install()
 
@@ -147,8 +146,30 @@ class Handle:
             undo.callback(_attached.discard, adapter.base)
             return undo.pop_all()
 
-    def _remember(self, call: Call) -> None:
-        self._last_call = call
+    def _remember(self, call: Call | None) -> None:
+        self._tell_of(call)
+        for handle, watch in _watches.get():
+            if handle is self:
+                watch._tell_of(call)
+
+    @contextmanager
+    def watch(self) -> Iterator[Watch]:
+        """Tells of the calls made in this block and thread, whatever others do meanwhile.
+
+        ::
+
+            with handle.watch() as call:
+                tokens = model.generate(**inputs)
+            print(call.ledger)
+
+        An asynchronous task counts as a thread, with the threads that it awaits.
+        """
+        watch, before = Watch(), _watches.get()
+        _watches.set((*before, (self, watch)))
+        try:
+            yield watch
+        finally:
+            _watches.set(before)
 
     def prompt(self, prompt: Prompt) -> AbstractContextManager[None]:
         """Says what of a call is the prompt: in this block and thread its text alone guides.
@@ -189,104 +210,3 @@ class Handle:
         traceback: TracebackType | None,
     ) -> None:
         self.remove()
-
-    @property
-    def trace(self) -> MergeTrace:
-        """Lineage of the vision tokens."""
-        return self._last().prefill.trace
-
-    @property
-    def ledger(self) -> Ledger:
-        """The bill."""
-        return self._last().ledger
-
-    @property
-    def ledgers(self) -> tuple[Ledger, ...]:
-        """The bill of each sample of the batch, planned as if it had run alone: no padding."""
-        return self._last().ledgers
-
-    def graph(
-        self, stage: int, *, image: int | None = None, window: int | None = None
-    ) -> HeteroData:
-        """The graph that a stage passed its messages over, with the prompt's guidance.
-
-        Args:
-            stage: Number of the stage, from 0, among those that merged anything.
-            image: Only this image's part.
-            window: Only this window's part.
-
-        Raises:
-            IndexError: No such stage.
-        """
-        records = self._last().prefill.records
-        if not -len(records) <= stage < len(records):
-            raise IndexError(f"stage {stage}: the last prefill had {len(records)} stages")
-        graph = records[stage].with_text()
-        if image is None and window is None:
-            return graph
-        return part_of(graph, image=image, window=window)
-
-    def view(
-        self,
-        *,
-        image: Image | Sequence[Image] = (),
-        prompt: str | Sequence[str] | None = None,
-        answer: str = "",
-        name: str = "",
-    ) -> View:
-        """The prefill as the explorer shows it, for pages of several: ``graphs.write_page``.
-
-        Args:
-            image: What the model saw, as from ``seen_tiles``: a picture for each image of the
-                trace, or the only one.
-            prompt: The text that guided; if not given, what the trace has.
-            answer: What the model said.
-            name: Heads the view where a page has several.
-
-        Raises:
-            ValueError: There are not as many pictures as images.
-        """
-        bars = [
-            LayerBar(
-                row.planned.vision_tokens,
-                row.full.vision_tokens,
-                row.planned.kv_bytes,
-                row.full.kv_bytes,
-            )
-            for row in self.ledger.rows
-        ]
-        return View(self.trace, image, prompt, answer, bars, name)
-
-    def explore(
-        self,
-        path: str | PathLike[str],
-        *,
-        image: Image | Sequence[Image] = (),
-        prompt: str | Sequence[str] | None = None,
-        answer: str = "",
-    ) -> Path:
-        """Writes a page that shows how the tokens merged: one HTML file that loads nothing.
-
-        Args:
-            path: Where to; an existing file is replaced.
-            image: As for :meth:`view`.
-            prompt: As for :meth:`view`.
-            answer: What the model said.
-
-        Returns:
-            The path.
-
-        Raises:
-            ValueError: There are not as many pictures as images.
-            OSError: The file cannot be written.
-        """
-        return write_page(path, self.view(image=image, prompt=prompt, answer=answer))
-
-    def _repr_html_(self) -> str | None:
-        """Itself in a notebook: the explorer, once something ran."""
-        return None if self._last_call is None else frame(self.view())
-
-    def _last(self) -> Call:
-        if self._last_call is None:
-            raise RuntimeError("nothing to tell: no prefill with pictures has run in this context")
-        return self._last_call

@@ -38,7 +38,7 @@ from lightkv_gnn.session.prompts import (
     warn_of_answers,
     warn_of_silence,
 )
-from lightkv_gnn.session.request import PrefillRequest, inspect_call, padding_of
+from lightkv_gnn.session.request import PrefillRequest, begins_anew, inspect_call, padding_of
 from lightkv_gnn.stage.compressor import TokenCompressor
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -61,7 +61,8 @@ class Hooks:
         adapter: Of the model's family.
         config: What to do.
         compressor: Does it.
-        finished: Is handed every call that ended well.
+        finished: Is handed every call that ended well, and None where a prefill without pictures
+            begins.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Hooks:
         adapter: Adapter,
         config: LightKVConfig,
         compressor: TokenCompressor,
-        finished: Callable[[Call], None],
+        finished: Callable[[Call | None], None],
     ) -> None:
         self._adapter = adapter
         self._config = config
@@ -184,7 +185,9 @@ class Hooks:
         asked = ModelCall.of(self._signature, args, kwargs)
         noted = vars(self._running)
         records, headed = noted.pop("records", {}), noted.pop("headed", None)
-        self._running.request = inspect_call(self._adapter, asked, records, headed)
+        request = self._running.request = inspect_call(self._adapter, asked, records, headed)
+        if request is None and begins_anew(asked):
+            self._finished(None)
         self._running.padding = padding_of(asked) if self._numbered else None
 
     def _cancel(self) -> None:

@@ -113,6 +113,14 @@ def inspect_call(
     return PrefillRequest(masks, real, past, asked.mask, encoded, *said)
 
 
+def begins_anew(asked: ModelCall) -> bool:
+    """Whether a call is of several tokens, and none are in its cache."""
+    tokens, cache = asked.tokens, asked.cache
+    if tokens is None or tokens.shape[1] == 1:
+        return False
+    return cache is None or int(cache.get_seq_length()) == 0
+
+
 def padding_of(asked: ModelCall) -> Tensor | None:
     """Padding of a call of several tokens, `[batch, token]` bool; None if it has none."""
     tokens, cache, mask = asked.tokens, asked.cache, asked.mask

@@ -2,6 +2,8 @@
 
 import runpy
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -61,3 +63,20 @@ def test_many_images_go_on_where_they_stopped(capsys, monkeypatch, tmp_path):
         assert "000.png: red triangle , orange ring" in printed
         assert "(56% of the cache)" in printed
         assert "broken.png is not a picture that Pillow can read" in printed
+
+
+def test_each_request_to_the_server_gets_its_own_figures():
+    """Of many at once: what each gets alone."""
+    pytest.importorskip("fastapi", reason="fastapi is not installed")
+    testclient = pytest.importorskip("fastapi.testclient", reason="httpx is not installed")
+    server = runpy.run_path(str(ROOT / "examples" / "server.py"))
+    try:
+        with testclient.TestClient(server["app"]) as client, ThreadPoolExecutor(8) as pool:
+            ask = partial(server["ask"], client)
+            alone = list(map(ask, range(8)))
+            together = list(pool.map(ask, range(8)))
+    finally:
+        server["handle"].remove()
+    assert together == alone
+    assert len({tuple(found["lost"]) for found in alone}) == len(alone)
+    assert len({found["kv_bytes"] for found in alone}) > 1

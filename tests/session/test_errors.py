@@ -389,7 +389,7 @@ def test_asking_for_a_stage_that_was_not() -> None:
     with lk.attach(model, CONFIG) as handle:
         model(**batch(*RAGGED))
         assert handle.graph(-1)["vision"].num_nodes == handle.graph(1)["vision"].num_nodes == 24
-        with pytest.raises(IndexError, match="stage 2: the last prefill had 2 stages"):
+        with pytest.raises(IndexError, match="stage 2: the prefill had 2 stages"):
             handle.graph(2)
         with pytest.raises(ValueError, match="image 3"):
             handle.graph(0, image=3)

@@ -76,7 +76,7 @@ def test_text_only_leaves_nothing_to_tell() -> None:
     with lk.attach(model, BUSY) as handle:
         model(**batch(*TEXTS))
         for tell in (lambda: handle.ledger, lambda: handle.trace, lambda: handle.graph(0)):
-            with pytest.raises(RuntimeError, match="no prefill with pictures"):
+            with pytest.raises(RuntimeError, match="the last prefill had no pictures"):
                 tell()
 
 
