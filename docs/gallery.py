@@ -44,10 +44,10 @@ from lightkv_graphs import (  # noqa: E402
 
 OUT = ROOT / "docs" / "gallery"
 MODELS = ROOT / "lightkv-models"
-RETENTION = 0.2
+RETENTION = 0.16
 """Of the picture with two prompts."""
 
-SEED = 1
+SEED = 8
 PATCH = 8
 """Pixels of a patch of the tiny LLaVA, a side."""
 
