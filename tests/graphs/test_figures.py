@@ -224,18 +224,34 @@ def test_unknown_similarities_are_grey() -> None:
 # --- lineage ----------------------------------------------------------------------------------
 
 
+def titled(figure: Figure) -> dict[str, Any]:
+    """Panels by their titles, without the bar's."""
+    return {ax.get_title(): ax for ax in figure.axes if ax.get_title()}
+
+
 def test_lineage_has_guidance_above_what_each_stage_left() -> None:
     figure = draw_lineage(traced().with_prompts(["what costs $3 or $4?", "why?"]), picture())
-    titles = [ax.get_title() for ax in figure.axes[:8]]
-    assert titles[0] == ""
-    assert titles[1:4] == [f"guidance heard after layer {layer}" for layer in (3, 7, 9)]
-    assert titles[4] == "24 vision tokens"
-    assert [title.split()[0] for title in titles[5:]] == ["16", "8", "4"]
-    assert [text.get_text() for text in figure.axes[0].texts] == [r"what costs \$3 or \$4?"]
-    limits = {ax.images[-1].get_clim() for ax in figure.axes[1:4]}
-    values = torch.cat([shown(ax).flatten() for ax in figure.axes[1:4]])
+    panels = titled(figure)
+    heard = [panels.pop(f"guidance heard after layer {layer}") for layer in (3, 7, 9)]
+    assert [title.split()[0] for title in panels] == ["24", "16", "8", "4"]
+    assert figure.get_suptitle() == r"what costs \$3 or \$4?"
+    limits = {ax.images[-1].get_clim() for ax in heard}
+    values = torch.cat([shown(ax).flatten() for ax in heard])
     assert limits == {(float(values.min()), float(values.max()))}
     figure.draw_without_rendering()
+    for above, below in zip(heard, list(panels.values())[1:], strict=True):
+        over, under = above.get_position(), below.get_position()
+        assert over.y0 > under.y1
+        assert over.x0 == pytest.approx(under.x0, abs=0.01)
+
+
+def test_lineage_of_one_stage_is_a_row_without_a_gap() -> None:
+    whole = traced()
+    figure = draw_lineage(MergeTrace(whole.layout, whole.stages[:1]), picture())
+    figure.draw_without_rendering()
+    places = [ax.get_position() for ax in titled(figure).values()]
+    assert len(places) == 3
+    assert len({round(place.y0, 2) for place in places}) == 1
 
 
 def test_lineage_without_guidance_is_one_row() -> None:
@@ -257,13 +273,15 @@ def test_the_patches_that_come_together_are_left_unveiled(by: str) -> None:
     mask[trace.layout.row[members], trace.layout.col[members]] = True
     assert 1 < len(members) < 24
     assert figure.get_suptitle() == f"where {len(members)} patches come together"
-    for ax in figure.axes[1:8]:
+    panels = titled(figure)
+    assert len(panels) == 7
+    for ax in panels.values():
         veil = torch.from_numpy(ax.images[-1].get_array().data.copy())
         assert torch.equal(veil[:, :, 3] == 0, mask)
-    last = figure.axes[7].collections[-1].get_segments()
+    last = panels["4 after layer 9 (1x1 windows)"].collections[-1].get_segments()
     changes = [(mask[:, 1:] != mask[:, :-1]).sum(), (mask[1:] != mask[:-1]).sum()]
     assert len(last) == sum(map(int, changes))
-    first = figure.axes[4].collections[-1].get_segments()
+    first = panels["24 vision tokens"].collections[-1].get_segments()
     assert len(first) > len(last)
     assert all(0 <= point[0] + 0.5 <= 6 * CELL for line in first for point in line)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from textwrap import fill
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
+PICTURE = "picture"
+"""Where the picture is drawn, beside what the stages heard and left."""
+
 _PROMPT = 300
 """Characters of a prompt that are shown."""
 
@@ -33,7 +37,7 @@ def draw_lineage(
     patch: tuple[int, int] | None = None,
     survivor: int | None = None,
 ) -> Figure:
-    """A column per stage: the survivors it left, and above them the guidance it heard.
+    """The picture, and of each stage the guidance it heard, and the survivors it left.
 
     With a patch or a survivor, the rest is veiled, and borders show how its patches come together.
 
@@ -56,38 +60,46 @@ def draw_lineage(
         for number, done in enumerate(trace)
         if done.guidance is not None
     }
-    columns, rows = len(trace) + 1, 2 if heard else 1
-    height = WIDTH * picture.height / picture.width + 0.3
-    figure = Figure(
-        figsize=(WIDTH * columns + 0.8 * bool(heard), height * rows + 0.3), layout="compressed"
+    figure = Figure(layout="constrained")
+    places = _places(len(trace), list(heard))
+    figure.set_size_inches(
+        WIDTH * len(places[0]) + 0.8 * bool(heard),
+        (WIDTH * picture.height / picture.width + 0.3) * len(places) + 0.5,
     )
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for number, ax in enumerate(axes[-1]):
-        draw_merges(trace, picture, stage=number - 1 if number else None, image=image, ax=ax)
-        _follow(ax, trace, number, image, chosen)
+    axes = figure.subplot_mosaic(places)
     if heard:
         limits = limits_of(list(heard.values()))
-        for number, ax in enumerate(axes[0, 1:]):
-            if number not in heard:
-                ax.axis("off")
-                continue
-            _, painted = paint_guidance(picture, heard[number], limits, ax)
+        for number, guidance in heard.items():
+            ax = axes[f"heard {number}"]
+            _, painted = paint_guidance(picture, guidance, limits, ax)
             ax.set_title(f"guidance heard after layer {trace.stages[number].layer}", fontsize=9)
             _follow(ax, trace, number, image, chosen)
-        add_bar(painted, list(axes[0]))
-        _write_prompt(axes[0, 0], trace, image)
+        add_bar(painted, [axes[f"heard {number}"] for number in heard])
+    for number in range(len(trace) + 1):
+        ax = axes[f"left {number - 1}" if number else PICTURE]
+        draw_merges(trace, picture, stage=number - 1 if number else None, image=image, ax=ax)
+        _follow(ax, trace, number, image, chosen)
+    told = [_prompt(trace, image, 32 * len(places[0]))] if trace.prompts else []
     if chosen is not None:
-        figure.suptitle(f"where {int(chosen.sum())} patches come together", fontsize=10)
+        told.append(f"where {int(chosen.sum())} patches come together")
+    if told:
+        figure.suptitle("\n".join(told), fontsize=10)
     return figure
 
 
-def _write_prompt(ax: Axes, trace: MergeTrace, image: int) -> None:
-    ax.axis("off")
-    if trace.prompts:
-        prompt = trace.prompts[trace.layout.samples[image]]
-        prompt = prompt if len(prompt) <= _PROMPT else f"{prompt[:_PROMPT]} ..."
-        text = fill(prompt.replace("$", r"\$"), 32)
-        ax.text(0.5, 0.5, text, ha="center", va="center", fontsize=10, transform=ax.transAxes)
+def _places(stages: int, heard: Sequence[int]) -> list[list[str]]:
+    """Names of what is drawn: all of one stage in a row, of several the picture aside."""
+    left = [f"left {number}" for number in range(stages)]
+    if not heard:
+        return [[PICTURE, *left]]
+    above = [f"heard {number}" if number in heard else "." for number in range(stages)]
+    return [[PICTURE, *above, *left]] if stages == 1 else [[PICTURE, *above], [PICTURE, *left]]
+
+
+def _prompt(trace: MergeTrace, image: int, width: int) -> str:
+    prompt = trace.prompts[trace.layout.samples[image]]
+    prompt = prompt if len(prompt) <= _PROMPT else f"{prompt[:_PROMPT]} ..."
+    return fill(prompt.replace("$", r"\$"), width)
 
 
 def _members(
