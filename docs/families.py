@@ -23,7 +23,7 @@ TEXT = 64
 BF16 = 2
 """Bytes per value of the cache."""
 
-HEAD = ("model", "layers", "vision tokens", "stages", "held", "KV MiB", "TFLOP")
+HEAD = ("model", "layers", "vision tokens", "stages", "retention", "KV MiB", "TFLOP")
 
 
 def build(published: Published) -> PreTrainedModel:

@@ -41,7 +41,7 @@ def main() -> None:
     for row in evaluation.run(arguments.out, models=Path("lightkv-models")):
         print(
             f"{row.method:8} {row.accuracy:6.1%} [{row.low:.1%}, {row.high:.1%}], "
-            f"vision tokens held {row.held:.1%}, prefill FLOPs {row.flops_ratio:.0%}"
+            f"retention {row.held:.1%}, prefill FLOPs {row.flops_ratio:.0%}"
         )
 
 

@@ -24,12 +24,13 @@ if TYPE_CHECKING:
         UnsupportedModelError,
     )
     from lightkv_gnn.planning.prefill import plan_prefill
-    from lightkv_gnn.session.attach import Handle, attach
+    from lightkv_gnn.session.attach import Handle, attach, detach
     from lightkv_gnn.session.pictures import seen_tiles
     from lightkv_gnn.session.results import Results, Watch
     from lightkv_gnn.stage import guidance, messages, official
     from lightkv_gnn.stage.compressor import Compressed, TokenCompressor
     from lightkv_gnn.stage.messages import MergeConv, destination_only, guided_mean, mass_mean, mean
+    from lightkv_graphs import MergeTrace
 
 try:
     __version__ = version("lightkv-gnn")
@@ -48,6 +49,7 @@ __all__ = [
     "Ledger",
     "LightKVConfig",
     "MergeConv",
+    "MergeTrace",
     "Results",
     "ScheduleError",
     "Stage",
@@ -59,6 +61,7 @@ __all__ = [
     "adapter_for",
     "attach",
     "destination_only",
+    "detach",
     "graphs",
     "guidance",
     "guided_mean",
@@ -94,13 +97,16 @@ _HOMES = {
         "UnsupportedModelError",
     ),
     "planning.prefill": ("plan_prefill",),
-    "session.attach": ("Handle", "attach"),
+    "session.attach": ("Handle", "attach", "detach"),
     "session.results": ("Results", "Watch"),
     "session.pictures": ("seen_tiles",),
     "stage.compressor": ("Compressed", "TokenCompressor"),
     "stage.messages": ("MergeConv", "destination_only", "guided_mean", "mass_mean", "mean"),
 }
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+_HOME_OF = {
+    "MergeTrace": "lightkv_graphs",
+    **{name: f"lightkv_gnn.{module}" for module, names in _HOMES.items() for name in names},
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -108,7 +114,7 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         value = import_module(_MODULES[name])
     elif name in _HOME_OF:
-        value = getattr(import_module(f"lightkv_gnn.{_HOME_OF[name]}"), name)
+        value = getattr(import_module(_HOME_OF[name]), name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

@@ -9,6 +9,11 @@ from lightkv_gnn.errors import ScheduleError
 GuidanceName = Literal["text_to_vision", "vision_to_text", "last_token", "none"]
 GUIDANCE: tuple[GuidanceName, ...] = ("text_to_vision", "vision_to_text", "last_token", "none")
 
+MessageName = Literal["guided_mean", "mean", "mass_mean", "destination_only"]
+
+MatcherName = Literal["coverage", "cosine", "random", "stride", "resisting", "protecting"]
+"""Each is also known with ``_matching`` behind it, as its function is."""
+
 AttentionName = Literal["plain", "mass"]
 ATTENTION: tuple[AttentionName, ...] = ("plain", "mass")
 

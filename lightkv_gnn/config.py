@@ -21,6 +21,7 @@ from lightkv_gnn.stage.compressor import (
 )
 from lightkv_gnn.stage.guidance import GuidanceFunction
 from lightkv_gnn.stage.messages import MESSAGES, Message, guided_mean
+from lightkv_gnn.tables import html_table
 from lightkv_graphs import CoverageMatching, Matcher, cosine_matching, coverage_matching
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 Positions = Literal["preserve", "reindex"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LightKVConfig:
     """How to compress; the fields' defaults are the paper's method, :meth:`for_model` has the best.
 
@@ -114,7 +115,7 @@ class LightKVConfig:
 
         Args:
             model: A model with an adapter.
-            retention: Vision tokens kept, averaged over the decoder's layers; fraction.
+            retention: Vision tokens held, averaged over the decoder's layers; fraction.
             stages: Of your own, in place of those for ``retention``.
             adapter: As for :func:`attach`, which has to be given the same.
             **options: Further fields, also in place of ``matcher=coverage_matching`` and
@@ -150,7 +151,7 @@ class LightKVConfig:
 
         Args:
             model: A model with an adapter.
-            retention: Vision tokens kept, averaged over the decoder's layers; fraction.
+            retention: Vision tokens held, averaged over the decoder's layers; fraction.
             adapter: As for :func:`attach`, which has to be given the same.
             **options: Further fields of the configuration.
 
@@ -161,6 +162,23 @@ class LightKVConfig:
         chosen = adapter_for(model, adapter)
         stages = find_stages(chosen.layers, retention, chosen.grid, chosen.legal_layers)
         return cls(stages, **{"guidance": "vision_to_text", **options})
+
+    def __repr__(self) -> str:
+        return f"LightKVConfig({', '.join(f'{name}={value}' for name, value in self._shown())})"
+
+    def _repr_html_(self) -> str:
+        """Itself in a notebook: a table of its fields."""
+        return html_table(("LightKVConfig", ""), self._shown())
+
+    def _shown(self) -> list[tuple[str, str]]:
+        """Its fields, parts of the library by their names."""
+        shown = [("stages", repr(list(self.stages)))]
+        for name in self.__dataclass_fields__:
+            if name != "stages":
+                value = getattr(self, name)
+                known = _known_name(value, _NAMED.get(name, {}))
+                shown.append((name, repr(value if known is None else known)))
+        return shown
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a file.
@@ -232,10 +250,18 @@ class LightKVConfig:
         return cls.from_dict(values)
 
 
+_NAMED: dict[str, Mapping[str, object]] = {"message": MESSAGES, "matcher": MATCHERS}
+
+
+def _known_name(value: object, table: Mapping[str, object]) -> str | None:
+    """The name of a part of the library, which an equal one has too."""
+    return next((name for name, known in table.items() if value in (known, name)), None)
+
+
 def _name_of(value: object, table: Mapping[str, object], field_name: str) -> str:
-    for name, known in table.items():
-        if value is known or value == name:
-            return name
+    known = _known_name(value, table)
+    if known is not None:
+        return known
     raise TypeError(
         f"{field_name} is {value!r}, a callable of your own: a configuration file can only name "
         f"{sorted(table)}; pass your callable in code"

@@ -50,13 +50,14 @@ BELOW = {
     "sources": (),
     "machine": ("__version__",),
     "intervals": (),
+    "tables": (),
     "seams": ("errors",),
-    "costs": ("errors", "choices"),
+    "costs": ("errors", "choices", "tables"),
     "stage": ("errors", "choices"),
     "attention": ("errors", "choices", "seams"),
     "cache": ("errors", "choices", "seams"),
     "adapters": ("errors", "choices", "seams", "costs"),
-    "config": ("errors", "choices", "attention", "stage", "costs", "adapters"),
+    "config": ("errors", "choices", "attention", "stage", "costs", "adapters", "tables"),
 }
 """What the small files and the lower rooms may import; graphs may be imported by all."""
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
+import sys
 from dataclasses import FrozenInstanceError
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from flash_stand_in import flash_on_cpu
+from marks import full
 from models import batch, prompt, tiny_llava
 
 import lightkv_gnn as lk
-from lightkv_gnn.choices import GUIDANCE
+from lightkv_gnn.choices import GUIDANCE, MatcherName, MessageName
 from lightkv_gnn.costs.schedule import find_stages, layer_average, one_stage
 from lightkv_gnn.stage.compressor import MATCHERS, TokenCompressor
-from lightkv_gnn.stage.messages import MESSAGES
+from lightkv_gnn.stage.messages import MESSAGES, WeightedMean
 
 STAGES = [lk.Stage(1, 4, 0.5), lk.Stage(3, 2, 0.25), lk.Stage(4, 1, 0.0)]
 
@@ -40,6 +44,101 @@ def test_a_file_says_the_same(name: str) -> None:
     assert lk.LightKVConfig.from_dict(config.to_dict()) == config
     assert json.loads(text) == config.to_dict()
     assert set(config.to_dict()) == set(lk.LightKVConfig.__dataclass_fields__)
+
+
+def by_cloudpickle(config: lk.LightKVConfig) -> lk.LightKVConfig:
+    cloudpickle = pytest.importorskip("ray.cloudpickle", reason="Ray is not installed")
+    made: lk.LightKVConfig = cloudpickle.loads(cloudpickle.dumps(config))
+    return made
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "way",
+    [
+        lambda config: pickle.loads(pickle.dumps(config)),
+        lambda config: pickle.loads(pickle.dumps(config, 0)),
+        by_cloudpickle,
+        copy.deepcopy,
+        copy.copy,
+        lambda config: eval(repr(config), {**vars(lk), "Stage": lk.Stage}),
+    ],
+    ids=["pickle", "pickle of old", "cloudpickle", "deepcopy", "copy", "repr"],
+)
+def test_copies_are_equal(name: str, way: Any) -> None:
+    """What the library has is itself again, and so has its name and its fast paths."""
+    config = CONFIGS[name]
+    copied = way(config)
+    assert copied == config
+    assert copied is not config
+    assert copied.message is config.message
+    assert copied.to_json() == config.to_json()
+
+
+def square_root(guidance: torch.Tensor, mass: torch.Tensor, stays: torch.Tensor) -> torch.Tensor:
+    return guidance / 2
+
+
+def test_a_weighted_mean_of_ones_own_is_copied_as_it_is() -> None:
+    """Also one that has the name of one of the library's."""
+    for name in ("square_root", "mean"):
+        own = WeightedMean(name, square_root)
+        for copied in (pickle.loads(pickle.dumps(own)), copy.deepcopy(own)):
+            assert copied == own
+            assert copied not in MESSAGES.values()
+
+
+def retentions(config: lk.LightKVConfig) -> str:
+    """Runs in another process, which says what it got."""
+    assert config.message is MESSAGES["mass_mean"]
+    return config.to_json()
+
+
+class Configs(torch.utils.data.Dataset[str]):
+    """A data set that carries a configuration to its workers."""
+
+    def __init__(self, config: lk.LightKVConfig) -> None:
+        self.config = config
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> str:
+        return retentions(self.config)
+
+
+CARRIED = lk.LightKVConfig(STAGES, message="mass_mean", matcher="resisting", guidance="none")
+
+
+@pytest.mark.parametrize("method", full("spawn", "forkserver"))
+def test_workers_that_load_data_take_them(method: str) -> None:
+    loader = torch.utils.data.DataLoader(
+        Configs(CARRIED), num_workers=1, multiprocessing_context=method, batch_size=None
+    )
+    assert list(loader) == [CARRIED.to_json()]
+
+
+@pytest.mark.parametrize("cluster", full("local"))
+def test_ray_takes_them(cluster: str) -> None:
+    ray = pytest.importorskip("ray", reason="Ray is not installed")
+    paths = {"PYTHONPATH": ":".join(sys.path)}
+    ray.init(num_cpus=1, include_dashboard=False, runtime_env={"env_vars": paths})
+    try:
+        carried = ray.remote(lambda config: (config, config.to_json())).remote(CARRIED)
+        assert ray.get(carried) == (CARRIED, CARRIED.to_json())
+    finally:
+        ray.shutdown()
+
+
+def test_notebooks_show_its_fields() -> None:
+    def own(x_i: torch.Tensor, x_j: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return weight[:, None] * x_j
+
+    shown = lk.LightKVConfig(STAGES, message=own, matcher="coverage")._repr_html_()
+    for field in lk.LightKVConfig.__dataclass_fields__:
+        assert f"<td>{field}</td>" in shown
+    assert "&lt;function" in shown
+    assert "coverage_matching" in shown
 
 
 def test_files_of_different_configurations_differ() -> None:
@@ -228,6 +327,14 @@ def test_names_stand_for_what_they_name(field: str) -> None:
         assert named == given
         assert getattr(named, field) is value
         assert getattr(TokenCompressor(**{field: name}), field) is value
+        short = name.removesuffix("_matching")
+        assert lk.LightKVConfig(STAGES, **{field: short}) == given
+        assert lk.LightKVConfig.from_json(given.to_json().replace(name, short)) == given
+
+
+def test_names_that_commands_take_are_those_of_the_parts() -> None:
+    assert get_args(MessageName) == tuple(MESSAGES)
+    assert {f"{name}_matching" for name in get_args(MatcherName)} == set(MATCHERS)
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ class Budget:
     """How much a method may keep, and from where on.
 
     Attributes:
-        retention: Vision tokens kept, averaged over the decoder's layers; fraction.
+        retention: Vision tokens held, averaged over the decoder's layers; fraction.
         depth: First decoder layer after which tokens may leave; -1 where that has no meaning.
         layers: Decoder layers.
         grid: (rows, columns) of the pictures' tokens where it is always the same.

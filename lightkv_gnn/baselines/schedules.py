@@ -35,7 +35,7 @@ def progressive(
 
     Args:
         layers: Decoder layers.
-        retention: Vision tokens kept, averaged over layers; fraction.
+        retention: Vision tokens held, averaged over layers; fraction.
         depth: Layer that the first stage runs after.
         grid: Limits the windows, and says how many tokens they lose.
         stages: How many, if possible.

@@ -15,7 +15,7 @@ from lightkv_gnn.adapters import AdapterChoice, adapter_for
 from lightkv_gnn.asking.answers import generate_all
 from lightkv_gnn.asking.loading import load
 from lightkv_gnn.batch.pictures import Asked, Pictures
-from lightkv_gnn.choices import GuidanceName
+from lightkv_gnn.choices import GuidanceName, MatcherName, MessageName
 from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.costs.schedule import Stage
 from lightkv_gnn.session.attach import attach
@@ -31,11 +31,13 @@ class Settings:
 
     Attributes:
         model: A folder that ``save_pretrained`` wrote, a hub id, or "tiny" for the bundled model.
-        retention: Vision tokens to keep, averaged over the layers; fraction.
+        retention: Vision tokens to hold, averaged over the layers; fraction.
         stages: A schedule in its place, if there are any.
         adapter: In place of the one of the model's type, by name; see
             :func:`lightkv_gnn.adapter_for`.
         guidance: How the prompt is heard.
+        message: What a survivor becomes.
+        matcher: Who stays, and who joins whom.
         max_new_tokens: Of each answer.
         device: A GPU if there is one, else the CPU, if not given.
         dtype: Of the weights, by name; "auto" is float32 on a CPU, else the checkpoint's.
@@ -46,6 +48,8 @@ class Settings:
     stages: tuple[Stage, ...] = ()
     adapter: str | None = None
     guidance: GuidanceName = "text_to_vision"
+    message: MessageName = "guided_mean"
+    matcher: MatcherName = "coverage"
     max_new_tokens: int = 128
     device: str | None = None
     dtype: str = "auto"
@@ -147,6 +151,8 @@ class Worker:
             stages=settings.stages or None,
             adapter=chosen,
             guidance=settings.guidance,
+            message=settings.message,
+            matcher=settings.matcher,
         )
         return cls(
             model,

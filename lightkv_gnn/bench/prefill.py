@@ -92,7 +92,7 @@ class Contest:
         name: Of the decoder's shape.
         shape: Of its decoder.
         batch: Samples.
-        retention: Vision tokens to keep, averaged over layers; fraction.
+        retention: Vision tokens to hold, averaged over layers; fraction.
         dtype: Of the weights.
         device: Where.
     """

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from lightkv_gnn.commands.options import AdapterName, Json, Retention, Stages, make_app
-from lightkv_gnn.commands.run import Device, Dtype, Guidance, MaxNewTokens
+from lightkv_gnn.commands.run import Device, Dtype, Guidance, Matcher, MaxNewTokens, Message
 from lightkv_gnn.sources import TINY, check_exists, check_source
 
 app = make_app()
@@ -65,6 +65,8 @@ def batch(
     stage: Stages = None,
     adapter: AdapterName = None,
     guidance: Guidance = "text_to_vision",
+    message: Message = "guided_mean",
+    matcher: Matcher = "coverage",
     max_new_tokens: MaxNewTokens = 128,
     device: Device = None,
     dtype: Dtype = "auto",
@@ -94,6 +96,8 @@ def batch(
             stages=tuple(stage or ()),
             adapter=adapter,
             guidance=guidance,
+            message=message,
+            matcher=matcher,
             max_new_tokens=max_new_tokens,
             device=device,
             dtype=dtype,

@@ -153,12 +153,14 @@ def _answers(answers: Sequence[demos.Answer]) -> str:
 
 
 def _table(table: Table, questions: int) -> str:
-    lines = [f"{'kept':8}" + "".join(f"{share:>24}" for share in table["none"])]
+    lines = [f"{'retention':9}" + "".join(f"{share:>24}" for share in table["none"])]
     for method, row in table.items():
         cells = (f"{s.value:6.1%} [{s.low:.1%}, {s.high:.1%}]" for s in row.values())
-        lines.append(f"{method:8}" + "".join(f"{cell:>24}" for cell in cells))
+        lines.append(f"{method:9}" + "".join(f"{cell:>24}" for cell in cells))
     *groups, last = demos.SCORED_GROUPS
     asked = f"{questions} questions of {', '.join(groups)} and {last}"
     lines.append(f"exact match with 95 % Wilson intervals, {asked};")
-    lines.append("kept: vision tokens, averaged over the layers, by every method but none")
+    lines.append(
+        "retention: vision tokens held, averaged over the layers, by every method but none"
+    )
     return "\n".join(lines)

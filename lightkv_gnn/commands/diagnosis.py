@@ -251,7 +251,7 @@ def _prove() -> Proof:
     except Exception as error:  # this is what a doctor is asked about
         return Proof(False, f"{type(error).__name__}: {error}")
     planned, observed = totals["kv_bytes"], totals["kv_bytes_observed"]
-    detail = f"{totals['retention']:.1%} of the vision tokens held, {totals['kv_ratio']:.1%} of KV"
+    detail = f"retention {totals['retention']:.1%}, {totals['kv_ratio']:.1%} of KV"
     if not planned == observed < totals["kv_bytes_full"]:
         return Proof(False, f"{detail}; planned {planned} bytes of KV, observed {observed}")
     return Proof(True, detail)

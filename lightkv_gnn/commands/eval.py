@@ -50,7 +50,7 @@ Retentions = Annotated[
     list[float] | None,
     typer.Option(
         metavar="SHARE...",
-        help="Vision tokens to keep, averaged over the layers.",
+        help="Vision tokens to hold, averaged over the layers.",
         show_default="the suite's",
     ),
 ]
@@ -181,7 +181,7 @@ def _told(row: Row) -> dict[str, Any]:
 
 def _line(row: Row) -> str:
     return (
-        f"{row.suite:12} {row.group:13} {row.method:28} held {row.held:6.1%} "
+        f"{row.suite:12} {row.group:13} {row.method:28} retention {row.held:6.1%} "
         f"layer {row.depth:2} seed {row.seed} {row.accuracy:6.1%} "
         f"[{row.low:6.1%}, {row.high:6.1%}]  KV {row.kv_ratio:4.0%}  FLOPs {row.flops_ratio:4.0%}"
     )

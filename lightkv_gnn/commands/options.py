@@ -29,7 +29,7 @@ Retention = Annotated[
     typer.Option(
         metavar="SHARE",
         callback=_retention,
-        help="Vision tokens to keep, averaged over the layers.",
+        help="Vision tokens to hold, averaged over the layers.",
     ),
 ]
 

@@ -119,15 +119,15 @@ def _lines(
         yield f"a picture of {width}x{height} pixels: {tokens} vision tokens"
     yield f"{text} tokens of text"
     yield f"merged away: {in_words(planned.config.stages)}\n"
-    yield _row("layers, whole batch", "vision", "tokens", "KV MiB", "of full", "TFLOP", "of full")
+    yield _row("layers, whole batch", "vision", "tokens", "KV MiB", "share", "TFLOP", "share")
     for _, alike in groupby(planned.ledger.rows, lambda row: (row.planned, row.full)):
         yield _layers(list(alike))
     totals = planned.ledger.totals()
     yield (
-        f"vision tokens held {totals['retention']:.1%} (layer average), "
-        f"KV bytes {totals['kv_ratio']:.1%}, prefill FLOPs {totals['flops_ratio']:.1%} of full\n"
+        f"retention {totals['retention']:.1%}, KV bytes {totals['kv_ratio']:.1%}, prefill FLOPs "
+        f"{totals['flops_ratio']:.1%} of full\n"
     )
-    yield _row("memory, GiB", "without", "with", "of full")
+    yield _row("memory, GiB", "without", "with", "share")
     for label, name in MEMORY.items():
         yield _memory(label, name, planned.full, planned.light)
     yield "not in it: what attention and feed-forward layers take while they compute"

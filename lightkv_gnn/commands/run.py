@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from lightkv_gnn.choices import GuidanceName
+from lightkv_gnn.choices import GuidanceName, MatcherName, MessageName
 from lightkv_gnn.commands.options import AdapterName, Json, Retention, Stages, make_app
 from lightkv_gnn.sources import TINY, check_source, read_picture
 
@@ -22,6 +22,8 @@ Images = Annotated[
 ]
 Prompt = Annotated[str, typer.Option(help="What to ask about them.")]
 Guidance = Annotated[GuidanceName, typer.Option(help="How the prompt is heard.")]
+Message = Annotated[MessageName, typer.Option(help="What a survivor becomes.")]
+Matcher = Annotated[MatcherName, typer.Option(help="Who stays, and who joins whom.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Of the answer.")]
 Device = Annotated[
     str | None,
@@ -53,6 +55,8 @@ def run(
     stage: Stages = None,
     adapter: AdapterName = None,
     guidance: Guidance = "text_to_vision",
+    message: Message = "guided_mean",
+    matcher: Matcher = "coverage",
     max_new_tokens: MaxNewTokens = 128,
     device: Device = None,
     dtype: Dtype = "auto",
@@ -79,8 +83,9 @@ def run(
     chosen = adapter_for(loaded, adapter)
     if draw:
         running.check_drawable(chosen)
+    parts = {"guidance": guidance, "message": message, "matcher": matcher}
     config = LightKVConfig.for_model(
-        loaded, retention, stages=stage or None, adapter=chosen, guidance=guidance
+        loaded, retention, stages=stage or None, adapter=chosen, **parts
     )
     answered = running.answer(
         loaded,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from lightkv_gnn.tables import html_table
 from lightkv_graphs import draw_layers
 
 if TYPE_CHECKING:
@@ -115,7 +117,7 @@ class Lost:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Ledger:
     """What one prefill cost, layer by layer.
 
@@ -187,15 +189,32 @@ class Ledger:
         return self._sum("planned", field) / full if full else 1.0
 
     def __str__(self) -> str:
-        lines = [_line(_HEAD), *(_line(_cells(row)) for row in self.rows)]
+        return "\n".join([*_lines(map(_cells, self.rows)), self._note()])
+
+    def __repr__(self) -> str:
+        return f"Ledger({len(self.rows)} layers, {self._shares()})"
+
+    def _repr_html_(self) -> str:
+        """Itself in a notebook: a table with a row for each layer."""
+        head = [", ".join(filter(None, names)) for names in _COLUMNS]
+        return html_table(head, map(_cells, self.rows), self._note())
+
+    def _shares(self) -> str:
         totals = self.totals()
-        lines.append(
-            f"vision tokens held {self.retention:.1%} (layer average), KV bytes "
-            f"{totals['kv_ratio']:.1%}, prefill FLOPs {totals['flops_ratio']:.1%} of full; "
-            f"compressor {self.compressor_seconds * 1e3:.1f} ms{_MESSAGES[self.fused]}"
-            + ("" if self.attention is None else f", attention {self.attention}")
+        return (
+            f"retention {self.retention:.1%}, KV bytes {totals['kv_ratio']:.1%}, prefill FLOPs "
+            f"{totals['flops_ratio']:.1%}"
         )
-        return "\n".join([*lines, *map(str, self.lost)])
+
+    def _note(self) -> str:
+        """The lines below the table."""
+        line = (
+            f"{self._shares()} of full; compressor {self.compressor_seconds * 1e3:.1f} ms"
+            f"{_MESSAGES[self.fused]}"
+        )
+        if self.attention is not None:
+            line += f", attention {self.attention}"
+        return "\n".join([line, *map(str, self.lost)])
 
 
 def _total(numbers: Sequence[int | None]) -> int | None:
@@ -207,18 +226,19 @@ _MESSAGES = {True: ", messages fused", False: ", messages one by one", None: ""}
 
 _DRAWN = (("vision_tokens", "vision tokens", 1), ("kv_bytes", "KV cache, KiB", 1024))
 
-_HEAD = (
-    "layer",
-    "vision",
-    "tokens",
-    "seen",
-    "KV KiB",
-    "seen",
-    "of full",
-    "MFLOP",
-    "seen",
-    "of full",
+_COLUMNS = (
+    ("", "layer"),
+    ("tokens", "vision"),
+    ("tokens", "all"),
+    ("tokens", "observed"),
+    ("KV KiB", "planned"),
+    ("KV KiB", "observed"),
+    ("KV KiB", "share"),
+    ("MFLOP", "planned"),
+    ("MFLOP", "observed"),
+    ("MFLOP", "share"),
 )
+"""What each column is of, and what of it; shares are of what there would be uncompressed."""
 
 
 def _cells(row: LayerRow) -> tuple[object, ...]:
@@ -241,5 +261,9 @@ def _scaled(number: int | None, unit: float) -> str:
     return "-" if number is None else f"{number / unit:.1f}"
 
 
-def _line(cells: Sequence[object]) -> str:
-    return " ".join(f"{cell!s:>7}" for cell in cells)
+def _lines(rows: Iterable[Sequence[object]]) -> Iterator[str]:
+    """The table as text, with a heading over the columns of each quantity."""
+    groups = [(name, len(list(of))) for name, of in groupby(_COLUMNS, lambda column: column[0])]
+    yield " ".join(f"{name:^{9 * columns - 1}}" for name, columns in groups).rstrip()
+    for cells in ([column for _, column in _COLUMNS], *rows):
+        yield " ".join(f"{cell!s:>8}" for cell in cells)

@@ -124,7 +124,7 @@ def one_stage(
 
     Args:
         layers: Decoder layers.
-        retention: Vision tokens to keep, averaged over layers; fraction.
+        retention: Vision tokens to hold, averaged over layers; fraction.
         grid: The images' grid where it is always the same.
         legal: Layers that a stage may run after; all but the last if not given.
 
@@ -170,7 +170,7 @@ def find_stages(
 
     Args:
         layers: Decoder layers.
-        retention: Vision tokens to keep, averaged over layers; fraction.
+        retention: Vision tokens to hold, averaged over layers; fraction.
         grid: The images' grid where it is always the same; limits the windows.
         legal: Layers that a stage may run after; all but the last if not given.
 

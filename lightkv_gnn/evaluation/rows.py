@@ -50,7 +50,7 @@ class Row:
         suite: Name of the suite.
         group: Group of questions in it.
         method: Name of the method.
-        retention: Vision tokens to keep, averaged over the layers, as asked for; fraction.
+        retention: Vision tokens to hold, averaged over the layers, as asked for; fraction.
         depth: First decoder layer after which tokens leave; -1 where none do.
         seed: Of the model and of the questions.
         questions: How many were asked.

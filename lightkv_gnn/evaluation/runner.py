@@ -38,7 +38,7 @@ class Evaluation:
     Attributes:
         suites: The suites, each with the groups of it to ask.
         methods: What to compare; no compression is always run too.
-        retentions: Vision tokens to keep, averaged over the layers; fractions.
+        retentions: Vision tokens to hold, averaged over the layers; fractions.
         depths: First decoder layers after which tokens may leave.
         seeds: Of models and questions.
         questions: Of each group.

@@ -39,7 +39,7 @@ class Arguments:
 
     Attributes:
         pretrained: A folder that ``save_pretrained`` wrote, a hub id, or "tiny", which is bundled.
-        retention: Vision tokens kept, averaged over the layers; fraction.
+        retention: Vision tokens held, averaged over the layers; fraction.
         schedule: Stages to run instead; none to find some for ``retention``.
         adapter: By name, in place of the one of the model's type; "auto" where it has none.
         parts: Further fields of :class:`lightkv_gnn.LightKVConfig`.
@@ -187,8 +187,9 @@ def read_schedule(text: str) -> tuple[Stage, ...]:
 def _part(name: str, text: str) -> Any:
     """A part by its name, or what an import path leads to."""
     known = NAMES[name]
-    if text in known:
-        return known[text]
+    for own in (text, f"{text}_matching"):
+        if own in known:
+            return known[own]
     module, colon, attribute = text.partition(":")
     if not colon:
         raise ValueError(

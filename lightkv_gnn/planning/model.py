@@ -92,7 +92,7 @@ def forecast(
             read too where the family's configuration does not tell the grid.
         sizes: (height, width) of each picture of a sample, in pixels.
         text: Tokens of a sample that are no vision tokens.
-        retention: Vision tokens to keep, averaged over the layers, where there are no ``stages``.
+        retention: Vision tokens to hold, averaged over the layers, where there are no ``stages``.
         stages: A schedule written out.
         batch: Samples, all alike.
         dtype: Of weights and cache.

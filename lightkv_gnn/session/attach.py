@@ -31,7 +31,7 @@ from lightkv_gnn.session.results import Results, Watch
 from lightkv_gnn.stage.compressor import TokenCompressor
 
 _watches: ContextVar[tuple[tuple[Handle, Watch], ...]] = ContextVar("watches", default=())
-_attached: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_attached: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Handle]] = weakref.WeakKeyDictionary()
 _attaching = threading.Lock()
 
 
@@ -98,7 +98,10 @@ def attach(
         )
     with _attaching:
         if chosen.base in _attached:
-            raise RuntimeError("this model is attached already: leave that context, or remove() it")
+            raise RuntimeError(
+                "this model is attached already: leave that context, remove() its handle, or call "
+                "lightkv_gnn.detach(model)"
+            )
         check_adapter(chosen)
         check_schedule(chosen, config)
         check_seams(chosen, config)
@@ -107,6 +110,19 @@ def attach(
             compressor.scatter.check_device(device)
         compressor.ranks = ranks_of(chosen)
         return Handle(chosen, config, compressor)
+
+
+def detach(model: PreTrainedModel) -> None:
+    """Takes every hook away, as the handle's ``remove()`` does; for a handle that was dropped.
+
+    Args:
+        model: As it was given to :func:`attach`; nothing is done to one that is not attached.
+    """
+    for module in uncompiled(model).modules():
+        reference = _attached.get(module)
+        handle = None if reference is None else reference()
+        if handle is not None:
+            handle.remove()
 
 
 class Handle(Results):
@@ -142,8 +158,8 @@ class Handle(Results):
             for attention in recorded:
                 capture.start(attention, hooks.recorder)
                 undo.callback(capture.stop, attention)
-            _attached.add(adapter.base)
-            undo.callback(_attached.discard, adapter.base)
+            _attached[adapter.base] = weakref.ref(self)
+            undo.callback(_attached.pop, adapter.base, None)
             return undo.pop_all()
 
     def _remember(self, call: Call | None) -> None:
@@ -191,6 +207,11 @@ class Handle(Results):
         if prompt is None:
             raise TypeError("prompt is None: expected tokens of each sample's prompt, or a mask")
         return self._hooks.prompt(prompt)
+
+    def __repr__(self) -> str:
+        state = "removed" if self._installed is None else "attached"
+        told = "nothing to tell yet" if self._call is None else repr(self.trace)
+        return f"Handle({type(self._adapter.model).__name__}, {state}; {told})"
 
     def remove(self) -> None:
         """Takes every hook away; the model is as it was before.  More calls do nothing."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -87,8 +87,34 @@ class Watched:
                 setattr(owner, name, own)
 
 
+class Uncopied:
+    """Parts of a model that refuse to be copied or pickled, which would keep hooks for good.
+
+    Args:
+        modules: The parts; each may come several times.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._refusing = {id(module): module for module in modules}
+        for module in self._refusing.values():
+            vars(module)["__reduce_ex__"] = _refuse_copy
+
+    def remove(self) -> None:
+        """They can be copied again."""
+        for module in self._refusing.values():
+            vars(module).pop("__reduce_ex__", None)
+
+
+def _refuse_copy(protocol: Any) -> Any:
+    raise RuntimeError(
+        "this model is attached to lightkv_gnn, and a copy would keep its hooks for good: leave "
+        "the context, or call lightkv_gnn.detach(model), before copying or saving the model; "
+        "save_pretrained and state_dict work meanwhile"
+    )
+
+
 class _StandIn:
-    """Stands in for a method; looks like it, and cannot be copied with the model."""
+    """Stands in for a method, and looks like it."""
 
     def __init__(self, original: Callable[..., Any], call: Callable[..., Any]) -> None:
         functools.update_wrapper(self, original)
@@ -96,12 +122,6 @@ class _StandIn:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._call(self._original, args, kwargs)
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        raise RuntimeError(
-            "this model is attached to lightkv_gnn, and a copy would keep its hooks for good: "
-            "leave the context before copying or saving the model"
-        )
 
 
 def record_of(output: Any) -> Encoded | None:

@@ -29,7 +29,7 @@ from lightkv_gnn.session.checks import (
     check_same_backend,
 )
 from lightkv_gnn.session.compiling import OutsideGraphs
-from lightkv_gnn.session.encoders import Watched, record_of
+from lightkv_gnn.session.encoders import Uncopied, Watched, record_of
 from lightkv_gnn.session.prefill import Prefill
 from lightkv_gnn.session.prompts import (
     Prompt,
@@ -113,6 +113,7 @@ class Hooks:
             hook = partial(layering, number)
             keep(layer.register_forward_pre_hook(hook, with_kwargs=True))
         keep(Watched(self._adapter, self._seen))
+        keep(Uncopied([self._adapter.model, base, decoder, *decoder.layers]))
 
     def _busy(self, *args: Any, **kwargs: Any) -> bool:
         """Whether a prefill with pictures is running."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
@@ -14,7 +15,14 @@ from torch_geometric.nn import MessagePassing
 
 from lightkv_gnn.choices import ScatterName
 from lightkv_gnn.stage.merges import Merges, merges_of
-from lightkv_gnn.stage.messages import MESSAGES, MergeConv, Message, WeightedMean, guided_mean
+from lightkv_gnn.stage.messages import (
+    MESSAGES,
+    MergeConv,
+    Message,
+    WeightedMean,
+    forgets_weight,
+    guided_mean,
+)
 from lightkv_gnn.stage.ranks import Ranks
 from lightkv_gnn.stage.scatter import backend
 from lightkv_graphs import (
@@ -41,7 +49,7 @@ MATCHERS: dict[str, Matcher] = {
     "protecting_matching": protecting_matching,
     "coverage_matching": coverage_matching,
 }
-"""Matchers that have a name in a file."""
+"""Matchers that have a name in a file; elsewhere it may be given without ``_matching``."""
 
 _ALTERNATE = (cosine_matching, random_matching, stride_matching)
 
@@ -49,16 +57,17 @@ Part = TypeVar("Part")
 
 
 def by_name(field: str, value: Part | str, table: Mapping[str, Part]) -> Part:
-    """What a name stands for; anything else is returned as it is.
+    """What a name stands for, with or without ``_matching``; anything else is returned as it is.
 
     Raises:
         ValueError: The table does not have the name.
     """
     if not isinstance(value, str):
         return value
-    if value not in table:
-        raise ValueError(f"{field} is {value!r}: expected one of {sorted(table)}, or a callable")
-    return table[value]
+    for name in (value, f"{value}_matching"):
+        if name in table:
+            return table[name]
+    raise ValueError(f"{field} is {value!r}: expected one of {sorted(table)}, or a callable")
 
 
 def check_ratio(matcher: Matcher, ratio: float) -> None:
@@ -147,6 +156,14 @@ class TokenCompressor:
                 )
             self.conv = message
         else:
+            if forgets_weight(message):
+                warnings.warn(
+                    f"lightkv_gnn: the message {_name(message)} does not look at its weight. "
+                    "Messages are summed, so that a survivor of n tokens becomes n times as large: "
+                    "multiply by weight[:, None], which sums to one; or call the argument _weight, "
+                    "if that is meant",
+                    stacklevel=2,
+                )
             self.conv = MergeConv(message, self.scatter)
         self.fused = isinstance(message, WeightedMean)
 
@@ -231,6 +248,10 @@ class TokenCompressor:
         number = edge_index[1].new_zeros(len(kept))
         number.index_add_(0, edge_index[1], torch.ones_like(edge_index[1]))
         return torch.where((number == 1)[:, None], own, out).to(x.dtype)
+
+
+def _name(message: object) -> str:
+    return getattr(message, "__name__", type(message).__name__)
 
 
 def _wants(matcher: Matcher) -> list[str]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dis
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import CodeType
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch_geometric.nn import MessagePassing
 
 from lightkv_gnn.stage.scatter import ScatterBackend, ScatterSum, TorchBackend
@@ -37,6 +41,11 @@ class WeightedMean:
     def __repr__(self) -> str:
         return self.name
 
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        """The library's own are pickled and copied by name, and stay what they are."""
+        own = MESSAGES.get(self.name) is self
+        return self.name if own else (WeightedMean, (self.name, self.weigh))
+
 
 guided_mean = WeightedMean("guided_mean", lambda guidance, mass, stays: guidance)
 """The prompt's guidance weighs the mean.  Source: Chen et al. 2026, section 3.2."""
@@ -53,6 +62,26 @@ destination_only = WeightedMean(
 """Survivors keep their own features: merging becomes pruning."""
 
 MESSAGES = {message.name: message for message in (guided_mean, mean, mass_mean, destination_only)}
+
+
+def forgets_weight(message: Message) -> bool:
+    """Whether a message's code never reads its third argument; False where that cannot be told.
+
+    One whose name begins with an underscore is left out on purpose.
+    """
+    function = message.forward if isinstance(message, nn.Module) else message
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if not isinstance(code, CodeType):
+        return False
+    place = 3 if inspect.ismethod(function) else 2
+    if code.co_argcount <= place:
+        return False
+    weight, read = code.co_varnames[place], set[str]()
+    for instruction in dis.get_instructions(code):
+        if "LOAD" in instruction.opname:
+            named = instruction.argval
+            read.update(named if isinstance(named, tuple) else [named])
+    return weight not in read and not weight.startswith("_")
 
 
 class MergeConv(MessagePassing):
@@ -91,11 +120,17 @@ class MergeConv(MessagePassing):
 
         Raises:
             TypeError: The message returned no tensor.
+            ValueError: It returned not one row for each edge.
         """
         messages = self.phi(x_i, x_j, edge_weight)
         if not isinstance(messages, Tensor):
             raise TypeError(
                 f"the message returned a {type(messages).__name__}: expected a tensor "
                 f"[edge, channel] = {list(x_j.shape)}"
+            )
+        if messages.shape[:1] != x_j.shape[:1]:
+            raise ValueError(
+                f"the message returned shape {list(messages.shape)}: expected one row per edge, "
+                f"[edge, channel] = {list(x_j.shape)}; messages are summed per survivor afterwards"
             )
         return messages

@@ -55,7 +55,7 @@ def test_demo_reports_accuracy_ledger_and_files(capsys, tmp_path):
 def test_demo_prints_the_same_for_people(capsys, tmp_path):
     assert main(["demo", "--questions", "4", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    for words in ("uncompressed", "ours at 30%", "vision tokens held", "merges.png", "scatter"):
+    for words in ("uncompressed", "ours at 30%", "retention 54.9%", "merges.png", "scatter"):
         assert words in printed
     rows = [line.split()[0] for line in printed.splitlines() if "[" in line and "%" in line]
     assert rows[-5:] == ["none", "ours", "paper", "mean", "random"]

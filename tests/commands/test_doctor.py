@@ -50,7 +50,7 @@ def test_a_sound_machine(capsys):
     assert found["devices"][0].startswith("cpu")
     assert [family["name"] for family in found["families"]] == list(families())
     assert all(family["known"] for family in found["families"])
-    assert "54.9% of the vision tokens held" in found["proof"]["detail"]
+    assert "retention 54.9%" in found["proof"]["detail"]
 
 
 def test_what_is_missing_comes_with_a_command(capsys, monkeypatch):

@@ -95,6 +95,18 @@ def test_a_model_is_spread_by_transformers(monkeypatch):
     }
 
 
+@pytest.mark.parametrize(
+    "names", [("mean", "cosine", "none"), ("mass_mean", "random", "last_token")]
+)
+def test_parts_by_their_names(capsys, photo, names):
+    message, matcher, guidance = names
+    options = ["--message", message, "--matcher", matcher, "--guidance", guidance]
+    stage = ["--stage", "0:1:0.5", "--max-new-tokens", 2]
+    config = run_json(capsys, "tiny", "--image", photo, *ASK, *options, *stage)["config"]
+    expected = (message, f"{matcher}_matching", guidance)
+    assert tuple(config[part] for part in ("message", "matcher", "guidance")) == expected
+
+
 def test_people_get_the_answer_then_the_bill(capsys, tmp_path, photo):
     file = tmp_path / "merges.png"
     arguments = ["run", "tiny", "--image", str(photo), *ASK, "--compare", "--draw", str(file)]
@@ -106,7 +118,7 @@ def test_people_get_the_answer_then_the_bill(capsys, tmp_path, photo):
     assert lines[3] == "uncompressed:"
     assert lines[4].startswith("red circle , orange heart")
     assert lines[6].startswith("merged away: 52% after layer 0 in 2x2 windows")
-    assert lines[-3].startswith("vision tokens held 54.9%")
+    assert lines[-3].startswith("retention 54.9%")
     assert lines[-2].startswith("lost after layer 0:")
     assert lines[-1] == f"wrote {file}"
     with Image.open(file) as figure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -155,7 +156,7 @@ def test_without_a_cache_nothing_is_observed() -> None:
         model(**batch(*PROMPTS), use_cache=False)
     check_ledger(handle.ledger, None)
     assert handle.ledger.totals()["kv_bytes_observed"] is None
-    assert all(line.split()[5] == "-" for line in str(handle.ledger).splitlines()[1:-1])
+    assert all(line.split()[5] == "-" for line in str(handle.ledger).splitlines()[2:-1])
 
 
 def test_plain_values(billed: tuple[lk.Ledger, torch.nn.Module, Any]) -> None:
@@ -169,16 +170,28 @@ def test_plain_values(billed: tuple[lk.Ledger, torch.nn.Module, Any]) -> None:
 
 def test_printed_as_one_row_per_layer(billed: tuple[lk.Ledger, torch.nn.Module, Any]) -> None:
     ledger = billed[0]
-    head, *rows, last = str(ledger).splitlines()
-    assert head.split()[:3] == ["layer", "vision", "tokens"]
+    over, head, *rows, last = str(ledger).splitlines()
+    assert over.split() == ["tokens", "KV", "KiB", "MFLOP"]
+    assert head.split()[:4] == ["layer", "vision", "all", "observed"]
+    assert head.index("planned") < over.index("KV") < head.index("share") < over.index("MFLOP")
     assert [int(row.split()[0]) for row in rows] == list(range(LAYERS))
     columns = list(zip(*(map(int, row.split()[1:4]) for row in rows), strict=True))
     assert list(columns[0]) == [row.planned.vision_tokens for row in ledger.rows]
     assert list(columns[1]) == [row.planned.tokens for row in ledger.rows]
     assert list(columns[2]) == [row.observed_tokens for row in ledger.rows]
     assert len({len(line) for line in (head, *rows)}) == 1
-    assert f"{ledger.retention:.1%}" in last
+    assert last.startswith(f"retention {ledger.retention:.1%}, KV bytes")
     assert f"{ledger.totals()['kv_ratio']:.1%}" in last
+
+
+def test_notebooks_and_debuggers_show_it(billed: tuple[lk.Ledger, torch.nn.Module, Any]) -> None:
+    ledger = billed[0]
+    shares = str(ledger).splitlines()[-1].partition(" of full")[0]
+    assert repr(ledger) == f"Ledger({LAYERS} layers, {shares})"
+    head, *rows = ledger._repr_html_().partition("</table>")[0].split("<tr>")[1:]
+    assert len(set(re.findall("<th>(.*?)</th>", head))) == 10  # each column has its own name
+    cells = [re.findall("<td>(.*?)</td>", row) for row in rows]
+    assert cells == [line.split() for line in str(ledger).splitlines()[2:-1]]
 
 
 @pytest.mark.parametrize("lengths", [(5,), (5, 9), (1, 1, 1)])

@@ -16,7 +16,7 @@ FEW = "--steps 3 --vision-steps 1 --decay-steps 1 --batch-size 2 --questions 1"
 @pytest.mark.parametrize(
     ("command", "printed"),
     [
-        ("compress.py", "vision tokens held"),
+        ("compress.py", "retention"),
         ("own_messages.py", "a PyG convolution"),
         ("own_parts.py", "own guidance"),
         ("see_merges.py", "as networkx"),

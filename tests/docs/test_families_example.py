@@ -167,7 +167,7 @@ def test_an_adapter_of_ones_own_runs(capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "grids [8x12]" in printed
     assert "MergeTrace(vision tokens 96 -> 48, after layers [0])" in printed
-    assert "vision tokens held 56.2%" in printed
+    assert "retention 56.2%" in printed
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/families.md"])

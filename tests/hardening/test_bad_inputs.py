@@ -132,7 +132,7 @@ TABLE: dict[str, list[Refused]] = {
         ("matcher a class", config(matcher=PromptMatching), TypeError, "PromptM.*expected a call"),
         ("guidance a class", config(guidance=dict), ValueError, "'dict'>: expected one of"),
         ("guidance a number", config(guidance=1), ValueError, "guidance is 1: expected one of"),
-        ("matcher a name", config(matcher="cosine"), ValueError, "'cosine': expected one of"),
+        ("matcher a name", config(matcher="nearest"), ValueError, "'nearest': expected one of"),
         ("rotary a number", config(rotary=1), TypeError, "rotary is 1: expected True or False"),
         ("positions", config(positions=[]), ValueError, r"positions is \[\]: expected one of"),
         ("scatter", config(scatter="cuda"), ValueError, "scatter is 'cuda': expected one of"),
@@ -239,7 +239,7 @@ TABLE: dict[str, list[Refused]] = {
         ("nothing", compress(message=returning(None)), TypeError, "a NoneType: expected a tensor"),
         ("a list", compress(message=returning([1])), TypeError, r"a list: expected .* = \[16, 6\]"),
         ("weights", compress(message=lambda i, j, w: w), ValueError, r"shape \[8\]: expected"),
-        ("too wide", compress(message=lambda i, j, w: torch.cat([i, j], 1)), ValueError, "8, 12"),
+        ("too wide", compress(message=lambda i, j, _: torch.cat([i, j], 1)), ValueError, "8, 12"),
     ],
     "matchers": [
         ("nothing", compress(matcher=returning(None)), TypeError, "returned .*expected a Matching"),

@@ -209,6 +209,33 @@ def test_models_and_handles_can_be_freed() -> None:
     assert registry == ALL_ATTENTION_FUNCTIONS._local_mapping
 
 
+def test_a_model_whose_handle_was_dropped_is_detached() -> None:
+    model, inputs = tiny_llava(), batch(*RAGGED)
+    with left_untouched(model, inputs):
+        lk.attach(model, CONFIG)
+        gc.collect()
+        with pytest.raises(RuntimeError, match=r"attached already: .*detach\(model\)"):
+            lk.attach(model, CONFIG)
+        lk.detach(model)
+        lk.detach(model)  # nothing to do
+    handle = lk.attach(model, CONFIG)
+    lk.detach(model)
+    handle.remove()
+    with pytest.raises(lk.UnsupportedModelError):
+        lk.detach(torch.nn.Linear(2, 2))  # type: ignore[arg-type]
+
+
+def test_a_handle_says_what_it_is() -> None:
+    model = tiny_llava()
+    with lk.attach(model, CONFIG) as handle:
+        assert repr(handle) == (
+            "Handle(LlavaForConditionalGeneration, attached; nothing to tell yet)"
+        )
+        model(**batch(*RAGGED))
+        assert repr(handle.trace) in repr(handle)
+    assert "removed" in repr(handle)
+
+
 # --- several models -------------------------------------------------------------------------------
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import io
+import pickle
 import re
 import sys
 import textwrap
@@ -11,7 +13,16 @@ from typing import Any
 
 import pytest
 import torch
-from models import CACHE, IMAGE_TOKEN, batch, left_untouched, near, prompt, tiny_llava
+from models import (
+    CACHE,
+    IMAGE_TOKEN,
+    batch,
+    footprint,
+    left_untouched,
+    near,
+    prompt,
+    tiny_llava,
+)
 from transformers import Cache, DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.cache_utils import DynamicLayer
 
@@ -231,10 +242,20 @@ def test_an_error_while_attaching_leaves_nothing(monkeypatch: pytest.MonkeyPatch
 
 def test_an_attached_model_is_not_copied() -> None:
     model = tiny_llava()
-    refused = pytest.raises(RuntimeError, match="leave the context before copying")
-    with lk.attach(model, CONFIG), refused:
-        copy.deepcopy(model)
-    copy.deepcopy(model)
+    said = r"keep its hooks for good: leave the context, or call .*detach\(model\), before copying"
+    with lk.attach(model, CONFIG):
+        for part in (model, model.model, model.get_decoder(), [model], {"model": model}):
+            for copying in (copy.deepcopy, pickle.dumps, saved):
+                with pytest.raises(RuntimeError, match=said):
+                    copying(part)
+        saved(model.state_dict())
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert footprint(copied) == footprint(copy.deepcopy(model))
+    saved(model)
+
+
+def saved(value: Any) -> None:
+    torch.save(value, io.BytesIO())
 
 
 def test_a_family_has_one_adapter(adapters: dict[str, Any]) -> None:
@@ -371,7 +392,12 @@ def test_attention_past_the_interface() -> None:
     [
         ("matcher", lambda x, partition: None, TypeError, "expected a Matching"),
         ("guidance", lambda block: torch.ones(1, 3), ValueError, r"returned shape \[1, 3\]"),
-        ("message", lambda x_i, x_j, w: x_j[:, :5], ValueError, r"\[edge, channel\] per edge"),
+        (
+            "message",
+            lambda x_i, x_j, w: w[:, None] * x_j[:, :5],
+            ValueError,
+            r"\[edge, channel\] per edge",
+        ),
     ],
 )
 def test_callables_that_break_their_contract(

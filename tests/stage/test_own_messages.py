@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import GraphConv, MessagePassing, SimpleConv
 
 from lightkv_gnn.stage.compressor import MATCHERS, Compressed, TokenCompressor
-from lightkv_gnn.stage.messages import guided_mean
+from lightkv_gnn.stage.messages import MESSAGES, guided_mean
 from lightkv_graphs import Matching, WindowPartition, message_edges, plan_stage
 from lightkv_graphs.greedy import Greedy
 from lightkv_graphs.matching import Nearest
@@ -123,7 +123,7 @@ def test_a_convolution_gets_float32_for_half_precision() -> None:
     [
         (lambda x_i, x_j, weight: weight[:, None], r"\[8, 1\]"),
         (lambda x_i, x_j, weight: weight, r"\[8\]"),
-        (lambda x_i, x_j, weight: torch.cat([x_i, x_j], 1), r"\[8, 12\]"),
+        (lambda x_i, x_j, weight: torch.cat([x_i, weight[:, None] * x_j], 1), r"\[8, 12\]"),
         (GraphConv(6, 1).double(), r"\[8, 1\]"),
     ],
     ids=["one channel", "no channels", "more channels", "convolution"],
@@ -133,6 +133,75 @@ def test_messages_of_the_wrong_shape(message: object, shape: str) -> None:
     x, guidance = features(layout)
     with pytest.raises(ValueError, match=rf"summed to shape {shape}: expected .* = \[8, 6\]"):
         compress(x, layout, guidance, message=message)
+
+
+@pytest.mark.parametrize(
+    ("message", "shape"),
+    [
+        (lambda x_i, x_j, weight: weight.sum(), r"\[\]"),
+        (lambda x_i, x_j, weight: (weight[:, None] * x_j)[:-1], r"\[15, 6\]"),
+        (lambda x_i, x_j, weight: x_j.mean(0) * weight.mean(), r"\[6\]"),
+        (lambda x_i, x_j, weight: (weight[:, None] * x_j)[None], r"\[1, 16, 6\]"),
+    ],
+    ids=["scalar", "too few rows", "one for all", "a row for all"],
+)
+def test_messages_without_a_row_per_edge(message: object, shape: str) -> None:
+    layout = make_layout([[(4, 4)]])
+    x, guidance = features(layout)
+    expected = rf"message returned shape {shape}: expected one row per edge, .* = \[16, 6\]"
+    with pytest.raises(ValueError, match=expected):
+        compress(x, layout, guidance, message=message)
+
+
+class Forgetful(nn.Module):
+    """A module that does not look at the weight."""
+
+    def forward(self, x_i: Tensor, x_j: Tensor, weight: Tensor) -> Tensor:
+        return x_j
+
+
+@pytest.mark.parametrize(
+    "message",
+    [lambda x_i, x_j, weight: x_j, Forgetful(), Forgetful().forward],
+    ids=["function", "module", "method"],
+)
+def test_a_message_that_forgets_the_weight_gets_a_hint(message: object) -> None:
+    with pytest.warns(UserWarning, match=r"does not look at its weight.*multiply by weight"):
+        TokenCompressor(message)  # type: ignore[arg-type]
+
+
+class Called:
+    """Nothing is known of its code."""
+
+    def __call__(self, *ends: Tensor) -> Tensor:
+        return ends[1]
+
+
+def test_messages_that_look_at_the_weight_get_none(recwarn: pytest.WarningsRecorder) -> None:
+    def inside(x_i: Tensor, x_j: Tensor, weight: Tensor) -> Tensor:
+        return torch.stack([x * w for x, w in zip(x_j, weight, strict=True)])
+
+    def nested(x_i: Tensor, x_j: Tensor, weight: Tensor) -> Tensor:
+        def scaled() -> Tensor:
+            return weight[:, None] * x_j
+
+        return scaled()
+
+    def on_purpose(x_i: Tensor, x_j: Tensor, _weight: Tensor) -> Tensor:
+        return x_j
+
+    for message in (
+        on_purpose,
+        toward,
+        Gate(),
+        Gate().forward,
+        inside,
+        nested,
+        Called(),
+        *MESSAGES.values(),
+    ):
+        TokenCompressor(message)
+    assert not recwarn.list
 
 
 def test_a_matcher_of_ones_own(scatter: str) -> None:

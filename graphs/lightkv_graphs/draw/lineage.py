@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from textwrap import fill
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -87,7 +87,7 @@ def draw_lineage(
     return figure
 
 
-def _places(stages: int, heard: Sequence[int]) -> list[list[str]]:
+def _places(stages: int, heard: Sequence[int]) -> list[Any]:
     """Names of what is drawn: all of one stage in a row, of several the picture aside."""
     left = [f"left {number}" for number in range(stages)]
     if not heard:
