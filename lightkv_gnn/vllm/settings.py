@@ -1,0 +1,125 @@
+"""How pictures are compressed in vLLM: one frozen object, part of every hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from functools import lru_cache
+from numbers import Real
+from typing import Any
+
+from lightkv_gnn import __version__
+from lightkv_gnn.choices import check_retention
+
+MATCHERS = ("coverage_matching", "cosine_matching", "random_matching", "stride_matching")
+MESSAGES = ("mass_mean", "mean", "destination_only")
+LEAST, MOST_WINDOWS = 0.01, 64
+"""The least retention of a matcher of any ratio, and the most windows per side."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much of each picture is kept, and how.
+
+    Every picture gives up the same share of its tokens, in one step after the encoder's projector
+    and before the first layer of the decoder.  No prompt guides it: what is kept of a picture is
+    the same for every question about it.
+
+    Attributes:
+        retention: Share of a picture's tokens that the decoder gets; 0.01 to 1, and 0.5 or more
+            with matchers that merge every other token at most.
+        windows: Windows per side that a picture is cut into, no merge crosses them; 1 to 64.
+        matcher: Who stays: "coverage_matching", "cosine_matching", "random_matching" or
+            "stride_matching".
+        message: What a survivor becomes: "mass_mean" or "mean", one and the same in a single step,
+            or "destination_only", itself.
+    """
+
+    retention: float
+    windows: int = 2
+    matcher: str = "coverage_matching"
+    message: str = "mass_mean"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.retention, Real) or isinstance(self.retention, bool):
+            raise TypeError(f"retention is {self.retention!r}: expected a number")
+        check_retention(self.retention)
+        if not isinstance(self.windows, int) or isinstance(self.windows, bool):
+            raise TypeError(f"windows is {self.windows!r}: expected an integer")
+        if not 1 <= self.windows <= MOST_WINDOWS:
+            raise ValueError(f"windows is {self.windows}: expected 1 to {MOST_WINDOWS} per side")
+        for name, known in (("matcher", MATCHERS), ("message", MESSAGES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}: expected one of {known}")
+        least = LEAST if self.matcher == "coverage_matching" else 0.5
+        if self.retention < least:
+            raise ValueError(
+                f"retention is {self.retention}: with {self.matcher} expected {least} or more"
+            )
+
+    @property
+    def ratio(self) -> float:
+        """Share of the tokens that is merged away."""
+        return 1 - self.retention
+
+    @property
+    def digest(self) -> str:
+        """Hash of the settings, and of the library's version."""
+        return _digest(self)
+
+    def sign(self, found: str) -> str:
+        """A hash of a picture's hash, and of the settings that its tokens depend on as well."""
+        return hashlib.sha256(f"{found}\n{self.digest}".encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, such as ``hf_overrides={"lightkv": ...}`` takes."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: object) -> Settings:
+        """The reverse of :meth:`to_dict`; fields that are missing take their defaults.
+
+        Raises:
+            ValueError: No mapping, no retention, an unknown field, or a value out of range.
+            TypeError: A value of the wrong type.
+        """
+        known = sorted(cls.__dataclass_fields__)
+        if not isinstance(values, Mapping):
+            raise ValueError(
+                f"lightkv is {values!r}: expected an object with some of {known}, such as "
+                '{"retention": 0.25}'
+            )
+        for name in values:
+            if name not in known:
+                near = get_close_matches(str(name), known, n=1)
+                meant = f" (did you mean {near[0]}?)" if near else ""
+                raise ValueError(f"lightkv has {name!r}{meant}: expected some of {known}")
+        if "retention" not in values:
+            raise ValueError('lightkv has no retention: expected one, such as {"retention": 0.25}')
+        return cls(**values)
+
+    @classmethod
+    def of_config(cls, config: Any) -> Settings:
+        """Settings of a model's configuration, where ``--hf-overrides`` has put them.
+
+        Raises:
+            ValueError: There are none, or as in :meth:`from_dict`.
+            TypeError: As in :meth:`from_dict`.
+        """
+        values = getattr(config, "lightkv", None)
+        if values is None:
+            raise ValueError(
+                "a compressed architecture was asked for without settings: expected --hf-overrides "
+                'with "lightkv": {"retention": 0.25} or the like; without compression, leave out '
+                '"architectures"'
+            )
+        return cls.from_dict(values)
+
+
+@lru_cache
+def _digest(settings: Settings) -> str:
+    text = json.dumps({"lightkv-gnn": __version__, **settings.to_dict()}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,55 @@
+"""Which vLLM this was made for, and whether the one at hand is it."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+OLDEST, BELOW = (0, 32), (0, 34)
+"""Versions that it is meant for, (major, minor); its tests run with 0.32."""
+
+
+class UnsupportedEngineError(RuntimeError):
+    """The installed vLLM is not one that compression was made for."""
+
+
+def check_engine() -> None:
+    """Raises UnsupportedEngineError unless vLLM has the version and the seams that are relied on.
+
+    None of vLLM's models are imported; each family checks its own, when vLLM imports it.
+    """
+    import vllm
+    from vllm import ModelRegistry
+    from vllm.multimodal.processing import BaseMultiModalProcessor
+
+    check_version(vllm.__version__)
+    check_call(ModelRegistry.register_model, ("model_arch", "model_cls"))
+    check_call(BaseMultiModalProcessor._get_mm_hashes, ("self", "inputs"))
+
+
+def check_version(version: str) -> None:
+    """Raises UnsupportedEngineError for a version outside of :data:`OLDEST` to :data:`BELOW`."""
+    found = re.match(r"(\d+)\.(\d+)", version)
+    if found is None or not OLDEST <= (int(found[1]), int(found[2])) < BELOW:
+        raise UnsupportedEngineError(
+            f"vLLM is {version}: expected >={_dotted(OLDEST)},<{_dotted(BELOW)}, of which "
+            "lightkv_gnn.vllm overrides methods; install such a vLLM, or a lightkv-gnn that knows "
+            "yours"
+        )
+
+
+def check_call(function: Callable[..., Any], parameters: Sequence[str]) -> None:
+    """Raises UnsupportedEngineError unless a method of vLLM has these parameters, by name."""
+    found = tuple(inspect.signature(function).parameters)
+    if found != tuple(parameters):
+        name = f"{function.__module__}.{function.__qualname__}"
+        raise UnsupportedEngineError(
+            f"vLLM's {name} takes {list(found)}: expected {list(parameters)}, as in "
+            f"{_dotted(OLDEST)}; install a vLLM >={_dotted(OLDEST)},<{_dotted(BELOW)}"
+        )
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))

@@ -1,0 +1,54 @@
+"""As many tokens as planned, without an engine."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import lightkv_gnn as lk
+from lightkv_gnn.vllm.merging import PictureMerger
+from lightkv_gnn.vllm.plan import plan_picture
+from lightkv_gnn.vllm.settings import Settings
+
+SIDES = st.integers(4, 9)
+
+
+@given(
+    st.lists(st.tuples(SIDES, SIDES, st.integers(0, 2), st.integers(0, 1)), min_size=1, max_size=3),
+    st.sampled_from([0.02, 0.25, 0.5, 0.8, 1]),
+    st.integers(1, 4),
+)
+def test_produced_as_planned(tiles: list[tuple[int, ...]], retention: float, windows: int) -> None:
+    settings = Settings(retention, windows)
+    whole = sum(lk.graphs.Tile(*tile).tokens for tile in tiles)
+    free = sum(rows * cols for rows, cols, *_ in tiles)
+    planned = plan_picture(settings, *tiles)
+    merged = PictureMerger(settings)(torch.randn(whole, 3), *tiles)
+    assert len(merged) == planned.kept
+    # Each window keeps its share, rounded up.
+    kept = planned.kept - (whole - free)
+    assert retention * free <= kept + 1e-6 < retention * free + len(tiles) * windows**2
+
+
+def test_a_whole_picture_is_left_alone() -> None:
+    features = torch.randn(16, 3)
+    assert PictureMerger(Settings(1))(features, (4, 4)) is features
+
+
+def test_too_small_for_the_windows() -> None:
+    with pytest.raises(ValueError, match="1x9 tokens, too few for 2x2 windows"):
+        plan_picture(Settings(0.5), (1, 9))
+
+
+def test_features_of_another_picture() -> None:
+    with pytest.raises(ValueError, match=r"expected .token, channel. with 36 tokens"):
+        PictureMerger(Settings(0.5))(torch.randn(25, 3), (6, 6))
+
+
+def test_pictures_do_not_depend_on_each_other() -> None:
+    features = torch.randn(2, 36, 5)
+    merger = PictureMerger(Settings(0.25))
+    for one in features:
+        assert torch.equal(merger(one, (6, 6)), PictureMerger(Settings(0.25))(one, (6, 6)))

@@ -1,0 +1,76 @@
+"""Which vLLM is taken, and what is imported to find out."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from lightkv_gnn.vllm import ARCHITECTURES
+from lightkv_gnn.vllm.versions import UnsupportedEngineError, check_call, check_version
+
+# Stands for vLLM: what registering reads of it.
+STAND_IN = """
+import sys, types
+registered = {{}}
+def module(name, **values):
+    sys.modules[name] = made = types.ModuleType(name)
+    vars(made).update(values)
+class ModelRegistry:
+    @staticmethod
+    def register_model(model_arch, model_cls):
+        registered[model_arch] = model_cls
+class BaseMultiModalProcessor:
+    def _get_mm_hashes(self, {argument}): ...
+module("vllm", __version__="{version}", ModelRegistry=ModelRegistry)
+module("vllm.multimodal")
+module("vllm.multimodal.processing", BaseMultiModalProcessor=BaseMultiModalProcessor)
+from lightkv_gnn.vllm import register
+register()
+print(registered)
+assert "torch_geometric" not in sys.modules and "transformers" not in sys.modules
+assert "torch" not in sys.modules and not [name for name in sys.modules if "numba" in name]
+"""
+
+
+def registered(version: str, argument: str = "inputs") -> tuple[dict[str, str], str]:
+    code = STAND_IN.format(version=version, argument=argument)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return eval(done.stdout), done.stderr
+
+
+def test_registering_imports_little() -> None:
+    found, said = registered("0.32.0+cpu")
+    assert found == {name: f"{module}:{name}" for name, module in ARCHITECTURES.values()}
+    assert said == ""
+
+
+@pytest.mark.parametrize(
+    ("version", "argument", "says"),
+    [("0.34.1", "inputs", "vLLM is 0.34.1"), ("0.33.0", "items", "takes ['self', 'items']")],
+)
+def test_another_engine_is_refused_and_runs_nothing(version: str, argument: str, says: str) -> None:
+    found, said = registered(version, argument)
+    assert set(found.values()) == {"lightkv_gnn.vllm.refusing:Refused"}
+    assert says in said
+
+
+@pytest.mark.parametrize("version", ["0.31.9", "0.34.0", "1.0", "dev"])
+def test_versions_that_are_not_known(version: str) -> None:
+    with pytest.raises(UnsupportedEngineError, match=r"expected >=0\.32,<0.34"):
+        check_version(version)
+
+
+@pytest.mark.parametrize("version", ["0.32.0", "0.32.0+cpu", "0.33.1.dev3"])
+def test_versions_that_are(version: str) -> None:
+    check_version(version)
+
+
+def test_signatures() -> None:
+    def one(self: Any, inputs: Any) -> None: ...
+
+    check_call(one, ("self", "inputs"))
+    with pytest.raises(UnsupportedEngineError, match=r"expected .'self', 'items'."):
+        check_call(one, ("self", "items"))
