@@ -7,8 +7,8 @@
 Families: ``llava`` (a square, or Pixtral's grid), ``llava_next`` (tiles as one grid), ``qwen_vl``
 (the picture's own grid), ``sized`` (the same, from sizes), ``square`` (every tile the same square),
 ``patches`` (the same, encoded one by one), ``views`` (the whole, and crops of another size) and
-``queries`` (tokens without a place).  ``unserved`` says why others have none, and ``generic`` is
-what looks for everything itself.
+``queries`` (tokens without a place); ``served`` has words for all.  ``unserved`` says why others
+have none, and ``generic`` is what looks for everything itself.
 """
 
 from lightkv_gnn.adapters import llava, llava_next, patches, queries, qwen_vl, sized, square, views

@@ -12,6 +12,9 @@ from lightkv_gnn.errors import UnsupportedModelError
 PAGE, HOW_TO = "docs/families.md", "docs/how-to/adapter.md"
 """The table of families, and how to write an adapter."""
 
+UNTRIED = "untried"
+"""The kind of types that nothing is known to stand against."""
+
 EXAMPLE = """\
     @lightkv_gnn.register_adapter({model_type!r})
     class MyAdapter(lightkv_gnn.Adapter):
@@ -30,13 +33,11 @@ def no_adapter(name: str, config: Any, *, example: bool = True) -> UnsupportedMo
     """
     model_type = config.model_type
     start = f"no adapter for {name} with model type {model_type!r}"
-    reason = why_never(config)
+    reason = why_not(config)
     if reason is not None:
-        return UnsupportedModelError(f"{start}, and none is possible: {reason}; see {PAGE}")
-    known = UNSERVED.get(model_type)
-    why = f": {known.why}" if known else ""
+        return UnsupportedModelError(f"{start}, and one alone could not serve it: {reason}; {PAGE}")
     text = (
-        f'{start}{why}. {PAGE} lists the families that have one; adapter="auto" (--adapter auto) '
+        f'{start}. {PAGE} lists the families that have one; adapter="auto" (--adapter auto) '
         "finds vision tokens and their grids in the model itself, or says what is missing; "
         f"{HOW_TO} shows how to write one"
     )
@@ -44,16 +45,16 @@ def no_adapter(name: str, config: Any, *, example: bool = True) -> UnsupportedMo
     return UnsupportedModelError(text + (shown if example else ""))
 
 
-def why_never(config: Any) -> str | None:
-    """Why models of a configuration cannot be served at all, whatever the adapter; or None."""
+def why_not(config: Any) -> str | None:
+    """Why models of a configuration are not served, whatever the adapter; None if one might do."""
     known = UNSERVED.get(config.model_type) or _by_structure(config)
-    if known is None or known.target:
+    if known is None or known.kind == UNTRIED:
         return None
     return f"{known.kind}: {known.why} ({KINDS[known.kind]})"
 
 
 def _by_structure(config: Any) -> Unserved | None:
-    """What a configuration of a type that nobody has looked at tells of its kind."""
+    """What the configuration of a type that nobody has looked at tells of its kind."""
     if getattr(config, "is_encoder_decoder", False):
         return Unserved("encoder–decoder", "is_encoder_decoder is set in its configuration")
     text = config.get_text_config()

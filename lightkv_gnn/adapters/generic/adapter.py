@@ -13,7 +13,7 @@ from lightkv_gnn.adapters.encoded import Encoded
 from lightkv_gnn.adapters.generic import squares, told
 from lightkv_gnn.adapters.generic.decoders import check_layers, decoder_of, last_features
 from lightkv_gnn.adapters.notices import say_once
-from lightkv_gnn.adapters.refusals import HOW_TO, why_never
+from lightkv_gnn.adapters.refusals import HOW_TO, why_not
 from lightkv_gnn.errors import UnsupportedModelError
 from lightkv_graphs import Grid, Tile
 
@@ -38,8 +38,8 @@ class GenericAdapter(Adapter):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
         config = model.config
-        if reason := why_never(config):
-            raise self._refused(f"none is possible: {reason}")
+        if reason := why_not(config):
+            raise self._refused(f"no adapter alone could: {reason}")
         if name := squares.unplaced(config):
             raise self._refused(
                 f"its configuration has {name}, so its vision tokens are queries, which have no "
