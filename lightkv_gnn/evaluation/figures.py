@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from lightkv_gnn.baselines import METHODS
-from lightkv_gnn.baselines.merging import GUIDED
+from lightkv_gnn.baselines.merging import COVERAGE, GUIDED, MEAN, OURS, VISION_TO_TEXT
 from lightkv_gnn.evaluation.pooling import BASELINE, Pooled
 
 if TYPE_CHECKING:
@@ -30,6 +30,25 @@ DASHES = ("-", "--", ":")
 
 OWN = {"color": "black", "marker": "o", "linestyle": "-", "linewidth": 2.4, "zorder": 4}
 """Of the library's own method, which every figure is about."""
+
+REST: dict[str, Any] = {
+    "color": "0.75",
+    "marker": ".",
+    "linestyle": "-",
+    "linewidth": 0.8,
+    "zorder": 1,
+}
+"""Of methods that a figure does not name."""
+
+NAMED = 7
+"""Methods that a figure names, at most."""
+
+FIRST = (
+    *(method.name for method in (OURS, VISION_TO_TEXT, GUIDED, COVERAGE, MEAN)),
+    "divprune_like",
+    "fastv",
+)
+"""Those that are named before others."""
 
 COLUMNS = 3
 """Panels beside each other."""
@@ -89,7 +108,7 @@ def depth_title(depth: int) -> str:
 
 LINE = "The dashed line is no compression, the grey band its interval."
 BARS = "Bars are 95 % intervals."
-APART = "Points that share a place are set apart a little sideways."
+APART = "Points that share a place are set apart a little sideways; the table names the grey ones."
 
 PLOTS = (
     Plot(
@@ -134,7 +153,7 @@ PLOTS = (
         depth_title,
         "Accuracy less that without compression, against the information that the stages lost "
         f"(relative error of the vision tokens' hidden states), a panel per depth. {BARS} "
-        "The dashed line is no difference.",
+        "The dashed line is no difference; the table names the grey points.",
         percent=False,
         against="difference",
     ),
@@ -146,7 +165,7 @@ def styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
     names = set(methods) - {BASELINE}
     order = [*METHODS, *sorted(names - set(METHODS))]
     return {
-        method: OWN if method == GUIDED.name else _style(number)
+        method: OWN if method == OURS.name else _style(number)
         for number, method in enumerate(order)
         if method in names
     }
@@ -188,7 +207,12 @@ def draw(plot: Plot, entries: Sequence[Pooled], look: dict[str, dict[str, Any]])
     rows = math.ceil(len(panels) / columns)
     canvas = Figure(figsize=(INCHES, 3.1 * rows + 1.2), layout="constrained")
     axes = canvas.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    shown = {m: style for m, style in look.items() if any(e.first.method == m for e in drawn)}
+    named = _named(drawn)
+    shown = {
+        method: style if method in named else REST
+        for method, style in look.items()
+        if any(entry.first.method == method for entry in drawn)
+    }
     span = max(places[-1] - places[0], NARROWEST if plot.percent else 0) or NARROWEST
     width = 0 if plot.against == "difference" else SPREAD * span
     for panel, ax in zip(panels, axes.flat, strict=False):
@@ -216,6 +240,15 @@ def draw(plot: Plot, entries: Sequence[Pooled], look: dict[str, dict[str, Any]])
     canvas.supylabel(what, fontsize=10)
     _legend(canvas, shown)
     return canvas
+
+
+def _named(entries: Sequence[Pooled]) -> list[str]:
+    """Of many methods, those to name: the first of all, then those with most right answers."""
+    right: dict[str, list[float]] = {}
+    for entry in entries:
+        right.setdefault(entry.first.method, []).append(entry.accuracy)
+    best = sorted(right, key=lambda method: -sum(right[method]) / len(right[method]))
+    return sorted(best, key=lambda method: method not in FIRST)[:NAMED]
 
 
 def _joined(plot: Plot, entries: Sequence[Pooled]) -> Plot:
@@ -262,8 +295,12 @@ def _line(
 def _legend(canvas: Figure, look: dict[str, dict[str, Any]]) -> None:
     from matplotlib.lines import Line2D
 
-    names = [shorten(method, LONGEST).replace("$", r"\$") for method in look]
-    handles = [Line2D([], [], markersize=6, **style) for style in look.values()]
+    named = {method: style for method, style in look.items() if style is not REST}
+    names = [shorten(method, LONGEST).replace("$", r"\$") for method in named]
+    handles = [Line2D([], [], markersize=6, **style) for style in named.values()]
+    if others := len(look) - len(named):
+        names.append(f"{others} others")
+        handles.append(Line2D([], [], markersize=6, **REST))
     longest = max(map(len, names))
     columns = max(1, min(5, int(100 / (longest + 8))))
     canvas.legend(handles, names, loc="outside upper center", ncols=columns, fontsize=9)

@@ -198,15 +198,17 @@ def test_figures_show_the_rows():
         "first compressed after layer 2",
     ]
     for depth, ax in ((0, shallow), (2, deep)):
-        drawn = {box.lines[0].get_color(): box.lines[0].get_xydata() for box in ax.containers}
-        bars = {box.lines[0].get_color(): box.lines[2][0].get_segments() for box in ax.containers}
+        boxes = {(box[0].get_color(), box[0].get_marker()): box.lines for box in ax.containers}
+        drawn = {its: lines[0].get_xydata() for its, lines in boxes.items()}
+        bars = {its: lines[2][0].get_segments() for its, lines in boxes.items()}
         assert len(drawn) == len(bars) == 3
         for method, style in look.items():
             mine = [e for e in entries if (e.first.method, e.first.depth) == (method, depth)]
             mine.sort(key=lambda entry: entry.mean("held"))
             points = np.array([(entry.mean("held"), entry.accuracy) for entry in mine])
-            assert drawn[style["color"]] == pytest.approx(points, abs=0.01)
-            ends = np.array(bars[style["color"]])[:, :, 1]
+            its = style["color"], style["marker"]
+            assert drawn[its] == pytest.approx(points, abs=0.01)
+            ends = np.array(bars[its])[:, :, 1]
             assert ends == pytest.approx(np.array([entry.interval for entry in mine]))
     (legend,) = canvas.legends
     assert [text.get_text() for text in legend.get_texts()] == ["guided", "mean", "random"]
@@ -238,15 +240,32 @@ def test_depths_with_budgets_of_their_own_are_one_line():
 
 
 def test_a_method_looks_the_same_everywhere_and_unlike_others():
-    names = ["guided", *(f"method {number}" for number in range(60))]
+    names = ["ours", *(f"method {number}" for number in range(60))]
     look = figures.styles([*names, "none"])
     pairs = {(style["color"], style["marker"]) for style in look.values()}
     assert len(pairs) == len(look) == 61
-    assert max(look, key=lambda method: look[method]["linewidth"]) == "guided"
+    assert max(look, key=lambda method: look[method]["linewidth"]) == "ours"
     assert figures.styles(names[::-1]) == look
     library = figures.styles(["mean", "fastv", "none"])
     assert figures.styles(["fastv", *names])["fastv"] == library["fastv"]
     assert library["fastv"] != library["mean"]
+
+
+def test_of_many_methods_few_are_named():
+    right = {
+        "fastv": 0.1,
+        "guided": 0.2,
+        **{f"m{number}": 0.3 + number / 20 for number in range(9)},
+    }
+    rows = [make_row(name, share) for name, share in right.items()]
+    entries = pool(rows)
+    canvas = figures.draw(figures.PLOTS[0], entries, figures.styles(list(right)))
+    (legend,) = canvas.legends
+    named = [text.get_text() for text in legend.get_texts()]
+    assert named == ["guided", "fastv", "m4", "m5", "m6", "m7", "m8", "4 others"]
+    colours = [box.lines[0].get_color() for box in canvas.axes[0].containers]
+    assert colours.count("0.75") == 4
+    assert len(colours) == len(right)
 
 
 def test_without_matplotlib_the_page_says_how_to_get_it(tmp_path, monkeypatch):
