@@ -208,3 +208,24 @@ def test_a_video_without_an_encoder_of_its_own_stays_whole() -> None:
     with lk.attach(model, CONFIG):
         out = model(**inputs)
     assert torch.equal(out.logits, plain.logits)
+
+
+@torch.no_grad()
+def test_a_frame_begins_with_its_class_token() -> None:
+    if "video_llava" not in MORE:
+        pytest.skip("transformers has no Video-LLaVA")
+    model = model_of("video_llava")
+    for name, weight in model.model.video_tower.named_parameters():
+        if ".out_proj." in name:
+            weight.zero_()
+    adapter, pixels = lk.adapter_for(model), film("video_llava", model)["pixel_values_videos"]
+    before = model.model.get_video_features(pixels).pooler_output
+    lengths = tuple(map(len, before))
+    tiles = adapter.tiles(lk.Encoded("video", {}, lengths))
+    changed = pixels.clone()
+    changed[0, 1, :, 9, 2] += 3  # of the second frame, row 2 and column 0 of patches
+    moved = (model.model.get_video_features(changed).pooler_output != before).any(-1).nonzero()
+    ((tile,),) = {tuple(own) for own in tiles}
+    assert moved.tolist() == [[1, tile.before + 2 * tile.cols]]
+    seen = adapter.seen(lk.Encoded("video", {}, lengths), changed)
+    assert torch.equal(seen[1][0], changed[0, 1])
