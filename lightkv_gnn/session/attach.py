@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from types import TracebackType
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -41,6 +42,7 @@ def attach(
     *,
     adapter: AdapterChoice = None,
     compressor: TokenCompressor | None = None,
+    processor: Any = None,
 ) -> Handle:
     """Makes a model compress its vision tokens during prefill.
 
@@ -66,9 +68,11 @@ def attach(
             say why it cannot; see :func:`adapter_for`.
         compressor: Runs the stages in place of ``TokenCompressor(config.message, config.matcher,
             config.scatter)``: one of a class of your own, to change or to watch what it does.
+        processor: The model's, or its tokenizer: traces then carry the prompts' text.
 
     Raises:
-        TypeError: ``config``, ``model``, ``adapter`` or ``compressor`` is something else.
+        TypeError: ``config``, ``model``, ``adapter``, ``compressor`` or ``processor`` is something
+            else.
         UnsupportedModelError: No adapter for this family, or not for this variant of it.
         ScheduleError: Layers or windows that the model does not have.
         UnsupportedInputError: An attention backend or a kind of rotary positions that is not
@@ -84,6 +88,9 @@ def attach(
         compressor = TokenCompressor(config.message, config.matcher, config.scatter)
     elif not isinstance(compressor, TokenCompressor):
         raise TypeError(f"compressor is {compressor!r}: expected a TokenCompressor")
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if tokenizer is not None and not callable(getattr(tokenizer, "decode", None)):
+        raise TypeError(f"processor is {processor!r}: expected the model's processor or tokenizer")
     model = uncompiled(model)
     if isinstance(getattr(model, "module", None), PreTrainedModel):
         raise TypeError(
@@ -109,7 +116,7 @@ def attach(
         for device in layer_devices(chosen):
             compressor.scatter.check_device(device)
         compressor.ranks = ranks_of(chosen)
-        return Handle(chosen, config, compressor)
+        return Handle(chosen, config, compressor, tokenizer)
 
 
 def detach(model: PreTrainedModel) -> None:
@@ -134,12 +141,16 @@ class Handle(Results):
     """
 
     def __init__(
-        self, adapter: Adapter, config: LightKVConfig, compressor: TokenCompressor
+        self,
+        adapter: Adapter,
+        config: LightKVConfig,
+        compressor: TokenCompressor,
+        tokenizer: Any = None,
     ) -> None:
         self.config = config
         self._adapter = adapter
         self._compressor = compressor
-        super().__init__("no prefill with pictures has run in this context")
+        super().__init__("no prefill with pictures has run in this context", tokenizer)
         self._hooks = Hooks(adapter, config, compressor, self._remember)
         self._installed: ExitStack | None = self._install()
 
@@ -180,7 +191,7 @@ class Handle(Results):
 
         An asynchronous task counts as a thread, with the threads that it awaits.
         """
-        watch, before = Watch(), _watches.get()
+        watch, before = Watch(self._tokenizer), _watches.get()
         _watches.set((*before, (self, watch)))
         try:
             yield watch

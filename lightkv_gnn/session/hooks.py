@@ -219,7 +219,7 @@ class Hooks:
             vision, real, past = tokens.mask, tokens.real, request.past
             padded = padding_before(request.mask, real, past) if self._numbered else None
             parts = self._config, self._compressor, layout, vision, real, past, padded
-            prefill = Prefill(*parts, self._prompt(request, vision))
+            prefill = Prefill(*parts, self._prompt(request, vision), request.ids)
             self._running.call = Call(self._adapter, prefill, self._form, self._names)
 
     def _before_layer(

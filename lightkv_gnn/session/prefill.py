@@ -33,6 +33,7 @@ class Prefill:
         padded: Padding of each sample before the call, `[batch, 2]` with zeros, where tokens are
             numbered by the entries before them; None where their own positions close up, or stay.
         prompt: Tokens whose text guides, `[batch, token]` bool, on the CPU; all if not given.
+        ids: Token ids, `[batch, token]`, for :attr:`prompt_ids` alone.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Prefill:
         past: int,
         padded: Tensor | None = None,
         prompt: Tensor | None = None,
+        ids: Tensor | None = None,
     ) -> None:
         self.config = config
         self.padded = padded
@@ -56,6 +58,7 @@ class Prefill:
         self.vision_counts = tuple((vision & real).sum(1).tolist())
         self.full_vision_counts = self.vision_counts
         self._host_text = real & ~vision if prompt is None else real & ~vision & prompt
+        self._ids = ids
         self.text_counts = tuple(self._host_text.sum(1).tolist())
         self.tail = _common_tail(vision, real)
         self._behind = _behind_pictures(vision & real, real)
@@ -256,6 +259,14 @@ class Prefill:
         guidance = None if guidance is None else guidance.detach()
         merges, counts = done.merges.detach(), self.vision_counts
         self.records.append(StageRecord(stage, merges, done.layout, guidance, found, counts))
+
+    @property
+    def prompt_ids(self) -> list[list[int]] | None:
+        """Token ids of the text of each sample that guided; None if the call had none."""
+        if self._ids is None:
+            return None
+        rows = zip(self._ids.cpu(), self._host_text, strict=True)
+        return [ids[guides].tolist() for ids, guides in rows]
 
     @property
     def trace(self) -> MergeTrace:

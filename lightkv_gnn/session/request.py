@@ -34,6 +34,7 @@ class PrefillRequest:
         encoded: The pictures encoded so far, by kind.
         labels: What the model is to learn, `[batch, token]`, or None.
         scored: Whether logits of all tokens are asked for.
+        ids: Token ids, `[batch, token]`; None where there are embeddings only.
     """
 
     masks: Mapping[str, Tensor]
@@ -43,6 +44,7 @@ class PrefillRequest:
     encoded: dict[str, Encoded]
     labels: Tensor | None = None
     scored: bool = False
+    ids: Tensor | None = None
 
     def add(self, encoded: Encoded) -> None:
         """The call is about these pictures, which the model has just encoded."""
@@ -110,7 +112,7 @@ def inspect_call(
         if kind in outputs
     }
     said = (None, False) if headed is None else (headed.labels, headed.scores_all)
-    return PrefillRequest(masks, real, past, asked.mask, encoded, *said)
+    return PrefillRequest(masks, real, past, asked.mask, encoded, *said, asked.ids)
 
 
 def begins_anew(asked: ModelCall) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from PIL.Image import Image
 from torch_geometric.data import HeteroData
@@ -20,11 +21,12 @@ class Results:
 
     Args:
         missing: Why there is none yet.
+        tokenizer: Makes text of the prompts that traces then carry.
     """
 
-    def __init__(self, missing: str) -> None:
+    def __init__(self, missing: str, tokenizer: Any = None) -> None:
         self._call: Call | None = None
-        self._missing = missing
+        self._missing, self._tokenizer = missing, tokenizer
 
     def _tell_of(self, call: Call | None) -> None:
         """From now on tells of this prefill; None for one without pictures."""
@@ -34,8 +36,16 @@ class Results:
 
     @property
     def trace(self) -> MergeTrace:
-        """Lineage of the vision tokens."""
-        return self._last().prefill.trace
+        """Lineage of the vision tokens; with the prompts, if ``attach`` was given a processor.
+
+        They are the text that guided, in the model's chat format.
+        """
+        prefill = self._last().prefill
+        trace, ids = prefill.trace, prefill.prompt_ids
+        if self._tokenizer is None or ids is None:
+            return trace
+        texts = [self._tokenizer.decode(one, skip_special_tokens=True).strip() for one in ids]
+        return trace.with_prompts(texts)
 
     @property
     def ledger(self) -> Ledger:
@@ -143,14 +153,14 @@ class Watch(Results):
         calls: What each prefill with pictures tells, in the order they ended in.
     """
 
-    def __init__(self) -> None:
-        super().__init__("no prefill with pictures has run in this block and thread")
+    def __init__(self, tokenizer: Any = None) -> None:
+        super().__init__("no prefill with pictures has run in this block and thread", tokenizer)
         self.calls: tuple[Results, ...] = ()
 
     def _tell_of(self, call: Call | None) -> None:
         """One more prefill; None for one without pictures."""
         super()._tell_of(call)
         if call is not None:
-            one = Results("")
+            one = Results("", self._tokenizer)
             one._tell_of(call)
             self.calls = (*self.calls, one)

@@ -92,6 +92,21 @@ def test_it_opens_and_may_ask_for_nothing(opened: Open) -> None:
     assert "violates" in opened.complaints.pop()
 
 
+def test_it_opens_on_the_patch_of_most_guidance(opened: Open) -> None:
+    """Of each image; without a prompt, on one that lives on with some others."""
+    trace = traced([[(ROWS, COLS)], [(4, 4)]], guided=True)
+    guidance = trace.stages[0].guidance
+    page = opened(View(trace))
+    heading = page.locator(".told h3").first
+    row, col = divmod(int(guidance[: ROWS * COLS].argmax()), COLS)
+    assert heading.inner_text() == f"Row {row}, column {col}"
+    page.locator("#images input").nth(1).check()
+    row, col = divmod(int(guidance[ROWS * COLS :].argmax()), 4)
+    assert heading.inner_text() == f"Row {row}, column {col}"
+    unheard = opened(View(traced([[(ROWS, COLS)]])))
+    assert unheard.locator(".told h3").first.inner_text().startswith("Row ")
+
+
 def test_the_slider_changes_what_is_drawn(opened: Open) -> None:
     page = opened(View(TRACE, PICTURE))
     page.locator("input[name=clusters]").check()

@@ -169,14 +169,16 @@ export function differing(traces, image, position) {
 
 const SOME = 9;
 
-/** A patch to tell of before any is pointed at: one that lives on with some others. */
+/** A patch to tell of before any is pointed at: the one the prompt cares for most, else one that lives on with some others. */
 export function example(trace, image) {
-  const { survivor, place, mass } = trace.at(trace.last);
+  const heard = trace.stages.findIndex(({ guidance }) => guidance);
+  const { survivor, place, mass } = trace.at(heard < 0 ? trace.last : heard);
+  const matters = heard < 0 ? (row) => -Math.abs(mass[row] - SOME) : (row) => trace.stages[heard].guidance[row];
   let best = null;
   for (const token of image.cells) {
     if (token < 0 || place[survivor[token]] !== token) continue;
-    const many = mass[survivor[token]];
-    if (best === null || Math.abs(many - SOME) < Math.abs(best.many - SOME)) best = { token, many };
+    const value = matters(survivor[token]);
+    if (best === null || value > best.value || Number.isNaN(best.value)) best = { token, value };
   }
   return best && best.token;
 }
