@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from families.geometry import ANYRES
 from families.inputs import PICTURES, batch
-from families.models import FAMILIES, IMAGE, VIDEO, tiny
+from families.models import FAMILIES, IMAGE, TEXT, TOWER, VIDEO, Recipe, tiny
 from families.more import FILMED, MORE, model_of
 from families.more_inputs import film, samples, together
 from marks import full
@@ -142,6 +143,51 @@ def test_answers_are_those_of_the_familys_own_adapter(family: str) -> None:
         assert torch.equal(model(**inputs).logits, expected)
         model.generate(**inputs, max_new_tokens=2, do_sample=False)
         assert handle.trace.layout.grids == grids
+
+
+DOCLING = Recipe(
+    "GraniteDocling",
+    "GraniteDoclingText",
+    "GraniteDoclingVision",
+    vision_options={
+        **TOWER,
+        "image_size": 32,
+        "patch_size": 4,
+        "scale_factor": 2,
+        "out_hidden_size": TEXT["hidden_size"],
+        "deepstack_visual_indexes": [0, 1],
+        "use_fine_route": False,
+    },
+    options={"tie_word_embeddings": False, "pad_token_id": 0},
+)
+
+
+@pytest.mark.skipif(not hasattr(transformers, "GraniteDoclingConfig"), reason="is too old for it")
+@torch.no_grad()
+def test_a_type_without_an_adapter() -> None:
+    """Granite Docling: three tiles, and features added to the first two layers."""
+    model = tiny("granite_docling", "eager", recipe=DOCLING)
+    ids = torch.tensor([[5, 6, *[7, *[IMAGE] * 16] * 3, 8, 9]])
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "pixel_values": torch.randn(1, 3, 3, 32, 32, generator=torch.Generator().manual_seed(0)),
+        "pixel_attention_mask": torch.ones(1, 3, dtype=torch.bool),
+    }
+    plain = model(**inputs).logits
+    config = lk.LightKVConfig([lk.Stage(1, 2, 0), lk.Stage(3, 2, 0.5)])
+    with pytest.raises(lk.ScheduleError, match="may run after layers 1, 2, 3, 4"):
+        lk.attach(model, lk.LightKVConfig([lk.Stage(0, 1)]), adapter=lk.GenericAdapter)
+    with (
+        left_untouched(model, inputs),
+        said("squares of 4x4 tokens, from image_size / patch_size / 2", "after layer 1"),
+        lk.attach(model, config, adapter=lk.GenericAdapter) as handle,
+    ):
+        assert not torch.equal(model(**inputs).logits, plain)
+        assert handle.trace.layout.grids == ((4, 4),) * 3
+    nothing = lk.LightKVConfig([lk.Stage(1, 2, 0), lk.Stage(3, 2, 0)])
+    with left_untouched(model, inputs), lk.attach(model, nothing, adapter=lk.GenericAdapter):
+        assert torch.equal(model(**inputs).logits, plain)
 
 
 # --- what is read ---------------------------------------------------------------------------------
