@@ -5,7 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from families.models import BREAK, LAYERS, MROPE, QWEN, QWEN_TOWER, SIGLIP, TOWER, WINDOW, Recipe
+from families.geometry import TileTruth
+from families.models import (
+    BREAK,
+    IMAGE,
+    LAYERS,
+    MROPE,
+    QWEN,
+    QWEN_TOWER,
+    SIGLIP,
+    TOWER,
+    WINDOW,
+    Recipe,
+)
 
 Size = tuple[int, ...]
 Grid = tuple[int, int]
@@ -36,6 +48,11 @@ class Kind:
     typed: str = ""
     pixels: str = "pixel_values"
     cut: bool = False
+
+    def tiles(self, picture: int) -> list[TileTruth]:
+        """The tiles of a picture, with the vision tokens beside their grids."""
+        *others, last = (TileTruth(*grid, *self.edges) for grid in self.grids[picture])
+        return [*others, replace(last, after=last.after + self.text[2].count(IMAGE))]
 
     @property
     def told(self) -> bool:

@@ -18,6 +18,7 @@ from families import loop_families
 from families.geometry import TileTruth
 from families.loop import FamilyLoop
 from families.loop_families import Traits
+from families.loop_own import own_layers
 from families.loop_stock import hidden_from_layers, stock_steps
 from families.models import IMAGE, LAYERS
 from families.more import FILMED, MORE, RECIPES, model_of
@@ -55,6 +56,14 @@ further = pytest.mark.parametrize(
     [name for name in MORE if name not in (*LIKE_OTHERS, *HEAVY)]
     + full(*(name for name in (*LIKE_OTHERS, *HEAVY) if name in MORE)),
 )
+
+
+MIXED = ("cohere2_vision", "molmo2", "hunyuan_vl")
+"""Layers side by side; tiles that see each other; tokens beside a grid."""
+
+
+def known(*families: str) -> list[str]:
+    return [family for family in families if family in MORE]
 
 
 @cache
@@ -173,6 +182,28 @@ def test_merged_equals_the_layer_loop(family: str, monkeypatch: pytest.MonkeyPat
         loop = FamilyLoop(model, family, stages_of(model, 0.5, 0.25))
         expected = loop.run(single, [TileTruth(*grid) for grid in grids])
         near(logits[sample, both["attention_mask"][sample].bool()], expected)
+
+
+@pytest.mark.parametrize(
+    "family",
+    known(*MIXED) + full(*(name for name in MORE if name not in (*MIXED, *LIKE_LLAMA))),
+)
+@torch.no_grad()
+def test_merged_equals_its_own_layers_called_one_by_one(family: str) -> None:
+    model, (_, single) = given(family)
+    kind = RECIPES[family][1]
+    tiles = [tile for picture in (1, 2) for tile in kind.tiles(picture)]
+    stages = stages_of(model, 0.5, 0.25)
+    vision = (single["input_ids"][0] == IMAGE).tolist()
+    expected = own_layers(model, single, vision, tiles, stages)
+    found: list[Any] = []
+    last = model.get_decoder().layers[-1]
+    hook = last.register_forward_hook(lambda *call: found.append(call[-1]))
+    with lk.attach(model, config_of(model, 0.5, 0.25)):
+        model(**single)
+    hook.remove()
+    near(found[0][0], expected, 2e-5)
+    assert len(expected) < len(vision)
 
 
 @further
