@@ -39,10 +39,10 @@ class LightKVConfig:
         guidance: "text_to_vision", "vision_to_text", "last_token", "none", or a callable; see
             :func:`lightkv_gnn.stage.guidance.prompt_guidance`.
         rotary: Whether guidance sees queries and keys with their rotary positions.
-        message: guided_mean, mean, mass_mean, destination_only, or their names; a callable
-            ``(x_i, x_j, weight)``, or a ``MessagePassing``.
-        matcher: coverage_matching, cosine_matching, random_matching, stride_matching,
-            resisting_matching, protecting_matching, or their names; or a callable.
+        message: "guided_mean", "mean", "mass_mean", "destination_only", or what they name; a
+            callable ``(x_i, x_j, weight)``, or a ``MessagePassing``.
+        matcher: "coverage", "cosine", "random", "stride", "resisting", "protecting", or what they
+            name, ``coverage_matching`` and so on; or a callable.
         positions: "preserve": a survivor keeps its own position; "reindex": positions close up;
             with M-RoPE, entries of a compressed layer are numbered, three coordinates alike.
         attention: "plain": a survivor counts once, as in the paper; "mass": in every later layer

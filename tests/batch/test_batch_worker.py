@@ -26,9 +26,11 @@ from lightkv_gnn.asking import answers  # noqa: E402
 from lightkv_gnn.batch import (  # noqa: E402
     Asked,
     Outcome,
+    Settings,
     Worker,
     read_items,
 )
+from lightkv_gnn.batch.pictures import FilePictures  # noqa: E402
 from lightkv_gnn.commands.cli import main  # noqa: E402
 from lightkv_gnn.sources import read_picture  # noqa: E402
 
@@ -279,3 +281,13 @@ def test_a_killed_run_is_gone_on_with(photos, tmp_path, capsys):
     assert told["done_before"] + told["answered"] == 7
     assert {name: (out / name).read_bytes() for name in kept} == kept
     assert sorted(pq.read_table(out)["id"].to_pylist()) == [str(row) for row in range(7)]
+
+
+def test_parts_of_a_worker_have_names(tmp_path):
+    stages = (lk.Stage(0, 1, 0.5),)
+    given = Settings("tiny", stages=stages, message="mean", matcher="cosine", guidance="none")
+    with Worker.opened(given, FilePictures(tmp_path)) as worker:
+        config = worker._handle.config
+    parts = {"message": lk.mean, "matcher": "cosine_matching", "guidance": "none"}
+    assert config == lk.LightKVConfig(stages, attention="mass", **parts)
+    assert {"message": "mean", "matcher": "cosine"}.items() <= given.to_dict().items()

@@ -25,7 +25,7 @@ def test_every_argument_is_read():
             "guidance": "last_token",
             "rotary": False,
             "message": "destination_only",
-            "matcher": "random_matching",
+            "matcher": "random",
             "positions": "reindex",
             "scatter": "torch_scatter",
             "batch_size": "8",
