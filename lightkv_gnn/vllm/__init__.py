@@ -6,8 +6,9 @@ a model is started with an architecture of :data:`ARCHITECTURES` and with settin
 
 ``settings`` says how much is kept, ``plan`` counts the placeholders of a picture before any is
 computed, and ``merging`` computes the survivors; ``libraries`` imports what they need when they
-need it.  ``processing`` and a module per family, ``llava``, fit both into vLLM.  ``versions``
-checks that it is the vLLM that they know; ``refusing`` is found in their place where it is not.
+need it.  ``processing`` and a module per kind of family, ``llava`` and ``qwen``, fit it into vLLM.
+``versions`` checks that it is the vLLM that they know; ``refusing`` is found in their place where
+it is not.
 """
 
 from __future__ import annotations
@@ -23,6 +24,18 @@ ARCHITECTURES = {
     "LlavaForConditionalGeneration": (
         "LightKVLlavaForConditionalGeneration",
         "lightkv_gnn.vllm.llava",
+    ),
+    "Qwen2VLForConditionalGeneration": (
+        "LightKVQwen2VLForConditionalGeneration",
+        "lightkv_gnn.vllm.qwen",
+    ),
+    "Qwen2_5_VLForConditionalGeneration": (
+        "LightKVQwen2_5_VLForConditionalGeneration",
+        "lightkv_gnn.vllm.qwen",
+    ),
+    "Qwen3VLForConditionalGeneration": (
+        "LightKVQwen3VLForConditionalGeneration",
+        "lightkv_gnn.vllm.qwen",
     ),
 }
 """Of each architecture that is served: its name when compressed, and the module that has it."""

@@ -12,7 +12,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from lightkv_gnn.vllm.merging import PictureMerger
 from lightkv_gnn.vllm.processing import CompressedInfo, CompressedProcessor
 from lightkv_gnn.vllm.settings import Settings
-from lightkv_gnn.vllm.versions import check_call
+from lightkv_gnn.vllm.versions import check_call, check_options
 
 check_call(stock.LlavaForConditionalGeneration.__init__, ("self", "vllm_config", "prefix"))
 check_call(stock.LlavaForConditionalGeneration.embed_multimodal, ("self", "kwargs"))
@@ -73,7 +73,10 @@ class Processor(CompressedProcessor, stock.LlavaMultiModalProcessor):
 class LightKVLlavaForConditionalGeneration(stock.LlavaForConditionalGeneration):
     """vLLM's LLaVA-1.5, with fewer tokens per picture."""
 
+    supports_tower_connector_lora = False
+
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        check_options(vllm_config)
         config = vllm_config.model_config.hf_config
         grid, settings = grid_of(config), Settings.of_config(config)
         super().__init__(vllm_config=vllm_config, prefix=prefix)

@@ -51,5 +51,18 @@ def check_call(function: Callable[..., Any], parameters: Sequence[str]) -> None:
         )
 
 
+def check_options(vllm_config: Any) -> None:
+    """Raises ValueError for options of vLLM that go past what a compressed model overrides."""
+    if vllm_config.compilation_config.cudagraph_mm_encoder:
+        raise ValueError(
+            "cudagraph_mm_encoder replays the encoder and leaves out what merges its tokens: "
+            "expected it to be off"
+        )
+    if vllm_config.model_config.get_multimodal_config().is_multimodal_pruning_enabled():
+        raise ValueError(
+            "video_pruning_rate is set: expected it to be off, where tokens are merged"
+        )
+
+
 def _dotted(version: tuple[int, int]) -> str:
     return ".".join(map(str, version))

@@ -36,7 +36,7 @@ class Answer:
 
 def close(found: Answer, expected: Answer) -> None:
     """The same answer, with the same probabilities, to a prompt of the same length."""
-    assert (found.tokens, found.prompt) == (expected.tokens, expected.prompt)
+    assert (found.tokens, found.prompt) == (expected.tokens, expected.prompt), (found, expected)
     torch.testing.assert_close(
         torch.tensor(found.scores), torch.tensor(expected.scores), atol=2e-4, rtol=0
     )
@@ -76,15 +76,22 @@ class Engine:
             for output in outputs
         ]
 
-    def embed(self, pixels: torch.Tensor) -> list[torch.Tensor]:
-        """What the decoder gets of pictures `[picture, 3, row, column]`."""
+    def embed(self, picture: Image.Image, prompt: str) -> torch.Tensor:
+        """What the decoder gets of a picture, `[token, channel]`, made by vLLM's own processor."""
+        processor = self.llm.llm_engine.renderer.get_mm_processor()
+        made = processor(prompt, processor.info.parse_mm_data({"image": picture}))["mm_kwargs"]
+        inputs = made["image"][0].get_data()
+        for name in ("pixel_values", "image_grid_thw"):
+            if name in inputs and inputs[name].ndim in (1, 3):  # not yet one of several
+                inputs[name] = inputs[name][None]
 
-        def of(model: Any) -> list[torch.Tensor]:
+        def of(model: Any) -> torch.Tensor:
             with torch.inference_mode():
-                return list(model.embed_multimodal(pixel_values=pixels))
+                (found,) = model.embed_multimodal(**inputs)
+            return found.clone()
 
         (found,) = self.llm.apply_model(of)
-        return [one.clone() for one in found]
+        return found.clone()
 
     def forget(self) -> None:
         """Empties all caches."""
@@ -128,7 +135,7 @@ class Reference:
         pictures, prompt = asked
         pictures = [pictures] if isinstance(pictures, Image.Image) else list(pictures)
         inputs = self.processor(images=pictures, text=prompt, return_tensors="pt")
-        merged = [engine.embed(pixels[None])[0] for pixels in inputs["pixel_values"]]
+        merged = [engine.embed(picture, self.processor.image_token) for picture in pictures]
         full = self.model.config.image_seq_length
         with torch.no_grad():
             ids, embeddings = self._placed(inputs["input_ids"][0], full, merged)
