@@ -58,6 +58,23 @@ class MergeTrace:
         number = self._number(stage)
         return self.stages[number - 1].layout if number > 0 else self.layout
 
+    def relative_guidance(self, stage: int) -> Tensor | None:
+        """The prompt's guidance that a stage heard, relative to the mean, `[token before]` float64.
+
+        The mean is that of the mergeable tokens of each sample: 1 is average.  NaN for tokens that
+        are never merged; None where the stage heard no prompt.
+        """
+        before, guidance = self.before(stage), self.stages[self._number(stage)].guidance
+        if guidance is None:
+            return None
+        relative = torch.full((len(before),), torch.nan, dtype=torch.float64)
+        relative = relative.to(guidance.device)
+        for sample in before.sample.unique():
+            here = (before.sample == sample) & ~before.protected
+            share = guidance[here].double().softmax(0)
+            relative[here] = (share * len(share)).nan_to_num(nan=1.0)
+        return relative
+
     def survivor_of(self, stage: int = -1) -> Tensor:
         """Row of the survivor that stands for each original token, `[original]`."""
         return self._rows()[self._number(stage) + 1]

@@ -65,14 +65,15 @@ def test_payload_has_what_the_trace_has(guided: bool) -> None:
     ]
     assert shown["prompts"] == ["one", "two"]
     assert shown["layers"] is None
-    for packed, stage in zip(shown["stages"], trace, strict=True):
+    for number, (packed, stage) in enumerate(zip(shown["stages"], trace, strict=True)):
         assert (packed["layer"], packed["windows"]) == (stage.layer, stage.windows)
         for name in ("window", "kept", "survivor", "weight", "similarity"):
             value = getattr(stage, name)
             value = value.float() if value.is_floating_point() else value
             assert unpacked(packed[name]).tolist() == value.tolist()
         if guided:
-            assert unpacked(packed["guidance"]).tolist() == stage.guidance.tolist()
+            heard = trace.relative_guidance(number).float()
+            assert unpacked(packed["guidance"]).tolist() == heard.tolist()
         else:
             assert packed["guidance"] is None
 

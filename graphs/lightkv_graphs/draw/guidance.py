@@ -59,15 +59,11 @@ def guidance_of_cells(trace: MergeTrace, stage: int, image: int) -> Tensor:
 
     NaN where no token lies.
     """
-    before, number = trace.before(stage).to("cpu"), stage % max(1, len(trace))
-    guidance = trace.stages[number].guidance if len(trace) else None
-    if guidance is None:
+    relative = trace.relative_guidance(stage) if len(trace) else None
+    if relative is None:
         raise ValueError(f"stage {stage} heard no prompt: there is no guidance to draw")
-    relative = torch.full((len(before) + 1,), torch.nan, dtype=torch.float64)
-    for sample in before.sample.unique():
-        here = (before.sample == sample) & ~before.protected
-        share = guidance.cpu()[here].double().softmax(0)
-        relative[:-1][here] = (share * len(share)).nan_to_num(nan=1.0)
+    number = stage % len(trace)
+    relative = torch.cat([relative.cpu(), relative.new_full((1,), torch.nan, device="cpu")])
     return relative[cells_of(trace, number - 1 if number else None, image)]
 
 

@@ -31,8 +31,17 @@ export class Board {
     this.unit = dense * Math.max(1, Math.min(width, 700) / 420);
   }
 
-  /** Draws the image at a position, bare without lines; returns the range of guidance drawn, if any. */
-  draw({ image: number, position, show, differences }) {
+  /** The guidance of the image's tokens that the stage at a position heard. */
+  heard({ image: number, position }) {
+    const { trace } = this;
+    const { guidance } = trace.stage(position) ?? {};
+    if (!guidance) return [];
+    const before = trace.before(position).survivor;
+    return Array.from(trace.images[number].cells.filter((token) => token >= 0), (token) => guidance[before[token]]);
+  }
+
+  /** Draws the image at a position, bare without lines; with guidance where its scale is given. */
+  draw({ image: number, position, show, differences, scale = null }) {
     const { trace, base } = this;
     const image = trace.images[number];
     const { survivor } = trace.at(position);
@@ -40,7 +49,6 @@ export class Board {
     const stage = trace.stage(position);
     const pen = base.getContext("2d");
     const places = new Places(image, base.width, base.height);
-    let range = null;
     pen.clearRect(0, 0, base.width, base.height);
     const picture = this.pictures[image.picture];
     if (picture && !show.clusters) {
@@ -50,14 +58,12 @@ export class Board {
     } else {
       this.spread(pen, show.clusters ? clusterBitmap(image, survivor) : cellBitmap(image));
     }
-    if (show.guidance && stage?.guidance) {
-      const heard = guidanceBitmap(image, before, stage.guidance);
+    if (scale && stage?.guidance) {
       pen.globalAlpha = 0.82;
-      this.spread(pen, heard.drawn);
+      this.spread(pen, guidanceBitmap(image, before, stage.guidance, scale));
       pen.globalAlpha = 1;
-      range = heard;
     }
-    if (show.bare) return null;
+    if (show.bare) return;
     const fine = Math.min(base.width / image.cols, base.height / image.rows) < 9 * this.unit;
     const lines = places.borders((token) => (token < 0 ? -1 : survivor[token]));
     this.stroke(pen, lines, "rgb(0 0 0 / .28)", fine ? 1.4 : 2.2);
@@ -71,7 +77,6 @@ export class Board {
     const homes = image.cells.filter((token) => token >= 0 && trace.home(token, position) === token);
     if (show.survivors) this.pick(pen, places, homes, false);
     if (differences) this.pick(pen, places, [...differences.elsewhere, ...differences.otherwise], true);
-    return range;
   }
 
   /** Marks a cluster, the patch pointed at, and the cell that the keyboard is on; bare, the first. */

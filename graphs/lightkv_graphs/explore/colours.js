@@ -1,18 +1,20 @@
 // @ts-check
 // Colours of cells, clusters and guidance, as bitmaps with one pixel per cell.
 
-const VIRIDIS = ["440154", "482878", "3e4989", "31688e", "26828e", "1f9e89", "35b779", "6ece58", "b5de2b", "fde725"]
+const INFERNO = ["000004", "1b0c41", "4a0c6b", "781c6d", "a52c60", "cf4446", "ed6925", "fb9b06", "f7d13d", "fcffa4"]
   .map((hex) => [0, 2, 4].map((digit) => Number.parseInt(hex.slice(digit, digit + 2), 16)));
 
-/** A colour of a scale that the colour-blind can read, for a value from 0 to 1. */
-export function heat(value) {
-  const at = Math.max(0, Math.min(1, value)) * (VIRIDIS.length - 1);
-  const low = Math.min(Math.floor(at), VIRIDIS.length - 2);
-  return VIRIDIS[low].map((part, index) => part + (at - low) * (VIRIDIS[low + 1][index] - part));
+const RANGE = 1000; // largest over smallest value that colours tell apart
+
+/** A colour of the scale that figures have too, for a value from 0 to 1. */
+function heat(value) {
+  const at = Math.max(0, Math.min(1, value)) * (INFERNO.length - 1);
+  const low = Math.min(Math.floor(at), INFERNO.length - 2);
+  return INFERNO[low].map((part, index) => part + (at - low) * (INFERNO[low + 1][index] - part));
 }
 
 /** The scale as a CSS gradient. */
-export const SCALE = `linear-gradient(90deg, ${VIRIDIS.map((colour) => `rgb(${colour})`).join(", ")})`;
+export const SCALE = `linear-gradient(90deg, ${INFERNO.map((colour) => `rgb(${colour})`).join(", ")})`;
 
 /** Red, green and blue of an image's cell: the picture's, or else one that tells places apart. */
 export function cellColour(image, cell) {
@@ -64,19 +66,23 @@ export function clusterBitmap(image, survivor) {
   });
 }
 
-/** The guidance that a stage heard for each cell, and its lowest and highest value. */
-export function guidanceBitmap(image, before, guidance) {
-  let low = Infinity;
-  let high = -Infinity;
-  for (const token of image.cells) {
-    const value = token < 0 ? Number.NaN : guidance[before[token]];
-    if (!Number.isFinite(value)) continue;
-    low = Math.min(low, value);
-    high = Math.max(high, value);
-  }
-  const drawn = bitmap(image, (token) => {
+/**
+ * Ends of the scale for guidance that is shown side by side, as in figures.
+ * @param {number[]} values relative to the mean
+ * @returns {[number, number] | null} null where nothing was heard
+ */
+export function limitsOf(values) {
+  const heard = values.filter((value) => value > 0);
+  if (!heard.length) return null;
+  const high = heard.reduce((most, value) => Math.max(most, value));
+  const low = Math.max(heard.reduce((least, value) => Math.min(least, value)), high / RANGE);
+  return high > 1.05 * low ? [low, high] : [low / 2, high * 2];
+}
+
+/** The guidance that a stage heard for each cell, on a logarithmic scale. */
+export function guidanceBitmap(image, before, guidance, [low, high]) {
+  return bitmap(image, (token) => {
     const value = guidance[before[token]];
-    return Number.isNaN(value) ? null : heat(high > low ? (value - low) / (high - low) : 0.5);
+    return Number.isNaN(value) ? null : heat(Math.log(Math.max(value, low) / low) / Math.log(high / low));
   });
-  return { drawn, low, high };
 }

@@ -41,12 +41,11 @@ export function toggles(traces, last) {
   return all.flatMap(([name, text, wanted]) => (wanted ? [[name, text]] : []));
 }
 
-/** The scale of the guidance drawn, with the range of each view. */
-export function legend(ranges) {
+/** The scale of the guidance drawn. */
+export function legend([low, high]) {
   const bar = element("span", { className: "scale" });
   bar.style.background = SCALE;
-  const ends = ranges.map(({ low, high }) => `${measure(low)} to ${measure(high)}`);
-  return ["guidance: little ", bar, ` much (logarithm, ${ends.join("; ")})`];
+  return [`guidance: ${measure(low)} `, bar, ` ${measure(high)} (1 is the mean; logarithmic)`];
 }
 
 /** The pictures once more, for drawings that show parts of them. */

@@ -1,7 +1,7 @@
 // @ts-check
 // The state of the page, and what changes it.
 
-import { cellBitmap } from "./colours.js";
+import { cellBitmap, limitsOf } from "./colours.js";
 import { legend, marks, shared, summary, toggles } from "./controls.js";
 import { differing, example, Trace } from "./data.js";
 import { fate, whereabouts } from "./details.js";
@@ -31,15 +31,15 @@ function image() {
 /** Draws everything afresh. */
 function draw() {
   const differences = state.show.differences ? differing(traces, state.image, state.position) : null;
-  for (const panel of panels) panel.draw(state, differences);
+  const scale = state.show.guidance ? limitsOf(panels.flatMap(({ board }) => board.heard(state))) : null;
+  for (const panel of panels) panel.draw(state, differences, scale);
   byId("stage").value = String(state.position);
   [...byId("marks").children].forEach((name, position) => name.classList.toggle("now", position === state.position));
   byId("stage").ariaValueText = `${state.position ? "after " : ""}${byId("marks").children[state.position].textContent}`;
   byId("back").disabled = state.position === 0;
   byId("on").disabled = state.position === last;
-  const ranges = panels.flatMap(({ range }) => (range && range.low <= range.high ? [range] : []));
-  byId("legend").hidden = !ranges.length;
-  byId("legend").replaceChildren(...legend(ranges));
+  byId("legend").hidden = !scale;
+  if (scale) byId("legend").replaceChildren(...legend(scale));
   mark();
 }
 

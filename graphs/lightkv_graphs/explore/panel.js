@@ -73,13 +73,13 @@ export class Panel {
   }
 
   /** Draws all that does not depend on what is pointed at. */
-  draw(state, differences) {
+  draw(state, differences, scale) {
     const { trace } = this;
     const image = trace.images[state.image];
     const prompt = trace.prompts[image.sample] ?? "";
     this.prompt.textContent = prompt;
     this.prompt.hidden = !prompt;
-    this.range = this.board.draw({ ...state, differences });
+    this.board.draw({ ...state, differences, scale });
     this.small.forEach(({ button }, position) => {
       button.classList.toggle("now", position === Math.min(state.position, trace.last));
     });

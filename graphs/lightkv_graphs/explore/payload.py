@@ -50,6 +50,7 @@ def payload(views: Sequence[View]) -> dict[str, Any]:
 
 def _view(view: View, pictures: Sequence[int]) -> dict[str, Any]:
     layout = view.trace.layout
+    heard = [view.trace.relative_guidance(stage) for stage in range(len(view.trace))]
     images = []
     for image, (rows, cols) in enumerate(layout.grids):
         shown: dict[str, Any] = {"sample": layout.samples[image], "rows": rows, "cols": cols}
@@ -72,10 +73,10 @@ def _view(view: View, pictures: Sequence[int]) -> dict[str, Any]:
                 "windows": stage.windows,
                 **{name: pack(getattr(stage, name)) for name in ("window", "kept", "survivor")},
                 **{name: pack(getattr(stage, name)) for name in ("weight", "similarity")},
-                "guidance": None if stage.guidance is None else pack(stage.guidance),
+                "guidance": None if guidance is None else pack(guidance),
                 "lost": None if stage.certificate is None else stage.certificate.shares_of_images(),
             }
-            for stage in view.trace
+            for stage, guidance in zip(view.trace, heard, strict=True)
         ],
         "layers": None if view.layers is None else [layer._asdict() for layer in view.layers],
     }
