@@ -59,7 +59,7 @@ export class Board {
       this.spread(pen, show.clusters ? clusterBitmap(image, survivor) : cellBitmap(image));
     }
     if (scale && stage?.guidance) {
-      pen.globalAlpha = 0.82;
+      pen.globalAlpha = 0.7;
       this.spread(pen, guidanceBitmap(image, before, stage.guidance, scale));
       pen.globalAlpha = 1;
     }
