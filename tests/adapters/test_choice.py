@@ -106,7 +106,7 @@ def test_other_text_models_are_let_in_and_told_of() -> None:
     lk.adapter_for(model, "auto")  # says it no more, or else would fail
     model.get_decoder().config.layer_types = ["linear_attention"] * LAYERS
     for choice in ("auto", lk.GenericAdapter):
-        with pytest.raises(lk.UnsupportedModelError, match="has layers of linear_attention: exp"):
+        with pytest.raises(lk.UnsupportedModelError, match=r"has layers of linear_attention: exp"):
             lk.adapter_for(model, choice)
 
 
@@ -138,6 +138,9 @@ def test_decoders_that_nobody_has_tested_are_looked_at() -> None:
         ),
         "has layers of linear_attention: expected": SimpleNamespace(
             layers=[], config=SimpleNamespace(layer_types=["linear_attention"]), rotary_emb=None
+        ),
+        "caches latents of kv_lora_rank": SimpleNamespace(
+            layers=[], config=SimpleNamespace(kv_lora_rank=16), rotary_emb=None
         ),
         "does not take": SimpleNamespace(
             layers=[nn.Linear(2, 2)], config=SimpleNamespace(), rotary_emb=None

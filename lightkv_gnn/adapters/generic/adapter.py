@@ -37,33 +37,40 @@ class GenericAdapter(Adapter):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
-        config = model.config
+        if reason := self._unfit():
+            raise self._refused(reason)
+        try:
+            check_layers(self.decoder)
+            self._features = last_features(self.decoder, model.config)
+        except UnsupportedModelError as error:
+            raise self._refused(str(error)) from error
+        if not self.legal_layers:
+            raise self._refused(f"there is no layer of {self.layers} that a stage may run after")
+
+    def _unfit(self) -> str | None:
+        """Why nothing can be found in the model, if it is so."""
+        config = self.model.config
         if reason := why_not(config):
-            raise self._refused(f"no adapter alone could: {reason}")
+            return f"no adapter alone could: {reason}"
         if name := squares.unplaced(config):
-            raise self._refused(
+            return (
                 f"its configuration has {name}, so its vision tokens are queries, which have no "
                 "place in a picture"
             )
         if name := next((name for name in squares.CUTS if getattr(config, name, None)), None):
-            raise self._refused(
+            return (
                 f"its configuration has {name}, so tiles of a picture are put together and "
                 "newlines put between their rows, in a way of its own"
             )
-        if self.base is self.decoder:
-            raise self._refused(
-                f"{type(self.base).__name__} is at once what encodes pictures and the decoder"
-            )
+        if self.base is self.model.get_decoder():
+            return f"{type(self.base).__name__} is at once what encodes pictures and the decoder"
         if not self.placeholders:
-            raise self._refused(
+            return (
                 f"of the kinds of pictures, {type(self.base).__name__} has the encoders "
                 f"{sorted(self.encoders.values())}, and the configuration the tokens "
                 f"{self._tokens()}: expected get_image_features and image_token_id"
             )
-        check_layers(self.decoder)
-        self._features = last_features(self.decoder, config)
-        if not self.legal_layers:
-            raise self._refused(f"there is no layer of {self.layers} that a stage may run after")
+        return None
 
     @property
     def decoder(self) -> Any:

@@ -56,6 +56,11 @@ def check_layers(decoder: Any) -> None:
             f"{type(decoder).__name__} has layers of {', '.join(unknown)}: expected "
             f"{' or '.join(sorted(LAYER_TYPES))}, which hold an entry for each token; {tested()}"
         )
+    if getattr(decoder.config, "kv_lora_rank", None):
+        raise UnsupportedModelError(
+            f"{type(decoder).__name__} caches latents of kv_lora_rank channels, which no bill "
+            "counts yet"
+        )
     for number, layer in enumerate(decoder.layers):
         layer_names(layer)
         name = f"decoder layer {number}, a {type(layer).__name__},"
