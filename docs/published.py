@@ -7,6 +7,8 @@ its width and depth change nothing here, and neither does the vocabulary.
 Not read in the checkpoint's own files: Idefics3's layers and heads, which are those of Llama 3.1
 8B, the model it was made from; and SmolVLM2's numbers, which are those of SmolVLM-Instruct and of
 SmolLM2-1.7B.  Derivatives of InternVL3 8B and of both PaliGemmas stand for the originals.
+Qwen3-VL 30B-A3B's numbers are from a copy of its file in another project's tests, GLM-4.1V's and
+Mistral Small 3.1's are what transformers falls back to, which names these checkpoints there.
 """
 
 from __future__ import annotations
@@ -83,6 +85,21 @@ QWEN3_ROPE = {**MROPE, "rope_theta": 5e6, "mrope_section": [24, 20, 20], "mrope_
 QWEN3_VL_8B = text(
     "qwen3_vl_text", 36, 4096, 12288, 32, 8, head_dim=128, rope_parameters=QWEN3_ROPE
 )
+QWEN3_VL_30B_A3B = text(
+    "qwen3_vl_moe_text",
+    48,
+    2048,
+    6144,
+    32,
+    4,
+    head_dim=128,
+    moe_intermediate_size=768,
+    num_experts=128,
+    num_experts_per_tok=8,
+    rope_parameters=QWEN3_ROPE,
+)
+GLM_4_9B = text("glm4v_text", 40, 4096, 13696, 32, 2)
+MISTRAL_24B = text("mistral", 40, 5120, 32768, 32, 8, head_dim=128, sliding_window=None)
 
 CLIP = tower("clip", 336, 14)
 SIGLIP = tower("siglip", 384, 14)
@@ -195,6 +212,28 @@ SIZES: tuple[Published, ...] = (
     qwen("Qwen2.5-VL-3B-Instruct", QWEN2_5_VL_3B, QWEN_TOWER, 27, 37),
     qwen("Qwen2.5-VL-7B-Instruct", QWEN2_5_VL_7B, QWEN_TOWER, 27, 37),
     qwen("Qwen3-VL-8B-Instruct", QWEN3_VL_8B, QWEN3_TOWER, 24, 32),
+    qwen("Qwen3-VL-30B-A3B-Instruct", QWEN3_VL_30B_A3B, QWEN3_TOWER, 24, 32),
+    Published(
+        "GLM-4.1V 9B",
+        "zai-org/GLM-4.1V-9B-Thinking",
+        {"model_type": "glm4v", "text_config": GLM_4_9B, "vision_config": QWEN_TOWER},
+        27 * 37,
+        "27×37",
+        {"image_grid_thw": [(1, 54, 74)]},
+    ),
+    Published(
+        "Mistral Small 3.1 24B",
+        "mistralai/Mistral-Small-3.1-24B-Instruct-2503",
+        {
+            "model_type": "mistral3",
+            "text_config": MISTRAL_24B,
+            "vision_config": {"model_type": "pixtral", "image_size": 1540, "patch_size": 14},
+            "spatial_merge_size": 2,
+        },
+        28 * 37,
+        "28×37",
+        {"image_sizes": [(28 * 28, 37 * 28)]},
+    ),
     Published(
         "InternVL3 8B",
         "OpenGVLab/InternVL3-8B-hf",
