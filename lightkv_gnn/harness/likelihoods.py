@@ -12,14 +12,32 @@ from lightkv_gnn.asking.scores import Score
 from lightkv_gnn.errors import UnsupportedInputError
 from lightkv_gnn.harness.prompts import Chat
 
-Likelihood = tuple[float, bool]
-"""A logarithm, or minus it, and whether the model would say the answer of itself."""
+
+class Likelihood(NamedTuple):
+    """What lmms-eval's metrics take.
+
+    Attributes:
+        value: A logarithm, or minus it.
+        greedy: Whether the model would say the answer of itself.
+    """
+
+    value: float
+    greedy: bool
+
+    def strip(self) -> str:
+        """Nothing: the cache of ``--use_cache``, which would give a text back, stores no blanks."""
+        return ""
 
 
-def told(likelihood: Likelihood = (0.0, False)) -> GenerationResult:
+NOTHING = Likelihood(0.0, False)
+"""What a request gets that only makes processes alike; lmms-eval drops it."""
+
+
+def told(likelihood: Likelihood) -> GenerationResult:
     """What lmms-eval 0.7.3 gets through to its metrics: a bare pair it would make a text of.
 
-    Source: ``lmms_eval/api/instance.py``, ``unwrap_generation_output``.
+    Source: ``unwrap_generation_output`` in ``lmms_eval/api/instance.py``, and
+    ``_is_valid_response`` in ``lmms_eval/caching/response_cache.py``.
     """
     result = GenerationResult("")
     result.text = likelihood
@@ -42,7 +60,7 @@ class Wanted(NamedTuple):
     def of(self, score: Score) -> Likelihood:
         """The logarithm; of a choice minus it, since lmms-eval takes the least."""
         value = -score.log_likelihood if self.choice else score.log_likelihood
-        return value, score.greedy
+        return Likelihood(value, score.greedy)
 
 
 @dataclass(frozen=True)

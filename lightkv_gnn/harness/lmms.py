@@ -27,7 +27,7 @@ from lightkv_gnn.harness.account import Account, metrics, together
 from lightkv_gnn.harness.arguments import Arguments
 from lightkv_gnn.harness.compression import Books, at_work
 from lightkv_gnn.harness.decoding import GREEDY, Decoding, FirstToken, Stop
-from lightkv_gnn.harness.likelihoods import Likelihood, Question, questions, told
+from lightkv_gnn.harness.likelihoods import NOTHING, Likelihood, Question, questions, told
 from lightkv_gnn.harness.prompts import Chat, as_inputs, as_text, pictures_of
 
 
@@ -170,7 +170,7 @@ class LightKV(lmms):
         Raises:
             UnsupportedInputError: A request wants an answer's likelihood without a question.
         """
-        found = [told() for _ in requests]
+        found = [told(NOTHING) for _ in requests]
         real = [n for n, one in enumerate(requests) if not one.metadata.get("__padding_only__")]
         progress = tqdm(total=len(real), disable=self.rank != 0, desc="Model Responding")
         with at_work(self.model, self.arguments) as books:

@@ -46,7 +46,12 @@ RUNS: dict[str, dict[str, Any]] = {
     "lossy": {"model_args": LOSSY, "batch_size": "4"},
     "31": {"model_args": LOSSY, "limit": 31},
     "fastv": {"model_args": FASTV},
-    "choices": {"model_args": LOSSY, "tasks": ["lightkv_choices"], "force_simple": True},
+    "choices": {
+        "model_args": LOSSY,
+        "tasks": ["lightkv_choices"],
+        "force_simple": True,
+        "use_cache": "cache",
+    },
     "simple": {"model_args": LOSSY, "batch_size": "4", "force_simple": True},
     "limited": {"model_args": LOSSY, "limit": 4, "gen_kwargs": "max_new_tokens=1,frames=2"},
 }
