@@ -7,6 +7,8 @@ import { Places } from "./places.js";
 const ACCENT = "#ff6a2b";
 
 /** Draws what is there, and what is pointed at. */
+const FEW = 60; // edges that are drawn in full
+
 export class Board {
   /**
    * @param {HTMLCanvasElement} base of what is there
@@ -73,9 +75,9 @@ export class Board {
       this.stroke(pen, walls, "rgb(255 255 255 / .9)", 4.5);
       this.stroke(pen, walls, "#16130f", 2.4);
     }
-    if (show.edges && stage && position > 0) this.edges(pen, places, image, position);
     const homes = image.cells.filter((token) => token >= 0 && trace.home(token, position) === token);
     if (show.survivors) this.pick(pen, places, homes, false);
+    if (show.edges && stage && position > 0) this.edges(pen, places, image, position);
     if (differences) this.pick(pen, places, [...differences.elsewhere, ...differences.otherwise], true);
   }
 
@@ -152,6 +154,7 @@ export class Board {
     const { kept, survivor } = trace.stage(position);
     const path = new Path2D();
     const ends = new Set();
+    let edges = 0;
     survivor.forEach((row, token) => {
       const from = place[token];
       const to = place[kept[row]];
@@ -159,10 +162,12 @@ export class Board {
       path.moveTo(...this.middle(places, from));
       path.lineTo(...this.middle(places, to));
       ends.add(to);
+      edges++;
     });
     const cell = Math.min(places.width / image.cols, places.height / image.rows) / this.unit;
-    const width = Math.max(0.5, Math.min(1.6, cell / 14));
-    pen.globalAlpha = 0.85;
+    const few = Math.min(1, Math.sqrt(FEW / edges)); // many are thin and pale, or hide the picture
+    const width = Math.max(0.5, Math.min(1.6, cell / 14) * few);
+    pen.globalAlpha = 0.85 * few;
     this.stroke(pen, path, "rgb(0 0 0 / .4)", 1.9 * width);
     this.stroke(pen, path, ACCENT, width);
     pen.globalAlpha = 1;
