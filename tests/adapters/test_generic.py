@@ -307,6 +307,7 @@ UNREAD: dict[str, lk.Encoded] = {
     "a rest of patches": encoded((6,), image_grid_thw=torch.tensor([[1, 3, 8]])),
     "shares of another kind": encoded((5, 5), spatial_shapes=torch.tensor([[4, 6], [8, 2]])),
     "a picture too many": encoded((6,), spatial_shapes=torch.tensor([[4, 6], [0, 8]])),
+    "a picture of nothing": encoded((6,), spatial_shapes=torch.tensor([[0, 8], [4, 6]])),
     "sizes of other pixels": encoded((6,), (1, 3, 48, 48), image_sizes=torch.tensor([[16, 24]])),
     "positions in no order": encoded(
         (6,), image_position_ids=positions((4, 6), column=1)[:, torch.arange(23, -1, -1)]

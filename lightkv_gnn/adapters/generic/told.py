@@ -166,6 +166,8 @@ def _merged(
         one._replace(rows=one.rows // side, cols=one.cols // side)
         for one, side in zip(sizes, sides, strict=True)
     ]
+    if any(min(cell) < 1 for cell in cells):  # whose entry would be nobody's
+        return None
     return _grouped(cells, lengths)
 
 
