@@ -91,6 +91,9 @@ class Recipe:
     model: str = ""
     """Where another configuration's model is meant."""
 
+    chooses: bool = True
+    """Whether what encodes pictures has a choice of attention implementations, too."""
+
     part: str = "vision_config"
     """What the configuration of what encodes pictures is called."""
 
@@ -234,7 +237,7 @@ def tiny(
     torch.manual_seed(seed)
     model = getattr(hf, f"{recipe.model or recipe.name}ForConditionalGeneration")(config).eval()
     _initialise(model)
-    model.set_attn_implementation(attention)
+    model.set_attn_implementation(attention if recipe.chooses else {"text_config": attention})
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     return model

@@ -124,6 +124,7 @@ TILES: dict[str, tuple[Recipe, Kind]] = {
                 "audio_token_offset": CODES[-1] + 1,
                 "audio_config": EAR,
             },
+            chooses=False,
         ),
         CODED,
     ),
