@@ -41,7 +41,7 @@ REST: dict[str, Any] = {
 """Of methods that a figure does not name."""
 
 NAMED = 7
-"""Methods that a figure names, at most."""
+"""Methods that a figure names of many; one more if that is all."""
 
 FIRST = (
     *(method.name for method in (OURS, VISION_TO_TEXT, GUIDED, COVERAGE, MEAN)),
@@ -248,7 +248,8 @@ def _named(entries: Sequence[Pooled]) -> list[str]:
     for entry in entries:
         right.setdefault(entry.first.method, []).append(entry.accuracy)
     best = sorted(right, key=lambda method: -sum(right[method]) / len(right[method]))
-    return sorted(best, key=lambda method: method not in FIRST)[:NAMED]
+    best = sorted(best, key=lambda method: method not in FIRST)
+    return best if len(best) == NAMED + 1 else best[:NAMED]
 
 
 def _joined(plot: Plot, entries: Sequence[Pooled]) -> Plot:
