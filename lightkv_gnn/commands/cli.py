@@ -26,6 +26,7 @@ COMMANDS = {
     "demo": ("lightkv_gnn.commands.demo", "Ask about a picture, with and without compression."),
     "run": ("lightkv_gnn.commands.run", "Answer a question about pictures of your own."),
     "batch": ("lightkv_gnn.commands.batch", "Ask about many pictures, on one machine or several."),
+    "serve": ("lightkv_gnn.commands.serve", "Start vLLM's server with fewer tokens per picture."),
     "plan": ("lightkv_gnn.commands.plan", "Tell what compression will save, without weights."),
     "view": ("lightkv_gnn.commands.view", "Make a page that shows how a trace's tokens merged."),
     "eval": ("lightkv_gnn.commands.eval", "Ask trained models, with many methods."),

@@ -27,7 +27,7 @@ from lightkv_gnn.costs.schedule import Stage
 from lightkv_gnn.errors import UnsupportedInputError
 from lightkv_gnn.planning.prefill import plan_prefill
 from lightkv_gnn.sources import check_source, loading
-from lightkv_graphs import Grid
+from lightkv_graphs import Grid, TokenLayout
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,29 @@ def forecast(
     )
     counts = tuple(encoded.lengths[0] for encoded in pictures)
     return Forecast(type(model).__name__, config, counts, ledger, full, light)
+
+
+def picture_layout(
+    source: str, size: Grid, dtype: torch.dtype = torch.bfloat16
+) -> tuple[TokenLayout, int]:
+    """Where the vision tokens of one picture lie, and the bytes of a token's keys and values.
+
+    Args:
+        source: As :func:`forecast` takes it.
+        size: (height, width) of the picture, in pixels.
+        dtype: Of the cache.
+
+    Raises:
+        ImportError: The image processor needs a package that is not installed.
+        OSError: There is no such configuration.
+        UnsupportedInputError: The configuration does not tell the grid, nor does a processor.
+        UnsupportedModelError: No adapter for this family.
+    """
+    adapter = adapter_for(on_meta(source, dtype))
+    encoded = adapter.expected(size, 1, partial(_process, source, size))
+    channels = (adapter.decoder_size(dtype.itemsize, n).kv_channels for n in range(adapter.layers))
+    token_bytes = sum(2 * count * dtype.itemsize for count in channels)
+    return adapter.layout(_prompt([encoded], 0, 1)), token_bytes
 
 
 def on_meta(source: str, dtype: torch.dtype, adapter: AdapterChoice = None) -> Any:

@@ -7,8 +7,8 @@ a model is started with an architecture of :data:`ARCHITECTURES` and with settin
 ``settings`` says how much is kept, ``plan`` counts the placeholders of a picture before any is
 computed, and ``merging`` computes the survivors; ``libraries`` imports what they need when they
 need it.  ``processing`` and a module per kind of family, ``llava`` and ``qwen``, fit it into vLLM.
-``versions`` checks that it is the vLLM that they know; ``refusing`` is found in their place where
-it is not.
+``serving`` says how vLLM's server is started.  ``versions`` checks that it is the vLLM that they
+know; ``refusing`` is found in their place where it is not.
 """
 
 from __future__ import annotations

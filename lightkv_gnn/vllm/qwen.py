@@ -12,7 +12,6 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 from vllm.model_executor.models import qwen2_5_vl, qwen2_vl, qwen3_vl
 from vllm.multimodal import MULTIMODAL_REGISTRY
@@ -24,7 +23,7 @@ from lightkv_gnn.vllm.settings import Settings
 from lightkv_gnn.vllm.versions import check_call, check_options
 
 if TYPE_CHECKING:
-    Stock = torch.nn.Module
+    from vllm.model_executor.models.qwen2_vl import Qwen2VLForConditionalGeneration as Stock
 else:
     Stock = object
 
@@ -92,7 +91,7 @@ class QwenProcessor(CompressedProcessor):
 class QwenModel(Stock):
     """Mixed into vLLM's models."""
 
-    lightkv_channels: int | None = None
+    lightkv_channels: Any = None
     supports_tower_connector_lora = False
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:

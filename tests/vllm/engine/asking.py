@@ -14,7 +14,7 @@ from vllm import LLM, SamplingParams
 BLOCK = 32
 """Tokens of a block; attention on a CPU takes no fewer."""
 
-Asked = tuple[Image.Image | Sequence[Image.Image], str]
+Asked = tuple[Image.Image | Sequence[Image.Image], str | list[int]]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,11 @@ class Engine:
     def ask(self, asked: Sequence[Asked], most: int = 40, **kwargs: Any) -> list[Answer]:
         """Greedy answers, of all at once."""
         prompts = [
-            {"prompt": prompt, "multi_modal_data": {"image": pictures}, **kwargs}
+            {
+                "prompt" if isinstance(prompt, str) else "prompt_token_ids": prompt,
+                "multi_modal_data": {"image": pictures},
+                **kwargs,
+            }
             for pictures, prompt in asked
         ]
         outputs = self.llm.generate(

@@ -147,7 +147,9 @@ def test_merged_are_the_encoders_tokens_compressed(case: Case) -> None:
     assert len(found) < 0.4 * len(full)
 
 
-def test_videos_are_refused(case: Case) -> None:
+def test_what_is_refused_leaves_the_engine_running(case: Case) -> None:
+    with pytest.raises(ValueError, match="1x1 tokens, too few for 2x2 windows"):
+        case.quarter.ask([asked((8, 8))])
     video = np.zeros((2, 40, 40, 3), dtype=np.uint8)
     prompt = "<|vision_start|><|video_pad|><|vision_end|>"
     with pytest.raises(Exception, match="video"):

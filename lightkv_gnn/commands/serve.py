@@ -1,0 +1,76 @@
+"""The command ``lightkv-gnn serve``."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Annotated, Any
+
+import typer
+
+from lightkv_gnn.commands.options import make_app, one_of
+from lightkv_gnn.commands.plan import _size
+from lightkv_gnn.sources import check_source, loading
+from lightkv_gnn.vllm.settings import MATCHERS, MESSAGES, Settings
+
+app = make_app()
+
+Model = Annotated[str, typer.Argument(help="A hub id, or a folder with model and processor.")]
+Retention = Annotated[
+    float, typer.Option(metavar="SHARE", help="Of each picture's tokens that the decoder gets.")
+]
+Windows = Annotated[int, typer.Option(min=1, help="Per side, that a picture is cut into.")]
+Matcher = Annotated[str, one_of(MATCHERS, help="Who stays.")]
+Message = Annotated[str, one_of(MESSAGES, help="What a survivor becomes.")]
+Size = Annotated[
+    Any,
+    typer.Option(
+        "--image", parser=_size, metavar="WIDTHxHEIGHT", help="Pixels of a picture to be told of."
+    ),
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print the command and a picture's cost, and start nothing.")
+]
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(
+    context: typer.Context,
+    model: Model,
+    retention: Retention = 0.25,
+    windows: Windows = 2,
+    matcher: Matcher = "coverage_matching",
+    message: Message = "mass_mean",
+    image: Size = "1024x768",
+    as_json: Json = False,
+) -> None:
+    """Start vLLM's server with fewer tokens per picture; other options are passed on to it."""
+    if model.startswith("-"):
+        raise typer.BadParameter(f"No such option: {model}; those of vLLM come after MODEL")
+    settings = Settings(retention, windows, matcher, message)
+    check_source(model)
+
+    from transformers import PreTrainedConfig
+
+    from lightkv_gnn.planning.model import picture_layout
+    from lightkv_gnn.vllm.plan import plan_picture
+    from lightkv_gnn.vllm.serving import server_command
+
+    with loading(model):
+        config, _ = PreTrainedConfig.get_config_dict(model)
+    command = server_command(model, settings, config, context.args)
+    layout, token_bytes = picture_layout(model, image)
+    kept = plan_picture(settings, *layout.grids).kept
+    height, width = image
+    tokens = {"full": len(layout), "compressed": kept}
+    if as_json:
+        picture = {"width": width, "height": height, "tokens": tokens, "token_bytes": token_bytes}
+        print(json.dumps({"picture": picture, "command": command}, indent=2))
+        return
+    before, after = (count * token_bytes / 2**20 for count in tokens.values())
+    print(
+        f"a picture of {width}x{height} pixels: {len(layout)} -> {kept} tokens, "
+        f"{before:.2f} -> {after:.2f} MiB of keys and values in 16 bits",
+        flush=True,
+    )
+    os.execv(command[0], command)

@@ -1,0 +1,87 @@
+"""The command line that a compressed server is started with."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from lightkv_gnn import tiny
+from lightkv_gnn.commands.cli import main
+from lightkv_gnn.errors import UnsupportedModelError
+from lightkv_gnn.vllm import serving
+from lightkv_gnn.vllm.settings import Settings
+
+LLAVA = {"architectures": ["LlavaForConditionalGeneration"]}
+
+
+@pytest.fixture(autouse=True)
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if vLLM were."""
+    found = ModuleType("vllm")
+    found.__dict__["origin"] = "vllm/__init__.py"
+    monkeypatch.setattr(serving, "find_spec", lambda name: found)
+
+
+def test_the_command_has_the_settings_and_the_rest(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[Any] = []
+    monkeypatch.setattr(os, "execv", lambda path, command: started.append(command))
+    model = str(tiny.WEIGHTS)
+    asked = ["serve", model, "--port", "8001", "--retention", "0.5", "--windows", "4"]
+    assert main([*asked, "--enforce-eager"]) == 0
+    (command,) = started
+    assert command[:5] == [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        model,
+    ]
+    assert command[7:] == ["--port", "8001", "--enforce-eager"]
+    found = json.loads(command[6])
+    assert found["architectures"] == ["LightKVLlavaForConditionalGeneration"]
+    assert Settings.from_dict(found["lightkv"]) == Settings(0.5, 4)
+    assert "256 -> 128 tokens, 0.75 -> 0.38 MiB" in capsys.readouterr().out
+
+
+def test_json_starts_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("started"))
+    assert main(["serve", str(tiny.WEIGHTS), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["picture"]["tokens"] == {"full": 256, "compressed": 64}
+    assert str(tiny.WEIGHTS) in told["command"]
+
+
+@pytest.mark.parametrize("option", ["--hf-overrides", "--hf_overrides={}", "--model-impl=vllm"])
+def test_options_that_would_go_past_it(option: str) -> None:
+    with pytest.raises(ValueError, match="is set by compression"):
+        serving.server_command("my-model", Settings(0.5), LLAVA, ["--port", "1", option, "{}"])
+
+
+def test_other_families_are_refused_by_name() -> None:
+    with pytest.raises(UnsupportedModelError, match="'PaliGemmaForConditionalGeneration' is not"):
+        serving.overrides(Settings(0.5), {"architectures": ["PaliGemmaForConditionalGeneration"]})
+    with pytest.raises(UnsupportedModelError, match="None is not served"):
+        serving.overrides(Settings(0.5), {})
+
+
+def test_without_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install 'vllm>=0\.32,<0\.34'"):
+        serving.server_command("my-model", Settings(0.5), LLAVA)
+
+
+def test_what_is_wrong_ends_with_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", str(tiny.WEIGHTS), "--retention", "2"]) == 1
+    assert "retention is 2" in capsys.readouterr().err
+    assert main(["serve", str(tmp_path / "none")]) == 1
+    assert "no such folder" in capsys.readouterr().err
