@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lightkv_gnn as lk
@@ -15,17 +15,18 @@ from lightkv_gnn.vllm.settings import Settings
 SIDES = st.integers(4, 9)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(SIDES, SIDES, st.integers(0, 2), st.integers(0, 1)), min_size=1, max_size=3),
     st.sampled_from([0.02, 0.25, 0.5, 0.8, 1]),
     st.integers(1, 4),
 )
 def test_produced_as_planned(tiles: list[tuple[int, ...]], retention: float, windows: int) -> None:
-    settings = Settings(retention, windows)
+    chosen = Settings(retention, windows)
     whole = sum(lk.graphs.Tile(*tile).tokens for tile in tiles)
     free = sum(rows * cols for rows, cols, *_ in tiles)
-    planned = plan_picture(settings, *tiles)
-    merged = PictureMerger(settings)(torch.randn(whole, 3), *tiles)
+    planned = plan_picture(chosen, *tiles)
+    merged = PictureMerger(chosen)(torch.randn(whole, 3), *tiles)
     assert len(merged) == planned.kept
     # Each window keeps its share, rounded up.
     kept = planned.kept - (whole - free)
@@ -60,6 +61,7 @@ def test_whole_pictures_have_their_rows_and_columns() -> None:
     assert found.T.tolist() == [[0] * 3, [1] * 3, *picture, *([n] * 3 for n in (5, 6, 7))]
 
 
+@settings(deadline=None)
 @given(SIDES, SIDES, st.data())
 def test_fewer_tokens_move_no_text(rows: int, cols: int, data: st.DataObject) -> None:
     kept = data.draw(st.integers(1, rows * cols))
