@@ -10,6 +10,7 @@ import inspect
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +37,23 @@ BIAS = "position_bias"
 """The argument of an attention function that is added to its logits, `[batch, head, query, key]`.
 """
 
+TOKEN_AXES: Mapping[str, int | None] = MappingProxyType(
+    {
+        "per_layer_input": 1,
+        "moe_mm_token_type_ids": 1,
+        "mm_token_type_ids": 1,
+        "token_type_ids": 1,
+        "cache_position": None,
+    }
+)
+"""Further tensors that decoder layers are given: the axis of their tokens, after that of samples.
+
+None where a shorter layer takes all of it.
+"""
+
+STATES = ("linear_attention", "conv", "mamba")
+"""Kinds of decoder layers that hold a state of the tokens so far, and no entries."""
+
 _INTERFACE = "ALL_ATTENTION_FUNCTIONS"
 _OF_A_CACHE_LAYER = ("update", "get_seq_length", "get_mask_sizes", "get_max_length", "reset")
 
@@ -49,6 +67,9 @@ class LayerNames(NamedTuple):
         positions: Position ids.
         tables: Cosines and sines of rotary positions.
         cache: The whole model's.
+        order: All of them that may come without a name, in their order.
+        reads_positions: Whether attention itself reads position ids, and not only flash attention,
+            for borders between packed sequences.
     """
 
     hidden_states: str = "hidden_states"
@@ -56,6 +77,12 @@ class LayerNames(NamedTuple):
     positions: str = "position_ids"
     tables: str = "position_embeddings"
     cache: str = CACHE[0]
+    order: tuple[str, ...] = ("hidden_states",)
+    reads_positions: bool = False
+
+    def of(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """A layer's arguments by name."""
+        return {**dict(zip(self.order, args, strict=False)), **kwargs}
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,10 +185,13 @@ def layer_names(layer: nn.Module) -> LayerNames:
     signature = inspect.signature(layer.forward)
     parameters = signature.parameters
     cache = next((name for name in CACHE if name in parameters), None)
-    names = LayerNames() if cache is None else LayerNames(cache=cache)
+    order = tuple(name for name, one in parameters.items() if one.kind is one.POSITIONAL_OR_KEYWORD)
+    names = LayerNames(cache=cache or CACHE[0], order=order)
+    names = names._replace(reads_positions=_reads(layer, names.positions))
     # A layer hands on whatever else its attention reads.
     free = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
-    needed = [name for name in names[:-1] if not (free and name == names.positions)]
+    needed = [names.hidden_states, names.mask, names.tables]
+    needed += [] if free else [names.positions]
     missing = [name for name in needed if name not in parameters]
     if cache is None:
         missing.append(" or ".join(CACHE))
@@ -171,6 +201,11 @@ def layer_names(layer: nn.Module) -> LayerNames:
             f"compression has to hand a decoder layer; {tested()}"
         )
     return names
+
+
+def _reads(layer: nn.Module, name: str) -> bool:
+    """Whether a part of a layer asks for an argument by its name."""
+    return any(name in inspect.signature(part.forward).parameters for part in layer.children())
 
 
 def check_attention(module: nn.Module) -> None:
@@ -188,6 +223,18 @@ def check_attention(module: nn.Module) -> None:
         )
 
 
+def last_added(config: Any) -> int:
+    """The decoder layer that the last visual features are added before; 0 if none are later.
+
+    Args:
+        config: Of the model.
+    """
+    if (layers := getattr(config, "deepstack_layer_map", None)) is not None:
+        return max(int(layer) for _, layer in layers)
+    vision = getattr(config, "vision_config", None)
+    return len(getattr(vision, "deepstack_visual_indexes", None) or ())
+
+
 def experts_of(layer: nn.Module, config: Any) -> Iterator[tuple[nn.Module, int, int]]:
     """Of a decoder layer: modules of experts, how many a token passes through, and of how many.
 
@@ -195,8 +242,8 @@ def experts_of(layer: nn.Module, config: Any) -> Iterator[tuple[nn.Module, int, 
         layer: Of the decoder; its experts are a list of modules, or tensors of all together.
         config: Of the decoder.
     """
-    names = ("num_experts_per_tok", "moe_topk")
-    chosen = next((getattr(config, name) for name in names if hasattr(config, name)), None)
+    names = ("num_experts_per_tok", "moe_topk", "top_k_experts")
+    chosen = next((n for name in names if (n := getattr(config, name, None)) is not None), None)
     if chosen is None:
         return
     for name, part in layer.named_modules():

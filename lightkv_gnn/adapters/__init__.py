@@ -5,13 +5,24 @@
 ``choice`` tells which adapter a model gets, ``refusals`` what is said where there is none, and
 ``notices`` what is taken for granted.
 Families: ``llava`` (a square, or Pixtral's grid), ``llava_next`` (tiles as one grid), ``qwen_vl``
-(the picture's own grid), ``sized`` (the same, from sizes), ``square`` (every tile the same square),
+(the picture's own grid), ``grids`` (the same, with differences), ``sized`` (from sizes), ``square``
+(every tile the same square),
 ``patches`` (the same, encoded one by one), ``views`` (the whole, and crops of another size) and
 ``queries`` (tokens without a place); ``served`` has words for all.  ``unserved`` says why others
 have none, and ``generic`` is what looks for everything itself.
 """
 
-from lightkv_gnn.adapters import llava, llava_next, patches, queries, qwen_vl, sized, square, views
+from lightkv_gnn.adapters import (
+    grids,
+    llava,
+    llava_next,
+    patches,
+    queries,
+    qwen_vl,
+    sized,
+    square,
+    views,
+)
 from lightkv_gnn.adapters.base import Adapter, families, register_adapter
 from lightkv_gnn.adapters.choice import AUTO, AdapterChoice, adapter_for, check_name
 from lightkv_gnn.adapters.encoded import Encoded, VisionTokens
@@ -28,6 +39,7 @@ __all__ = [
     "adapter_for",
     "check_name",
     "families",
+    "grids",
     "llava",
     "llava_next",
     "no_adapter",

@@ -15,6 +15,7 @@ from lightkv_gnn.adapters.counting import active_weights
 from lightkv_gnn.adapters.encoded import Encoded, VisionTokens, tiles_of_samples
 from lightkv_gnn.costs.ledger import DecoderSize
 from lightkv_gnn.errors import ImageTokensError, UnsupportedModelError
+from lightkv_gnn.seams import STATES, TOKEN_AXES, last_added
 from lightkv_graphs import Grid, Tile, TokenLayout
 
 Process = Callable[..., Mapping[str, Any]]
@@ -39,6 +40,10 @@ class Adapter(ABC):
 
     placed: ClassVar[bool] = True
     """Whether vision tokens have a place in the picture; without one, windows are refused."""
+
+    token_axes: ClassVar[Mapping[str, int | None]] = TOKEN_AXES
+    """Of tensors that decoder layers are given beside the usual, by name: the axis that counts
+    tokens, after that of samples; None where a shorter layer takes all of it."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -69,21 +74,28 @@ class Adapter(ABC):
     def legal_layers(self) -> Sequence[int]:
         """Layers that a stage may run after: all but the last.
 
-        Where full and sliding-window attention alternate, only layers of full attention, since
-        the prompt may lie outside a window.
+        Where layers of full attention alternate with others, only those: the prompt may lie outside
+        a sliding window, and a layer that holds a state has no keys that could guide.  Where visual
+        features are added between the first layers, only layers after which none are.
         """
         kinds = getattr(self.decoder.config, "layer_types", None) or []
-        if len(set(kinds)) < 2:
-            return range(self.layers - 1)
-        return [n for n, kind in enumerate(kinds[:-1]) if kind == "full_attention"]
+        first = max(last_added(self.model.config) - 1, 0)
+        if len(set(kinds)) < 2 and not set(kinds) & set(STATES):
+            return range(first, self.layers - 1)
+        return [n for n, kind in enumerate(kinds[:-1]) if n >= first and kind == "full_attention"]
+
+    def holds_entries(self, layer: int) -> bool:
+        """Whether a decoder layer caches keys and values, and not a state of fixed size."""
+        kinds = getattr(self.decoder.config, "layer_types", None)
+        return kinds is None or kinds[layer] not in STATES
 
     def sliding_window(self, layer: int) -> int | None:
         """Tokens that a decoder layer looks back over, its own included; None for all."""
         config = self.decoder.config
         kinds = getattr(config, "layer_types", None)
-        if kinds is not None and kinds[layer] != "sliding_attention":
-            return None
-        window: int | None = getattr(config, "sliding_window", None)
+        kind = "sliding_attention" if kinds is None else kinds[layer]
+        named = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+        window: int | None = getattr(config, named[kind], None) if kind in named else None
         return window
 
     def attention(self, layer: int) -> nn.Module:
@@ -117,8 +129,16 @@ class Adapter(ABC):
 
     def decoder_size(self, bytes_per_value: int, layer: int = 0) -> DecoderSize:
         """What the costs of a decoder layer depend on."""
-        config = self.decoder.config
+        if not self.holds_entries(layer):
+            return DecoderSize(self._weights[layer], 0, 0, bytes_per_value)
+        config = self.layer_config(layer)
         heads = config.num_attention_heads
+        if (latent := getattr(config, "kv_lora_rank", None)) is not None:
+            rotated = config.qk_rope_head_dim
+            both = config.qk_nope_head_dim + rotated + config.v_head_dim
+            return DecoderSize(
+                self._weights[layer], heads * both // 2, latent, bytes_per_value, rotated
+            )
         head = getattr(config, "head_dim", None) or config.hidden_size // heads
         return DecoderSize(
             parameters=self._weights[layer],
@@ -127,11 +147,25 @@ class Adapter(ABC):
             bytes_per_value=bytes_per_value,
         )
 
+    def layer_config(self, layer: int) -> Any:
+        """The decoder's configuration as one layer has it, where heads differ."""
+        return self._layer_configs[layer]
+
+    @cached_property
+    def _layer_configs(self) -> Sequence[Any]:
+        config = self.decoder.config
+        return getattr(config, "per_layer_config", None) or [config] * self.layers
+
     @cached_property
     def _weights(self) -> tuple[int, ...]:
         """Of each decoder layer, weights that a token passes through; asked in every prefill."""
         config = self.decoder.config
         return tuple(active_weights(layer, config) for layer in self.decoder.layers)
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens of a prefill, and before it, that shorter layers are right for; None for any."""
+        return None
 
     @property
     def encoders(self) -> Mapping[str, str]:

@@ -185,3 +185,58 @@ class VideoLlavaAdapter(PatchesAdapter):
     def seen(self, encoded: Encoded, pixels: Tensor) -> Sequence[Sequence[Tensor]]:
         """The scaled pictures, or frames."""
         return super().seen(encoded, pixels if encoded.kind == "image" else pixels.flatten(0, 1))
+
+
+@register_adapter("granite_docling")
+class GraniteDoclingAdapter(TiledAdapter):
+    """Granite Docling: tiles of a sample, all coarse, or all fine with four times the tokens."""
+
+    text_models = ("granite_docling_text",)
+
+    @property
+    def side(self) -> int:
+        """Of a coarse tile."""
+        vision = self.model.config.vision_config
+        return side_of(vision.image_size) // side_of(vision.patch_size) // int(vision.scale_factor)
+
+    def tiles(self, encoded: Encoded) -> Sequence[Sequence[Tile]]:
+        """As many as a sample has tokens for."""
+        fine = encoded.arguments.get("tile_fine_mask") is not None
+        tile = Tile(*(self.side * (1 + fine),) * 2)
+        return [[tile] * (length // tile.tokens) for length in encoded.lengths]
+
+    def seen(self, encoded: Encoded, pixels: Tensor) -> Sequence[Sequence[Tensor]]:
+        """The scaled squares without those of zeros, which fill up a batch."""
+        squares = pixels.flatten(0, 1)
+        return super().seen(encoded, squares[(squares != 0).flatten(1).any(1)])
+
+
+@register_adapter("llama4")
+class Llama4Adapter(PatchesAdapter, TiledAdapter):
+    """Llama 4: pixel-shuffled tiles, and a thumbnail if there are several; tags are text.
+
+    Layers without rotary positions scale their queries by a token's place in the row.
+    """
+
+    text_models = ("llama4_text",)
+
+    @property
+    def decoder(self) -> Any:
+        """The text decoder inside the text model with a head."""
+        language_model: Any = self.model.language_model
+        return language_model.model
+
+    @property
+    def shrink(self) -> int:
+        """What the pixel shuffle divides by."""
+        return round(1 / self.model.config.vision_config.pixel_shuffle_ratio)
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens up to which every place has the same scale."""
+        config = self.decoder.config
+        return config.floor_scale - 1 if config.attn_temperature_tuning else None
+
+    def lengths(self, kind: str, output: Any) -> tuple[int, ...]:
+        """Vision tokens of each tile."""
+        return tuple(tile.shape[0] for tile in output.last_hidden_state)

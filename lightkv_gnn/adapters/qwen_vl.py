@@ -42,14 +42,6 @@ class GridAdapter(Adapter):
     by_token: ClassVar[bool] = True
     """Whether the patches of a token follow each other in the pixels, or those of a row do."""
 
-    @property
-    def legal_layers(self) -> Sequence[int]:
-        """Layers after which no more visual features are added to the vision tokens."""
-        added = len(
-            getattr(self.model.config.vision_config, "deepstack_visual_indexes", None) or ()
-        )
-        return [layer for layer in super().legal_layers if layer >= added - 1]
-
     def expected(self, size: Grid, images: int, process: Process) -> Encoded:
         """The grid that the processor scales the picture to."""
         output = process()

@@ -57,9 +57,9 @@ class SizedAdapter(Adapter):
 
 @register_adapter("mistral3")
 class Mistral3Adapter(SizedAdapter):
-    """Mistral Small 3.1 and later, on a Mistral text model."""
+    """Mistral Small 3.1 and later, and Ministral 3."""
 
-    text_models = ("mistral",)
+    text_models = ("mistral", "ministral3")
 
     def expected(self, size: Grid, images: int, process: Process) -> Encoded:
         """The grid of the picture scaled to whole tokens; its image processor alone has patches."""

@@ -111,14 +111,10 @@ UNSERVED: Mapping[str, Unserved] = MappingProxyType(
                 "chameleon": "pictures become tokens of its vocabulary inside of the one module "
                 "that is base and decoder at once, which encodes nothing a stage could see",
                 "dots3_note": _INDEXED,
-                "ernie4_5_vl_moe": "its layers read the type of every token, which a shorter layer "
-                "is not given yet",
                 "fuyu": "patches are projected right into the sequence: there is no encoder, and "
                 "only newline tokens tell the grid",
                 "gemma3n": "its layers carry four streams of hidden states, and the last of them "
                 "share the keys and values of others",
-                "gemma4": "its layers have heads of different sizes and inputs of their own, "
-                "and some share the keys and values of others",
                 "gemma4_unified": "its layers have heads of different sizes, and some may share "
                 "the keys and values of others",
                 "glm5_next": f"{_STATES}, and {_STREAMS.removeprefix('its layers ')}",
@@ -126,22 +122,7 @@ UNSERVED: Mapping[str, Unserved] = MappingProxyType(
                 "inkling2": _CONVOLVED,
                 "inkling2_loop": f"{_CONVOLVED}; it runs the same layers several times",
                 "inkling_mm_model": _CONVOLVED,
-                "kimi_k25": "its cache keeps compressed latents, which the bill does not know yet",
-                "lfm2_vl": _STATES,
-                "lfm3_vl": _STATES,
-                "llama4": "its rotary table is one complex tensor, which a shorter layer is not "
-                "given yet",
-                "minicpm_ocr": _STATES,
-                "minicpmv4_6": _STATES,
-                "minicpmv4_7": _STATES,
                 "mistral_large4": _INDEXED,
-                "muse_glimmer": "layers without positions are handed no rotary table, which a "
-                "shorter layer always is",
-                "muse_spark": "layers without positions are handed no rotary table, which a "
-                "shorter layer always is",
-                "nemotron_h_omni": _STATES,
-                "qwen3_5": _STATES,
-                "qwen3_5_moe": _STATES,
                 "qwen4_exp": f"{_STATES}; in the others, {_INDEXED}",
                 "unlimited_ocr": "its attention slides over what is decoded while it keeps the "
                 "whole prompt, in a cache of its own",
@@ -151,7 +132,11 @@ UNSERVED: Mapping[str, Unserved] = MappingProxyType(
             name: Unserved("untried", "it has no adapter")
             for name in (
                 "granite4_vision",
-                "granite_docling",
+                "minicpm_ocr",
+                "minicpmv4_6",
+                "minicpmv4_7",
+                "muse_spark",
+                "nemotron_h_omni",
             )
         },
     }

@@ -8,6 +8,7 @@ blocks cannot say, how many tokens a key stands for, the wrapper hands on beside
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 import threading
 from collections import defaultdict
@@ -90,10 +91,14 @@ def _recording(function: Callable[..., Any] | None) -> Callable[..., Any]:
 def _eager_attention(module: nn.Module) -> Callable[..., Any]:
     """Eager attention is not in the registry: each modeling file has its own.
 
-    A subclass may live elsewhere; what it inherits is then in a parent's file.
+    A subclass may live elsewhere; what it inherits is then in a parent's file.  Where a file has
+    several, for text and for pictures, the module says which one is its own.
     """
+    usual = "eager_attention_forward"
+    names = inspect.unwrap(type(module).forward).__code__.co_names
+    own = next((name for name in names if name.endswith(usual)), usual)
     for parent in type(module).__mro__:
-        function = getattr(sys.modules.get(parent.__module__), "eager_attention_forward", None)
+        function = getattr(sys.modules.get(parent.__module__), own, None)
         if function is not None:
             return function
     raise RuntimeError(f"no eager_attention_forward beside {type(module).__name__}")

@@ -1,4 +1,4 @@
-"""Rotary positions of survivors: kept, or closed up."""
+"""Positions of survivors, kept or closed up, and whatever else a layer is given for each token."""
 
 from __future__ import annotations
 
@@ -10,39 +10,80 @@ from torch import Tensor
 
 from lightkv_gnn.errors import UnsupportedInputError
 
+Tables = tuple[Tensor, Tensor] | Tensor | None
+"""A layer's rotary tables, `[..., batch or 1, token, channel]`.
 
-def rotary_rows(tables: tuple[Tensor, Tensor], source: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of the cosine and sine tables: each survivor keeps its own position.
+Cosines and sines, or both as one tensor of complex numbers; None where nothing is rotated.
+"""
+
+
+def rotary_rows(tables: Tables, source: Tensor) -> Tables:
+    """Rows of the rotary tables: each survivor keeps its own position.
 
     Args:
-        tables: cos and sin, `[batch or 1, token, channel]`.
+        tables: Of the layer.
         source: Token of each row, `[batch, row]`; -1 for padding.
 
     Returns:
-        cos and sin, `[batch, row, channel]`, on the device of ``source``.
+        The same with rows in the place of tokens, on the device of ``source``.
+
+    Raises:
+        UnsupportedInputError: Tables of a form that is not known.
     """
-    cos, sin = (_rows(table, source) for table in tables)
+    if tables is None:
+        return None
+    if isinstance(tables, Tensor):
+        return token_rows("rotary tables", tables, source, -2)
+    if not isinstance(tables, tuple) or len(tables) != 2:
+        raise UnsupportedInputError(
+            f"a decoder layer is given rotary tables as {type(tables).__name__}: expected cosines "
+            "and sines, one tensor, or None"
+        )
+    cos, sin = (token_rows("rotary tables", table, source, -2) for table in tables)
     return cos, sin
 
 
-def _rows(table: Tensor, source: Tensor) -> Tensor:
-    index = source.clamp(min=0)[:, :, None].expand(-1, -1, table.shape[-1])
-    return table.to(source.device).expand(source.shape[0], -1, -1).gather(1, index)
+def token_rows(name: str, given: Tensor, source: Tensor, axis: int) -> Tensor:
+    """What a layer is given for each token, for the tokens that are left.
+
+    Args:
+        name: For errors.
+        given: `[..., batch or 1, token, ...]`.
+        source: Token of each row, `[batch, row]`; -1 for padding, which gets the first token's.
+        axis: Of the tokens, the one after that of samples.
+
+    Returns:
+        `[..., batch, row, ...]`, on the device of ``source``.
+
+    Raises:
+        UnsupportedInputError: There is no axis of samples before that of tokens.
+    """
+    axis %= given.ndim
+    if axis == 0:
+        raise UnsupportedInputError(
+            f"{name} of a decoder layer have shape {list(given.shape)}: expected an axis of "
+            "samples before that of tokens"
+        )
+    shape, (batch, rows) = given.shape, source.shape
+    index = source.clamp(min=0).view(
+        *(1,) * (axis - 1), batch, rows, *(1,) * (given.ndim - axis - 1)
+    )
+    index = index.expand(*shape[: axis - 1], batch, rows, *shape[axis + 1 :])
+    given = given.to(source.device).expand(*shape[: axis - 1], batch, *shape[axis:])
+    return given.gather(axis, index)
 
 
-def closed_up(
-    rotary: Callable[..., Any], hidden_states: Tensor, position_ids: Tensor, merged_before: Tensor
-) -> tuple[Tensor, Tensor]:
+def closed_up(rotary: Callable[..., Any], hidden_states: Tensor, positions: Tensor) -> Tables:
     """Tables for positions from which the tokens merged away before each one are subtracted.
 
     Args:
         rotary: Makes the layer's tables.
         hidden_states: Gives dtype and device.
-        position_ids: Original positions, `[batch or 1, token]`.
-        merged_before: `[batch, token or 1]`.
+        positions: `[batch, token]`.
     """
-    positions = position_ids.to(merged_before.device) - merged_before
     tables = rotary(hidden_states, position_ids=positions)
+    if isinstance(tables, Tensor):
+        return tables.to(hidden_states.device)
     cos, sin = (table.to(hidden_states.device) for table in tables)
     return cos, sin
 
@@ -53,8 +94,8 @@ def numbered(
     places: Tensor,
     missing: Tensor,
     merged: Tensor,
-    given: tuple[Tensor, Tensor],
-) -> tuple[Tensor, Tensor]:
+    given: Tables,
+) -> Tables:
     """Tables for the numbers of entries, where M-RoPE is given up.
 
     Samples of which nothing was merged keep theirs, as they do alone.
@@ -67,10 +108,14 @@ def numbered(
         merged: Tokens of each sample merged away, `[batch, 1]`.
         given: The layer's tables, with rows like ``places``.
     """
-    made = closed_up(rotary, hidden_states, places, missing)
+    if given is None:
+        return None
+    made: Any = closed_up(rotary, hidden_states, places - missing)
     whole = (merged == 0)[:, :, None]
-    given = (given[0].to(whole.device), given[1].to(whole.device))
-    cos, sin = (torch.where(whole, *pair) for pair in zip(given, made, strict=True))
+    if isinstance(given, Tensor):
+        return torch.where(whole, given.to(whole.device), made)
+    pairs = zip(given, made, strict=True)
+    cos, sin = (torch.where(whole, own.to(whole.device), new) for own, new in pairs)
     return cos, sin
 
 
@@ -104,9 +149,3 @@ def padding_before(mask: Any, real: Tensor, past: int) -> Tensor:
         mask = mask if mask.dtype == torch.bool else mask >= 0
     count = (~mask[:, :past].bool()).sum(1).cpu()
     return torch.stack([count, torch.zeros_like(count)], dim=1)
-
-
-def positions_of(position_ids: Tensor, source: Tensor) -> Tensor:
-    """Original position of each row, `[batch, row]`."""
-    wide = position_ids.to(source.device).expand(source.shape[0], -1)
-    return torch.gather(wide, 1, source.clamp(min=0))

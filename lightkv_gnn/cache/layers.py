@@ -11,6 +11,7 @@ from transformers import cache_utils
 from lightkv_gnn import seams
 from lightkv_gnn.cache.compressed import CompressedMixin
 from lightkv_gnn.cache.layerwise import LayerwiseMixin, Siblings
+from lightkv_gnn.cache.sizes import holds_state
 from lightkv_gnn.errors import UnsupportedInputError
 
 try:
@@ -19,6 +20,7 @@ try:
         DynamicLayer,
         DynamicSlidingWindowLayer,
         HQQQuantizedLayer,
+        LinearAttentionLayer,
         QuantoQuantizedLayer,
         StaticLayer,
         StaticSlidingWindowLayer,
@@ -215,6 +217,38 @@ class CompressedHQQLayer(_QuantizedMixin, HQQQuantizedLayer):
     """A growing layer of few bits, by hqq."""
 
 
+class StateLayer(LinearAttentionLayer):
+    """A layer that holds a state, among layers that hold fewer entries than tokens.
+
+    The state has taken in the tokens that were left, and cannot give any back.
+
+    Attributes:
+        siblings: The layers of its cache that hold entries.
+    """
+
+    siblings: Siblings | None = None
+
+    @classmethod
+    def of(cls, layer: LinearAttentionLayer) -> StateLayer:
+        """One with everything that ``layer`` holds."""
+        new = cls.__new__(cls)
+        new.__dict__.update(layer.__dict__)
+        return new
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Drops trailing tokens, while nothing is merged.
+
+        Raises:
+            UnsupportedInputError: Something is.
+        """
+        if any(layer.compressed for layer in self.siblings or ()):
+            raise UnsupportedInputError(
+                "the cache has layers that hold a state, from which no tokens can be dropped once "
+                "others are merged: go on without prompt lookup and assisted decoding"
+            )
+        super().crop(tokens_to_remove)
+
+
 _COMPRESSED: dict[type, type[LayerwiseMixin]] = {
     DynamicLayer: CompressedLayer,
     DynamicSlidingWindowLayer: CompressedSlidingLayer,
@@ -244,14 +278,19 @@ def compressed_layer(cache: Cache, index: int) -> LayerwiseMixin:
     """
     while len(cache.layers) <= index:
         cache.layers.append((cache.layer_class_to_replicate or DynamicLayer)())
-    first = _compressible(cache, 0)
+    layers = [_compressible(cache, n) for n in range(index + 1) if not holds_state(cache.layers[n])]
+    first = layers[0]
     first.guard = True
     siblings = first.siblings or Siblings()
-    for number in range(index + 1):
-        layer = _compressible(cache, number)
+    for layer in layers:
         if layer.siblings is not siblings:
             siblings.join(layer)
-    return layer
+    for number, state in enumerate(cache.layers):
+        if type(state) is LinearAttentionLayer:
+            cache.layers[number] = state = StateLayer.of(state)
+        if isinstance(state, StateLayer):
+            state.siblings = siblings
+    return layers[-1]
 
 
 def _compressible(cache: Cache, index: int) -> LayerwiseMixin:
@@ -277,6 +316,13 @@ def check_cache(cache: Cache, index: int) -> None:
             f"{name} moves its layers to the CPU and back, which is not supported: expected a "
             "cache without offloading, such as DynamicCache() or cache_implementation='static'"
         )
+    if index < len(cache.layers) and isinstance(cache.layers[index], LinearAttentionLayer):
+        if not holds_state(cache.layers[index]):
+            raise UnsupportedInputError(
+                f"{name} has layers of type {type(cache.layers[index]).__name__}, which hold a "
+                "state and entries too: compression works with either"
+            )
+        return
     if index < len(cache.layers):
         kind = type(cache.layers[index])
     else:
@@ -292,4 +338,5 @@ def mask_widths(cache: Cache | None, length: int) -> set[int]:
     """Keys in the masks that transformers makes for a call of ``length`` tokens."""
     if cache is None:
         return set()
-    return {cache.get_mask_sizes(length, number)[0] for number in range(len(cache.layers))}
+    numbers = [n for n, layer in enumerate(cache.layers) if not holds_state(layer)]
+    return {cache.get_mask_sizes(length, number)[0] for number in numbers}

@@ -5,15 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
+from transformers.cache_utils import CacheLayerMixin, StaticLayer, StaticSlidingWindowLayer
 
 from lightkv_gnn.cache.compressed import CompressedMixin
 
 
 def _layer(cache: Any, number: int) -> Any:
-    if cache is None or number >= len(cache.layers):
+    """A layer of a cache; None if there is none, or one that holds a state and no entries."""
+    if cache is None or number >= len(cache.layers) or holds_state(cache.layers[number]):
         return None
     return cache.layers[number]
+
+
+def holds_state(layer: Any) -> bool:
+    """Whether a layer of a cache holds a state of fixed size, and no entries."""
+    return not isinstance(layer, CacheLayerMixin)
 
 
 def _entries(layer: Any, seen: int) -> int:
@@ -22,8 +28,13 @@ def _entries(layer: Any, seen: int) -> int:
 
 
 def entries_written(cache: Any, number: int) -> int | None:
-    """Entries ever written by a layer; None where the device alone knows, as of a static one."""
+    """Entries ever written by a layer; None where the device alone knows, as of a static one.
+
+    None too for a layer that holds a state.
+    """
     layer = _layer(cache, number)
+    if layer is None and cache is not None and number < len(cache.layers):
+        return None
     if layer is None:
         return 0
     if isinstance(layer, StaticLayer):

@@ -42,14 +42,24 @@ class DecoderSize:
         parameters: Weights of the layer that a token passes through: of experts, those that are
             chosen for it.
         attention_channels: Heads times head size.
-        kv_channels: Key-value heads times head size.
+        kv_channels: Key-value heads times head size; 0 for a layer that holds a state, as its
+            attention channels are.
         bytes_per_value: Of the cache.
+        value_channels: Of what is cached for values, where that differs from keys: multi-head
+            latent attention caches one latent, and one rotated key, for all heads.
     """
 
     parameters: int
     attention_channels: int
     kv_channels: int
     bytes_per_value: int
+    value_channels: int | None = None
+
+    @property
+    def entry_bytes(self) -> int:
+        """Of a token's key and value."""
+        values = self.kv_channels if self.value_channels is None else self.value_channels
+        return (self.kv_channels + values) * self.bytes_per_value
 
     def cost(self, tokens: Sequence[int], vision: int, width: int) -> LayerCost:
         """Cost of a layer.
@@ -62,7 +72,7 @@ class DecoderSize:
         return LayerCost(
             tokens=sum(tokens),
             vision_tokens=vision,
-            kv_bytes=2 * len(tokens) * self.kv_channels * width * self.bytes_per_value,
+            kv_bytes=len(tokens) * width * self.entry_bytes,
             flops=sum(
                 2 * self.parameters * n + 4 * n * n * self.attention_channels for n in tokens
             ),
@@ -250,7 +260,7 @@ def _cells(row: LayerRow) -> tuple[object, ...]:
         "-" if row.observed_tokens is None else row.observed_tokens,
         f"{planned.kv_bytes / 1024:.1f}",
         _scaled(row.observed_kv_bytes, 1024),
-        f"{planned.kv_bytes / full.kv_bytes:.0%}",
+        f"{planned.kv_bytes / full.kv_bytes:.0%}" if full.kv_bytes else "-",
         f"{planned.flops / 1e6:.1f}",
         _scaled(row.observed_flops, 1e6),
         f"{planned.flops / full.flops:.0%}",

@@ -210,6 +210,6 @@ def _shares(
     adapter: Adapter, costs: Sequence[LayerCost], text: int, dtype: torch.dtype
 ) -> tuple[int, int]:
     """Bytes of keys and values, of vision tokens and of text, which sliding windows forget last."""
-    each = 2 * adapter.decoder_size(dtype.itemsize).kv_channels * dtype.itemsize
-    of_text = [min(cost.kv_bytes, text * each) for cost in costs]
+    each = [adapter.decoder_size(dtype.itemsize, layer).entry_bytes for layer in range(len(costs))]
+    of_text = [min(cost.kv_bytes, text * own) for cost, own in zip(costs, each, strict=True)]
     return sum(cost.kv_bytes for cost in costs) - sum(of_text), sum(of_text)

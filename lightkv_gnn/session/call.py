@@ -11,13 +11,14 @@ from torch import Tensor
 from lightkv_gnn.adapters import Adapter
 from lightkv_gnn.attention.backends import MaskForm
 from lightkv_gnn.attention.masks import Mask, compressed_mask
-from lightkv_gnn.attention.positions import closed_up, numbered, positions_of, rotary_rows
+from lightkv_gnn.attention.positions import Tables, closed_up, numbered, rotary_rows, token_rows
 from lightkv_gnn.cache.compressed import CompressedMixin, Expected
 from lightkv_gnn.cache.layers import cancel, compressed_layer
 from lightkv_gnn.cache.sizes import entries_written, first_new_key, room, stored_bytes
 from lightkv_gnn.costs.ledger import DecoderSize, LayerRow, Ledger, Lost
 from lightkv_gnn.costs.plan import plan_costs
 from lightkv_gnn.seams import LayerNames
+from lightkv_gnn.session.arguments import check_hidden_states, check_length, token_arguments
 from lightkv_gnn.session.checks import check_flash_call, check_flash_windows, check_held
 from lightkv_gnn.session.prefill import Prefill
 
@@ -60,6 +61,7 @@ class Call:
         self._bytes_before: list[int] = []
         self._entries_before: list[int | None] = []
         self._room: list[int | None] = []
+        self._of_tokens: list[dict[str, int]] = []
         self._cache: Any = None
         self._value_size = 0
         self._sizes: list[DecoderSize] = []
@@ -70,7 +72,11 @@ class Call:
     ) -> Tensor:
         """Called before layer ``number``: runs the stage between it and the one before."""
         prefill, names = self.prefill, self._names[number]
+        check_hidden_states(number, hidden_states, prefill.shape)
+        axes = self._adapter.token_axes
+        self._of_tokens.append(token_arguments(number, kwargs, names, axes, prefill.length))
         if number == 0:
+            check_length(self._adapter, prefill.past + prefill.length)
             if self._form == "padding":
                 check_flash_call(kwargs.get(names.mask), kwargs.get(names.positions), cache)
                 layers = self._adapter.layers
@@ -95,16 +101,51 @@ class Call:
         """The layer's arguments, fitted to the tokens that are left."""
         kwargs, prefill, names = dict(kwargs), self.prefill, self._names[number]
         assert prefill.source is not None
+        for name, axis in self._of_tokens[number].items():
+            kwargs[name] = self._fitted(name, kwargs[name], axis)
+        if not self._adapter.holds_entries(number):
+            # Its mask tells what is padding; nothing else in it counts tokens.
+            kwargs[names.mask] = prefill.real.long() if prefill.ragged else None
+            return kwargs
         keys = Keys(prefill.source, prefill.ragged, prefill.log_mass)
         if cache is not None:
             keys = self._keys(compressed_layer(cache, number), prefill.source)
-        kwargs[names.mask] = self._mask(kwargs.get(names.mask), keys, hidden_states.dtype)
         earlier = None if cache is None else cache.layers[number].merged
         tables = self._tables(number, kwargs, hidden_states, earlier)
+        positions = self._positions(number, kwargs, earlier)
+        mask = self._mask(kwargs.get(names.mask), keys, hidden_states.dtype)
+        if self._form == "padding":
+            # Without a mask, flash attention takes gaps in the ids for borders of sequences.
+            if not names.reads_positions:
+                positions = None
+            elif mask is None:
+                mask = keys.columns >= 0
+        kwargs[names.mask], kwargs[names.positions] = mask, positions
         kwargs[names.tables] = prefill.tables = tables
-        # Flash attention takes gaps in the ids for borders between packed sequences.
-        kwargs[names.positions] = None
         return kwargs
+
+    def _fitted(self, name: str, given: Tensor, axis: int) -> Tensor:
+        """What a layer is given for each token; kept for the next layer, which may share it."""
+        source, key = self.prefill.source, ("rows", name)
+        assert source is not None
+        known = self._memo.get(key)
+        if known is None or known[0] is not given or known[1] is not source:
+            known = self._memo[key] = given, source, token_rows(name, given, source, axis)
+        rows: Tensor = known[-1]
+        return rows
+
+    def _positions(
+        self, number: int, kwargs: dict[str, Any], earlier: Tensor | None
+    ) -> Tensor | None:
+        """Position ids of a compressed layer; None where its tables number entries instead."""
+        name = self._names[number].positions
+        given, before = kwargs.get(name), self.prefill.merged_before
+        if given is None or self.prefill.padded is not None:
+            return None
+        rows = self._fitted(name, given, -1)
+        if before is None:
+            return rows
+        return rows - (before if earlier is None else before + earlier)
 
     def _keys(self, layer: CompressedMixin, source: Tensor) -> Keys:
         """Announces a layer's entries; returns what its keys will be.
@@ -146,10 +187,12 @@ class Call:
 
     def _tables(
         self, number: int, kwargs: dict[str, Any], hidden_states: Tensor, earlier: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Tables:
         """Rotary tables of a compressed layer; made once for all layers that share them."""
-        given, source = kwargs[self._names[number].tables], self.prefill.source
+        given, source = kwargs.get(self._names[number].tables), self.prefill.source
         assert source is not None
+        if given is None:
+            return None
         key = ("tables", id(given), id(source))
         if key not in self._memo or earlier is not None:
             merged = self.prefill.merged_before
@@ -158,7 +201,7 @@ class Call:
             else:
                 made = self._new_tables(number, kwargs, hidden_states, merged, earlier)
             self._memo[key] = given, source, made
-        tables: tuple[Tensor, Tensor] = self._memo[key][-1]
+        tables: Tables = self._memo[key][-1]
         return tables
 
     def _new_tables(
@@ -168,7 +211,7 @@ class Call:
         hidden_states: Tensor,
         before: Tensor,
         earlier: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Tables:
         """Tables of positions that close up, or that count entries."""
         prefill, rotary = self.prefill, self._adapter.rotary(number)
         names = self._names[number]
@@ -176,9 +219,9 @@ class Call:
         assert source is not None
         assert merged is not None
         if prefill.padded is None:
-            positions = positions_of(kwargs[names.positions], source)
-            before = before if earlier is None else before + earlier
-            return closed_up(rotary, hidden_states, positions, before)
+            positions = self._positions(number, kwargs, earlier)
+            assert positions is not None
+            return closed_up(rotary, hidden_states, positions)
         earlier = prefill.padded if earlier is None else earlier.to(source.device)
         given = rotary_rows(kwargs[names.tables], source)
         places, before = source + prefill.past, before + earlier[:, :1]

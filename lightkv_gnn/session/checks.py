@@ -12,8 +12,9 @@ from lightkv_gnn.adapters import Adapter
 from lightkv_gnn.attention.backends import SUPPORTED, mask_form, why_no_mass
 from lightkv_gnn.attention.masks import check_padding_mask
 from lightkv_gnn.cache.compressed import CompressedMixin
-from lightkv_gnn.cache.sizes import entries_written
+from lightkv_gnn.cache.sizes import entries_written, holds_state
 from lightkv_gnn.config import LightKVConfig
+from lightkv_gnn.costs.plan import PlannedStage
 from lightkv_gnn.errors import ScheduleError, UnsupportedInputError, UnsupportedModelError
 from lightkv_gnn.seams import check_attention, check_transformers, names_of, tested
 
@@ -180,6 +181,22 @@ def check_flash_call(mask: Any, positions: Tensor | None, cache: Any) -> None:
         )
 
 
+def check_states(adapter: Adapter, planned: Sequence[PlannedStage], past: int) -> None:
+    """Looks at a later turn of a batch, where layers hold a state.
+
+    Raises:
+        UnsupportedInputError: Samples have unequal numbers of tokens left.  The padding would then
+            lie between a sample's state and its tokens, and the state would fade in it.
+    """
+    ragged = any(min(step.lengths) < max(step.lengths) for step in planned)
+    if past and ragged and not all(map(adapter.holds_entries, range(adapter.layers))):
+        raise UnsupportedInputError(
+            "samples of a batch have unequal numbers of tokens left in a later turn, and layers "
+            "that hold a state cannot skip what is padding between the turns: pass such samples "
+            "one by one"
+        )
+
+
 def check_flash_windows(adapter: Adapter, layers: Iterable[int], length: int) -> None:
     """Looks at compressed layers, where flash attention is to run over ``length`` tokens.
 
@@ -228,6 +245,8 @@ def check_held(
         return
     for number, (entries, (_, tokens)) in enumerate(zip(before, shapes, strict=True)):
         layer = given.layers[number]
+        if holds_state(layer):
+            continue
         if number >= first and (not isinstance(layer, CompressedMixin) or layer.announced):
             raise RuntimeError(
                 f"decoder layer {number} did not write the entries that were announced for it: "

@@ -27,6 +27,7 @@ from lightkv_gnn.session.checks import (
     check_flash_windows,
     check_masses,
     check_same_backend,
+    check_states,
 )
 from lightkv_gnn.session.compiling import OutsideGraphs
 from lightkv_gnn.session.encoders import Uncopied, Watched, record_of
@@ -220,6 +221,7 @@ class Hooks:
             padded = padding_before(request.mask, real, past) if self._numbered else None
             parts = self._config, self._compressor, layout, vision, real, past, padded
             prefill = Prefill(*parts, self._prompt(request, vision), request.ids)
+            check_states(self._adapter, prefill.planned, past)
             self._running.call = Call(self._adapter, prefill, self._form, self._names)
 
     def _before_layer(
@@ -227,8 +229,9 @@ class Hooks:
     ) -> Arguments | None:
         """Before a decoder layer: runs a stage, and hands the layer what fits fewer tokens."""
         names = self._names[number]
-        hidden_states: Tensor = args[0] if args else kwargs[names.hidden_states]
-        cache = kwargs.get(names.cache)
+        given = names.of(args, kwargs)
+        hidden_states: Tensor = given.pop(names.hidden_states)
+        cache = given.get(names.cache)
         if number == 0 and cache is not None:
             if self._why_no_mass is not None:
                 check_masses(cache, self._why_no_mass)
@@ -236,12 +239,9 @@ class Hooks:
                 self._check_step(cache, hidden_states.shape[1])
         if (call := self._call) is not None:
             check_same_backend(self._adapter, self._implementation)
-            hidden_states = call.enter_layer(number, hidden_states, cache, kwargs)
+            hidden_states = call.enter_layer(number, hidden_states, cache, given)
             if call.prefill.source is not None:
-                kwargs = call.layer_arguments(number, hidden_states, cache, kwargs)
-                if args:
-                    return (hidden_states, *args[1:]), kwargs
-                return args, {**kwargs, names.hidden_states: hidden_states}
+                return (hidden_states,), call.layer_arguments(number, hidden_states, cache, given)
         if cache is None or number >= len(cache.layers):
             return None
         layer = cache.layers[number]
@@ -254,7 +254,7 @@ class Hooks:
         if padding is not None:
             padding = padding.to(hidden_states.device)
         layer.allow_update(None if padding is None else pad(padding.sum(1, keepdim=True), (0, 1)))
-        return args, self._continued(number, layer, hidden_states, kwargs, padding)
+        return (hidden_states,), self._continued(number, layer, hidden_states, given, padding)
 
     def _check_step(self, cache: Any, queries: int) -> None:
         """Before the first layer of a call that merges nothing: was anything merged before?"""
@@ -293,7 +293,7 @@ class Hooks:
                 dtype=hidden_states.dtype,
             )
         if layer.merged is not None:
-            kwargs[names.tables] = self._closed_up(number, layer, hidden_states, kwargs, padding)
+            kwargs.update(self._closed_up(number, layer, hidden_states, kwargs, padding))
         return kwargs
 
     def _mass_alone(self, layer: CompressedMixin, hidden_states: Tensor) -> Tensor:
@@ -319,21 +319,24 @@ class Hooks:
         hidden_states: Tensor,
         kwargs: dict[str, Any],
         padding: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Rotary tables of a layer in which nothing is merged now, but something was before."""
+    ) -> dict[str, Any]:
+        """Positions of a layer in which nothing is merged now, but something was before."""
         assert layer.merged is not None
         rotary, merged = self._adapter.rotary(number), layer.merged.to(hidden_states.device)
         names = self._names[number]
+        given = kwargs.get(names.tables)
         if not self._numbered:
-            return closed_up(rotary, hidden_states, kwargs[names.positions], merged)
+            positions = kwargs[names.positions].to(merged.device) - merged
+            tables = None if given is None else closed_up(rotary, hidden_states, positions)
+            return {names.tables: tables, names.positions: positions}
         batch, queries = hidden_states.shape[:2]
         seen = layer.get_seq_length()  # of a static layer a tensor, beside its keys
         seen = seen.to(merged.device) if isinstance(seen, Tensor) else seen
         places = torch.arange(queries, device=merged.device) + seen
         missing = merged[:, :1] if padding is None else merged[:, :1] + padding.cumsum(1)
-        given = kwargs[names.tables]
         places = places.expand(batch, -1)
-        return numbered(rotary, hidden_states, places, missing, merged[:, 1:], given)
+        tables = numbered(rotary, hidden_states, places, missing, merged[:, 1:], given)
+        return {names.tables: tables}
 
     def _restore(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """After the decoder: gives the hidden states the prompt's full length again."""

@@ -35,7 +35,7 @@ def ranks_of(adapter: Adapter) -> Ranks:
     Raises:
         UnsupportedInputError: They cannot have equal numbers of heads.
     """
-    model, config = adapter.model, adapter.decoder.config
+    model, config = adapter.model, adapter.layer_config(0)
     heads, shared = config.num_attention_heads, config.num_key_value_heads
     size = model.tp_size or 1
     if size == 1 or not _splits_heads(adapter):
@@ -52,7 +52,8 @@ def ranks_of(adapter: Adapter) -> Ranks:
 
 def _splits_heads(adapter: Adapter) -> bool:
     """Whether the model's plan splits the decoder's attention."""
-    parts = {id(part) for part in adapter.attention(0).children()}
+    first = next(layer for layer in range(adapter.layers) if adapter.holds_entries(layer))
+    parts = {id(part) for part in adapter.attention(first).children()}
     names = [name for name, part in adapter.model.named_modules() if id(part) in parts]
     return any(
         adapter.model.tp_plan.get(re.sub(r"\.\d+\.", ".*.", name)) == "colwise" for name in names

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightkv_gnn.attention.positions import Tables
 from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.costs.plan import PlannedStage, plan_stages
 from lightkv_gnn.costs.schedule import Stage
@@ -70,11 +71,16 @@ class Prefill:
         self.merged_before: Tensor | None = None
         self.merged: Tensor | None = None
         self.log_mass: Tensor | None = None
-        self.tables: tuple[Tensor, Tensor] | None = None
+        self.tables: Tables = None
         self.first_key: int | None = None
         self._recorded: tuple[Tensor, Tensor, float, float | None] | None = None
         self.records: list[StageRecord] = []
         self.stopwatch = Stopwatch()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(samples, tokens) of the sequence as it is now, padding included."""
+        return self.batch, self.length if self.source is None else self.source.shape[1]
 
     def start(self, device: torch.device) -> None:
         """Puts the call's bookkeeping on the device of the first layer's hidden states."""
@@ -116,9 +122,7 @@ class Prefill:
             return None
         query, key, scaling, softcap = recorded
         if not self.config.rotary:
-            assert self.tables is not None
-            tables = [table.to(query.device) for table in self.tables]
-            query, key = (unrotated(states, *tables) for states in (query, key))
+            query, key = (unrotated(states, self.tables) for states in (query, key))
         ranks, shares = self.compressor.ranks, self.compressor.scatter.text_shares
         if callable(self.config.guidance):  # may do with heads what it likes
             query, key = ranks.joined(query), ranks.joined(key)

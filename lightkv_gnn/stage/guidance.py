@@ -343,16 +343,23 @@ def _least(x: Tensor) -> float:
     return torch.finfo(x.dtype).min / 4
 
 
-def unrotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def unrotated(states: Tensor, tables: tuple[Tensor, Tensor] | Tensor | None) -> Tensor:
     """Takes rotary position out of queries or keys (the transpose of the rotation).
 
     Args:
-        states: `[batch, head, token, channel]`, with the first ``cos.shape[-1]`` channels rotated
-            in halves.
-        cos: `[batch, token, rotated channel]`, with the model's attention scaling in it.
-        sin: The same.
+        states: `[batch, head, token, channel]`, with the first channels rotated: as many as there
+            are cosines, in halves; or all, in pairs, where tables are complex.
+        tables: Cosines and sines, `[batch, token, rotated channel]`, with the model's attention
+            scaling in them; or as complex numbers, one for a pair of channels; or None where
+            nothing is rotated.
     """
-    cos, sin = cos[:, None].to(states.dtype), sin[:, None].to(states.dtype)
+    if tables is None:
+        return states
+    if isinstance(tables, Tensor):
+        pairs = torch.view_as_complex(states.float().unflatten(-1, (-1, 2)))
+        back = pairs / tables[:, None].to(states.device)
+        return torch.view_as_real(back).flatten(-2).to(states.dtype)
+    cos, sin = (table[:, None].to(states.device, states.dtype) for table in tables)
     rotated, rest = states.split([cos.shape[-1], states.shape[-1] - cos.shape[-1]], dim=-1)
     first, second = rotated.chunk(2, dim=-1)
     back = rotated * cos - torch.cat([-second, first], dim=-1) * sin

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, create_mask
 
 from lightkv_gnn.attention.masks import compressed_mask, real_tokens, with_log_mass
-from lightkv_gnn.attention.positions import positions_of, rotary_rows
+from lightkv_gnn.attention.positions import rotary_rows, token_rows
 from lightkv_gnn.errors import UnsupportedInputError
 
 PAST, LENGTH = 3, 6
@@ -110,7 +110,7 @@ def test_positions_are_the_survivors_own(batch: int) -> None:
     table = torch.randn(batch, LENGTH, 4)
     ids = torch.randint(0, 99, (batch, LENGTH))
     cos, sin = rotary_rows((table, 2 * table), ROWS)
-    moved = positions_of(ids, ROWS)
+    moved = token_rows("ids", ids, ROWS, -1)
     for b in range(2):
         own = b if batch == 2 else 0
         for i, row in enumerate(ROWS[b].tolist()):

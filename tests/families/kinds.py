@@ -99,10 +99,10 @@ def grid_thw(name: str, text: dict[str, Any], other: str = "", **vision: Any) ->
     return Recipe(name, f"{part}Text", f"{part}Vision", text, {**QWEN_TOWER, **vision}, QWEN)
 
 
-def sized(name: str, text: str) -> Recipe:
+def sized(name: str, text: str, **options: Any) -> Recipe:
     """A Pixtral tower with patches of 4 x 4 pixels, 2 x 2 to a token."""
     tower = {**TOWER, "image_size": 64, "patch_size": 4}
-    return Recipe(name, text, "PixtralVision", {"head_dim": 16}, tower, UNTIED)
+    return Recipe(name, text, "PixtralVision", {"head_dim": 16, **options}, tower, UNTIED)
 
 
 def squares(name: str, text: str, tower: dict[str, Any], vision: str, **options: Any) -> Recipe:

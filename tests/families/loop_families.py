@@ -61,6 +61,8 @@ Place = tuple[int, int, int]
 
 
 def decoder_of(model: nn.Module) -> nn.Module:
+    if not hasattr(model, "model"):  # a text model with a head is inside
+        return model.language_model.model
     base = model.model
     return base.text_model if hasattr(base, "text_model") else base.language_model
 

@@ -83,6 +83,7 @@ def hidden_from_layers(
             turned = kwargs["position_ids"].clone()
             for i, place in enumerate(range(total - mask.shape[-2], total)):
                 turned[:, i] -= sum(j < place for j in gone[number])
+            kwargs["position_ids"] = turned
             kwargs["position_embeddings"] = decoder_of(model).rotary_emb(args[0], turned)
         return args, kwargs
 

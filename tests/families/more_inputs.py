@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from families.decoders import PLACED, SHAPED
 from families.kinds import Kind, Size
 from families.models import BREAK, IMAGE, WORDS
 from families.more import FILMED, RECIPES
@@ -30,7 +31,7 @@ def together(singles: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     both: dict[str, Tensor] = {}
     for name in singles[0]:
         parts = [single[name] for single in singles]
-        if name in ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"):
+        if name == "attention_mask" or (name.endswith("_ids") and "image" not in name):
             parts = [pad(x, (longest - x.shape[1], 0)) for x in parts]
         elif name == "pixel_values" and "image_sizes" in singles[0]:
             parts = _to_one_size(parts)
@@ -84,11 +85,17 @@ def _sample(
     pixels = [torch.randn(shape, generator=generator) for shape in shapes]
     if family == "emu3":  # it encodes what pads a picture, too
         pixels = [pad(x, (0, 24 - x.shape[-1], 0, 20 - x.shape[-2])) for x in pixels]
-    found[kind.pixels] = torch.cat(_to_one_size(pixels) if len(sizes[0]) == 2 else pixels)
-    if kind.argument:
+    found[kind.pixels] = torch.cat(_to_one_size(pixels) if pixels[0].ndim == 4 else pixels)
+    if kind is PLACED:
+        found[kind.argument] = torch.stack([places(*size, 100) for size in sizes])
+    elif kind.argument:
         found[kind.argument] = torch.tensor(sizes)
     if kind.typed:
         found[kind.typed] = (found["input_ids"] == IMAGE).int()
+    if family == "ernie4_5_vl_moe":
+        found["moe_mm_token_type_ids"] = found[kind.typed]
+    if family == "ministral3":  # whose queries grow with absolute positions
+        found["position_ids"] = torch.arange(len(ids))[None]
     return found | _besides(family, kind, pictures, found[kind.pixels], generator)
 
 
@@ -101,6 +108,17 @@ def _besides(
         return {"image_merge_sizes": torch.full((count,), 2)}
     if family == "deepseek_vl_hybrid":
         return {"high_res_pixel_values": torch.randn(count, 3, 64, 64, generator=generator)}
+    if family == "granite_docling":
+        return {
+            "pixel_values": pixels[None],
+            "pixel_attention_mask": torch.ones(1, len(pixels)).bool(),
+        }
+    if kind is PLACED:
+        return {"pixel_values": pixels.sigmoid()}
+    if kind is SHAPED:
+        counts = torch.tensor([math.prod(kind.sizes[picture]) for picture in pictures])
+        real = torch.arange(pixels.shape[1]) < counts[:, None]
+        return {"pixel_values": pixels * real[:, :, None], "pixel_attention_mask": real.int()}
     if family == "perception_lm":
         return {"pixel_values": pixels[None]}
     if family == "idefics2":
@@ -122,6 +140,14 @@ def _besides(
             pooled += [whole + 128 * number, picked + 128 * number + 64]
         return {"image_token_pooling": torch.cat(pooled), "image_grids": torch.tensor(grids)}
     return {}
+
+
+def places(rows: int, cols: int, width: int) -> Tensor:
+    """Column and row of each patch, `[patch, 2]`; -1 for padding."""
+    found = torch.full((width, 2), -1)
+    patch = torch.arange(rows * cols)
+    found[: rows * cols] = torch.stack([patch % cols, patch // cols], 1)
+    return found
 
 
 def film(family: str, model: Any) -> dict[str, Tensor]:
@@ -156,18 +182,23 @@ FRAMES = {"video_llava": (1, 3, 3, 16, 16), "molmo2": (3, 64, 48)}
 
 def _with_blanks(pictures: Tensor, most: int) -> Tensor:
     """Pictures `[1, picture, ...]` of one sample with blank ones up to so many."""
+    if pictures.shape[1] == most:
+        return pictures
     blanks = pictures.new_zeros(1, most - pictures.shape[1], *pictures.shape[2:])
     return torch.cat([pictures, blanks], 1)
 
 
 def shape_of(model: Any, size: Size) -> Size:
     """Shape of the pixels of a picture."""
+    vision = model.config.vision_config
+    if model.config.model_type in ("lfm2_vl", "gemma4"):
+        return 1, 100, 3 * vision.patch_size**2
     if len(size) == 2:
         return 1, 3, *size
-    vision = model.config.vision_config
     if len(size) == 3:
         side, frames = vision.patch_size, getattr(vision, "temporal_patch_size", 1)
-        whole = model.config.model_type == "paddleocr_vl"
+        frames = getattr(vision, "patch_temporal", frames)
+        whole = model.config.model_type in ("paddleocr_vl", "kimi_k25")
         return math.prod(size), *((3, side, side) if whole else (3 * frames * side**2,))
     if model.config.model_type == "molmo2":
         return *size, 64, 3 * vision.patch_size**2

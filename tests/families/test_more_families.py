@@ -15,8 +15,10 @@ from torch import Tensor
 
 import lightkv_gnn as lk
 from families import loop_families
+from families.decoders import DECODERS, HYBRID
 from families.geometry import TileTruth
 from families.loop import FamilyLoop
+from families.loop_dropping import answered, dropping
 from families.loop_families import Traits
 from families.loop_own import own_layers
 from families.loop_stock import hidden_from_layers, stock_steps
@@ -44,8 +46,12 @@ SLIDING = (
     "cohere_compass",
     "step3p7",
     "shieldgemma2",
+    "muse_glimmer",
+    "llama4",
+    "gemma4",
+    *HYBRID,
 )
-DEEPSTACK = ("qwen3_vl_moe", "qwen3_omni_moe_thinker", "cosmos3_omni")
+DEEPSTACK = ("qwen3_vl_moe", "qwen3_omni_moe_thinker", "cosmos3_omni", "granite_docling")
 LEGAL = {**dict.fromkeys(SLIDING, (1, 3)), **dict.fromkeys(DEEPSTACK, (1, 2, 3, 4))}
 """Layers that a stage may run after, where not after all but the last."""
 
@@ -134,11 +140,17 @@ def test_pruned_equals_masked_and_unmerged_equals_plain(family: str, attention: 
         zip(alone, gone_from(trace, both["input_ids"]), strict=True)
     ):
         tokens = steps.sequences[sample, -STEPS:].tolist()
-        with hidden_from_layers(truth, gone):
-            out = truth(**single)
-            expected = out.logits[0]
-            later = stock_steps(truth, out, tokens)
-        kept = torch.tensor([n for n in range(len(expected)) if n not in gone[-1]])
+        length = single["input_ids"].shape[1]
+        kept = torch.tensor([n for n in range(length) if n not in gone[-1]])
+        if family in HYBRID:
+            rows = dropping(truth, answered(single, tokens[:-1]), gone)
+            expected = torch.stack([rows.get(n, rows[0]) for n in range(length)])
+            later = torch.stack([rows[length - 1 + n] for n in range(STEPS)])
+        else:
+            with hidden_from_layers(truth, gone):
+                out = truth(**single)
+                expected = out.logits[0]
+                later = stock_steps(truth, out, tokens)
         real = both["attention_mask"][sample].bool()
         near(prefill.logits[sample, real][kept], expected[kept], close)
         near(torch.stack(steps.logits)[:, sample], later, close)
@@ -186,7 +198,7 @@ def test_merged_equals_the_layer_loop(family: str, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(
     "family",
-    known(*MIXED) + full(*(name for name in MORE if name not in (*MIXED, *LIKE_LLAMA))),
+    known(*MIXED) + full(*(name for name in MORE if name not in (*MIXED, *LIKE_LLAMA, *DECODERS))),
 )
 @torch.no_grad()
 def test_merged_equals_its_own_layers_called_one_by_one(family: str) -> None:
@@ -233,7 +245,8 @@ def test_a_plan_from_the_configuration_is_what_a_run_costs(
     assert 0 < planned.ledger.retention < 1
     # What the whole processor asks of its image processor.
     cut = {"crop_to_patches": True}
-    options = {"mistral3": {"patch_size": 8}, "aya_vision": cut, "qianfan_ocr": cut}
+    cell = {"patch_size": 8}
+    options = {"mistral3": cell, "ministral3": cell, "aya_vision": cut, "qianfan_ocr": cut}
     assert asked == [options.get(family, {})] * kind.told
 
 

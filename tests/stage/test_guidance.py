@@ -365,7 +365,7 @@ def test_unrotated_undoes_the_rotary_embedding(rotary: int, attention_scaling: f
     cos, sin = (
         attention_scaling * torch.cat([part, part], dim=-1) for part in (angle.cos(), angle.sin())
     )
-    torch.testing.assert_close(unrotated(rotated, cos, sin), states)
+    torch.testing.assert_close(unrotated(rotated, (cos, sin)), states)
     assert not torch.allclose(rotated, states)
 
 

@@ -1,0 +1,170 @@
+"""Further families that are told the picture's own grid, and what is different with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lightkv_gnn.adapters.base import Adapter, Process, register_adapter
+from lightkv_gnn.adapters.encoded import Encoded
+from lightkv_gnn.adapters.qwen_vl import GridAdapter, PaddleOcrAdapter, Patches
+from lightkv_gnn.errors import UnsupportedInputError, UnsupportedModelError
+from lightkv_graphs import Grid, Tile
+
+
+@register_adapter("qwen3_5", "qwen3_5_moe", "lfm3_vl")
+class HybridAdapter(GridAdapter):
+    """Qwen3.5 and LFM3-VL: layers that hold a state among those of full attention."""
+
+
+@register_adapter("ernie4_5_vl_moe")
+class ErnieAdapter(GridAdapter):
+    """ERNIE 4.5 VL: experts of their own for vision tokens; two frames of a video share theirs."""
+
+    def tiles(self, encoded: Encoded) -> Sequence[Sequence[Tile]]:
+        """One tile for a picture, or for every two frames."""
+        together = self.model.config.vision_config.temporal_merge_size
+        return [own[::together] for own in super().tiles(encoded)]
+
+    def seen(self, encoded: Encoded, pixels: Tensor) -> Sequence[Sequence[Tensor]]:
+        """The scaled picture, or the first of every two frames."""
+        together = self.model.config.vision_config.temporal_merge_size
+        return [own[::together] for own in super().seen(encoded, pixels)]
+
+
+@register_adapter("muse_glimmer")
+class MuseGlimmerAdapter(GridAdapter):
+    """Muse Glimmer: patches come row by row, the frames of a patch before its channels."""
+
+    by_token = False
+
+    def patches(self, encoded: Encoded) -> list[Patches]:
+        """The patches of each picture."""
+        merge = self.model.config.vision_config.merge_size
+        return _merged(encoded, merge)
+
+    def pictured(self, pixels: Tensor) -> Tensor:
+        """Of each patch, of its first frame."""
+        vision = self.model.config.vision_config
+        patch = vision.patch_size
+        return pixels.unflatten(1, (vision.patch_temporal, -1, patch, patch))[:, 0]
+
+
+@register_adapter("kimi_k25")
+class KimiAdapter(PaddleOcrAdapter):
+    """Kimi K2.5: patches come row by row; the frames of a video are pooled into one."""
+
+    def patches(self, encoded: Encoded) -> list[Patches]:
+        """The patches of each picture, or of a video's first frame.
+
+        Raises:
+            UnsupportedModelError: Those of a token are no square.
+        """
+        rows, cols = self.model.config.vision_config.merge_kernel_size
+        if rows != cols:
+            raise UnsupportedModelError(f"patches are merged {rows}x{cols}: expected a square")
+        return _merged(encoded, int(rows))
+
+    def tiles(self, encoded: Encoded) -> Sequence[Sequence[Tile]]:
+        """One tile a picture, or a video."""
+        return [own[:1] for own in super().tiles(encoded)]
+
+
+def _merged(encoded: Encoded, merge: int) -> list[Patches]:
+    """The patches of each picture, of which ``merge`` x ``merge`` become a token."""
+    grids = encoded.sizes(f"{encoded.kind}_grid_thw")
+    return [Patches(frames, rows, cols, merge) for frames, rows, cols in grids]
+
+
+@register_adapter("lfm2_vl")
+class ShapesAdapter(Adapter):
+    """LFM2-VL: a tile, or the whole picture, in its own shape of patches.
+
+    A picture's tiles are encoded one by one; how they lie beside each other is text.
+    """
+
+    def expected(self, size: Grid, images: int, process: Process) -> Encoded:
+        """The tiles that the processor cuts."""
+        shapes = [(int(rows), int(cols)) for rows, cols in process()["spatial_shapes"]]
+        counts = tuple(tile.tokens for (tile,) in self._tiles(shapes))
+        return Encoded("image", {"spatial_shapes": shapes}, counts)
+
+    def tiles(self, encoded: Encoded) -> Sequence[Sequence[Tile]]:
+        """One tile each."""
+        return self._tiles(encoded.sizes("spatial_shapes"))
+
+    def _tiles(self, shapes: Sequence[Sequence[int]]) -> Sequence[Sequence[Tile]]:
+        factor = self.model.config.downsample_factor
+        return [[Tile(rows // factor, cols // factor)] for rows, cols in shapes]
+
+    def seen(self, encoded: Encoded, pixels: Tensor) -> Sequence[Sequence[Tensor]]:
+        """The scaled tiles, put together from patches row by row, channels last."""
+        patch = self.model.config.vision_config.patch_size
+        seen = []
+        for own, (rows, cols) in zip(pixels, encoded.sizes("spatial_shapes"), strict=True):
+            cells = own[: rows * cols].view(rows, cols, patch, patch, -1)
+            seen.append([cells.permute(4, 0, 2, 1, 3).reshape(-1, rows * patch, cols * patch)])
+        return seen
+
+
+@register_adapter("gemma4")
+class Gemma4Adapter(Adapter):
+    """Gemma 4: the picture in its own shape, patches pooled; their places tell the grid.
+
+    Raises:
+        UnsupportedModelError: Layers share the keys and values of others.
+    """
+
+    text_models = ("gemma4_text",)
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
+        if shared := self.decoder.config.num_kv_shared_layers:
+            raise UnsupportedModelError(
+                f"the last {shared} layers of this {type(model).__name__} share the keys and "
+                "values of earlier ones, and transformers computes them for the last tokens of a "
+                "prompt alone: such models are not supported, only those with "
+                "num_kv_shared_layers=0"
+            )
+
+    @property
+    def pooled(self) -> int:
+        """Patches per side of a token."""
+        return int(self.model.config.vision_config.pooling_kernel_size)
+
+    def expected(self, size: Grid, images: int, process: Process) -> Encoded:
+        """The grid that the processor scales the picture to."""
+        places = list(process()["image_position_ids"])
+        return Encoded(
+            "image", {_PLACES: places}, tuple(tile.tokens for tile in self._tiles(places))
+        )
+
+    def tiles(self, encoded: Encoded) -> Sequence[Sequence[Tile]]:
+        """One tile a picture, or a frame."""
+        places = encoded.arguments.get(f"{encoded.kind}_position_ids")
+        if places is None:
+            raise UnsupportedInputError(
+                f"the {encoded.kind}s were encoded without {encoded.kind}_position_ids, so the "
+                "shape of their token grids is unknown: pass everything that the processor returns"
+            )
+        return [[tile] for tile in self._tiles(places)]
+
+    def _tiles(self, places: Sequence[Tensor]) -> list[Tile]:
+        ends = [(torch.as_tensor(own).amax(0) + 1).tolist() for own in places]
+        return [Tile(rows // self.pooled, cols // self.pooled) for cols, rows in ends]
+
+    def seen(self, encoded: Encoded, pixels: Tensor) -> Sequence[Sequence[Tensor]]:
+        """The scaled picture, put together from patches, channels last."""
+        patch = self.model.config.vision_config.patch_size
+        seen = []
+        for own, (tile,) in zip(pixels, self.tiles(encoded), strict=True):
+            rows, cols = tile.rows * self.pooled, tile.cols * self.pooled
+            cells = own[: rows * cols].view(rows, cols, patch, patch, -1)
+            seen.append([cells.permute(4, 0, 2, 1, 3).reshape(-1, rows * patch, cols * patch)])
+        return seen
+
+
+_PLACES = "image_position_ids"
