@@ -102,6 +102,7 @@ def published() -> dict[str, Any]:
 
 
 NEED_A_PROCESSOR = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "idefics3", "smolvlm"}
+NEED_A_PROCESSOR |= {"qwen3_vl_moe", "glm4v", "mistral3"}
 
 
 def test_a_config_json_alone_tells_what_it_can(published, tmp_path):
