@@ -190,11 +190,12 @@ def _with_blanks(pictures: Tensor, most: int) -> Tensor:
 
 def shape_of(model: Any, size: Size) -> Size:
     """Shape of the pixels of a picture."""
-    vision = model.config.vision_config
-    if model.config.model_type in ("lfm2_vl", "gemma4"):
-        return 1, 100, 3 * vision.patch_size**2
-    if len(size) == 2:
+    flat = model.config.model_type in ("lfm2_vl", "gemma4")
+    if len(size) == 2 and not flat:
         return 1, 3, *size
+    vision = model.config.vision_config
+    if flat:
+        return 1, 100, 3 * vision.patch_size**2
     if len(size) == 3:
         side, frames = vision.patch_size, getattr(vision, "temporal_patch_size", 1)
         frames = getattr(vision, "patch_temporal", frames)
