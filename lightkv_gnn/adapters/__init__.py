@@ -5,8 +5,8 @@
 ``choice`` tells which adapter a model gets, ``refusals`` what is said where there is none, and
 ``notices`` what is taken for granted.
 Families: ``llava`` (a square, or Pixtral's grid), ``llava_next`` (tiles as one grid), ``qwen_vl``
-(the picture's own grid), ``grids`` (the same, with differences), ``sized`` (from sizes), ``square``
-(every tile the same square),
+(the picture's own grid), ``grids`` and ``packed`` (the same, with differences), ``sized`` (from
+sizes), ``square`` (every tile the same square),
 ``patches`` (the same, encoded one by one), ``views`` (the whole, and crops of another size) and
 ``queries`` (tokens without a place); ``served`` has words for all.  ``unserved`` says why others
 have none, and ``generic`` is what looks for everything itself.
@@ -16,6 +16,7 @@ from lightkv_gnn.adapters import (
     grids,
     llava,
     llava_next,
+    packed,
     patches,
     queries,
     qwen_vl,
@@ -43,6 +44,7 @@ __all__ = [
     "llava",
     "llava_next",
     "no_adapter",
+    "packed",
     "patches",
     "queries",
     "qwen_vl",

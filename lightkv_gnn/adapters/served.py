@@ -174,6 +174,12 @@ SERVED: tuple[Family, ...] = (
         "queries of the picture, or of a sub-image: they have no place, and are one window",
     ),
     Family(
+        "MiniCPM-V 4.6 and 4.7, MiniCPM-OCR",
+        ("minicpmv4_6", "minicpmv4_7", "minicpm_ocr"),
+        "the picture, a slice or a frame, in its own shape, from `target_sizes`",
+        "yes",
+    ),
+    Family(
         "Aria",
         ("aria",),
         "queries of the picture, or of a crop: they have no place, and are one window",

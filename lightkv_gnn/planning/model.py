@@ -130,7 +130,7 @@ def forecast(
         Memory(weights, *_shares(chosen, costs, text * batch, dtype), hidden)
         for costs in ([row.full for row in ledger.rows], [row.planned for row in ledger.rows])
     )
-    counts = tuple(encoded.lengths[0] for encoded in pictures)
+    counts = tuple(sum(encoded.lengths) for encoded in pictures)
     return Forecast(type(model).__name__, config, counts, ledger, full, light)
 
 

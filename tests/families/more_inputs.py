@@ -40,6 +40,8 @@ def together(singles: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
             parts = [_with_blanks(part, most) for part in parts]
         elif name == "pixel_values" and parts[0].ndim == 5:
             parts = [torch.cat(parts, 1)]
+        elif name == "pixel_values" and "target_sizes" in singles[0]:
+            parts = [torch.cat(parts, -1)]
         elif name == "image_token_pooling":  # it counts patches of the whole batch
             first = singles[0]["pixel_values"].shape[:-1].numel()
             parts = [part + first * number for number, part in enumerate(parts)]
@@ -85,7 +87,10 @@ def _sample(
     pixels = [torch.randn(shape, generator=generator) for shape in shapes]
     if family == "emu3":  # it encodes what pads a picture, too
         pixels = [pad(x, (0, 24 - x.shape[-1], 0, 20 - x.shape[-2])) for x in pixels]
-    found[kind.pixels] = torch.cat(_to_one_size(pixels) if pixels[0].ndim == 4 else pixels)
+    if kind.argument == "target_sizes":
+        found[kind.pixels] = torch.cat(pixels, -1)
+    else:
+        found[kind.pixels] = torch.cat(_to_one_size(pixels) if pixels[0].ndim == 4 else pixels)
     if kind is PLACED:
         found[kind.argument] = torch.stack([places(*size, 100) for size in sizes])
     elif kind.argument:
@@ -190,6 +195,8 @@ def _with_blanks(pictures: Tensor, most: int) -> Tensor:
 
 def shape_of(model: Any, size: Size) -> Size:
     """Shape of the pixels of a picture."""
+    if model.config.model_type.startswith("minicpm"):
+        return 1, 3, 4, math.prod(size) * 4
     flat = model.config.model_type in ("lfm2_vl", "gemma4")
     if len(size) == 2 and not flat:
         return 1, 3, *size

@@ -160,3 +160,20 @@ TILES: dict[str, tuple[Recipe, Kind]] = {
         PAGES,
     ),
 }
+PACKED = Kind(((8, 12), (4, 8), (12, 4)), (((2, 3),), ((1, 2),), ((3, 1),)), "target_sizes")
+for family, name in (
+    ("minicpmv4_6", "MiniCPMV4_6"),
+    ("minicpmv4_7", "MiniCPMV4_7"),
+    ("minicpm_ocr", "MiniCPMOcr"),
+):
+    TILES[family] = (
+        Recipe(
+            name,
+            "Qwen3",
+            f"{name}Vision",
+            {"head_dim": 16},
+            {**TOWER, "image_size": 64, "patch_size": 4},
+            {"insert_layer_id": 0, "downsample_mode": "16x", "video_token_id": VIDEO, **UNTIED},
+        ),
+        replace(PACKED, typed="mm_token_type_ids" if family == "minicpmv4_7" else ""),
+    )
