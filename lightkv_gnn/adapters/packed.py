@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -14,10 +15,12 @@ from lightkv_graphs import Grid, Tile
 
 @register_adapter("minicpmv4_6", "minicpmv4_7", "minicpm_ocr")
 class PackedAdapter(Adapter):
-    """Grids from ``target_sizes``, merged once in the tower, unless it is told not to, and after it.
+    """Grids from ``target_sizes``, merged in the tower, unless it is told not to, and after it.
 
     How a picture's slices lie beside each other is text.
     """
+
+    text_models: ClassVar[tuple[str, ...]] = ("qwen3", "qwen3_vl_text", "qwen3_5_text")
 
     def expected(self, size: Grid, images: int, process: Process) -> Encoded:
         """The picture, and the slices that the processor cuts."""

@@ -168,6 +168,8 @@ def film(family: str, model: Any) -> dict[str, Tensor]:
     found["pixel_values_videos"] = torch.randn(shape, generator=generator)
     if family not in FRAMES:
         found["video_grid_thw"] = torch.tensor([[3, 4, 6]])
+    if family.startswith("minicpm"):
+        found["target_sizes_videos"] = torch.tensor([[8, 12]] * 3)
     if family == "molmo2":
         found["video_grids"] = torch.tensor([[3, 2, 3]])
         found["video_token_pooling"] = torch.arange(192).view(-1, 4)[[*range(6), *range(20, 32)]]
@@ -181,7 +183,11 @@ def film(family: str, model: Any) -> dict[str, Tensor]:
     return found
 
 
-FRAMES = {"video_llava": (1, 3, 3, 16, 16), "molmo2": (3, 64, 48)}
+FRAMES = {
+    "video_llava": (1, 3, 3, 16, 16),
+    "molmo2": (3, 64, 48),
+    **dict.fromkeys(("minicpmv4_6", "minicpmv4_7", "minicpm_ocr"), (1, 3, 4, 3 * 96 * 4)),
+}
 """Shapes of films that are no patches in a row."""
 
 

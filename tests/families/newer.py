@@ -117,6 +117,9 @@ NEWER |= TILES
 FILMED_TOO = {"molmo2": IMAGE} | dict.fromkeys(
     (
         "video_llava",
+        "minicpmv4_6",
+        "minicpmv4_7",
+        "minicpm_ocr",
         "qwen2_5_omni_thinker",
         "qwen3_omni_moe_thinker",
         "cosmos3_omni",

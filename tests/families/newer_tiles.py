@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from families.kinds import MOE, QUERIES, SAM, SLIDING, SQUARE, TILED, UNTIED, Kind, squares
-from families.models import IMAGE, RECIPES, TOWER, VIDEO, Recipe
+from families.models import IMAGE, MROPE, RECIPES, TOWER, VIDEO, Recipe
 
 CODES = range(128, 144)
 VOCABULARY = {"<image>": IMAGE, "<|extra_200|>": CODES[-1] + 1}
@@ -166,14 +166,15 @@ for family, name in (
     ("minicpmv4_7", "MiniCPMV4_7"),
     ("minicpm_ocr", "MiniCPMOcr"),
 ):
+    turned = family == "minicpmv4_7"  # by three coordinates
     TILES[family] = (
         Recipe(
             name,
-            "Qwen3",
+            "Qwen3VLText" if turned else "Qwen3",
             f"{name}Vision",
-            {"head_dim": 16},
+            {"head_dim": 16, **({"rope_parameters": MROPE} if turned else {})},
             {**TOWER, "image_size": 64, "patch_size": 4},
             {"insert_layer_id": 0, "downsample_mode": "16x", "video_token_id": VIDEO, **UNTIED},
         ),
-        replace(PACKED, typed="mm_token_type_ids" if family == "minicpmv4_7" else ""),
+        replace(PACKED, typed="mm_token_type_ids" if turned else "", stamped=turned),
     )
