@@ -132,9 +132,6 @@ UNSERVED: Mapping[str, Unserved] = MappingProxyType(
             name: Unserved("untried", "it has no adapter")
             for name in (
                 "granite4_vision",
-                "minicpm_ocr",
-                "minicpmv4_6",
-                "minicpmv4_7",
                 "muse_spark",
                 "nemotron_h_omni",
             )

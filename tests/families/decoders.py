@@ -26,7 +26,7 @@ LINEAR = {
     "layer_types": ["linear_attention", "full_attention"] * (LAYERS // 2),
 }
 CONV = {"layer_types": ["conv", "full_attention"] * (LAYERS // 2)}
-HYBRID = ("qwen3_5", "qwen3_5_moe", "lfm2_vl", "lfm3_vl")
+HYBRID = ("qwen3_5", "qwen3_5_moe", "lfm2_vl", "lfm3_vl", "minicpmv4_6")
 """Families in which every other layer holds a state."""
 
 DECODERS: dict[str, tuple[Recipe, Kind]] = {

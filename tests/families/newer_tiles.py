@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from families.decoders import LINEAR
 from families.kinds import MOE, QUERIES, SAM, SLIDING, SQUARE, TILED, UNTIED, Kind, squares
 from families.models import IMAGE, MROPE, RECIPES, TOWER, VIDEO, Recipe
 
@@ -160,19 +161,21 @@ TILES: dict[str, tuple[Recipe, Kind]] = {
         PAGES,
     ),
 }
+
 PACKED = Kind(((8, 12), (4, 8), (12, 4)), (((2, 3),), ((1, 2),), ((3, 1),)), "target_sizes")
-for family, name in (
-    ("minicpmv4_6", "MiniCPMV4_6"),
-    ("minicpmv4_7", "MiniCPMV4_7"),
-    ("minicpm_ocr", "MiniCPMOcr"),
-):
-    turned = family == "minicpmv4_7"  # by three coordinates
+TEXTS = {
+    "minicpmv4_6": ("MiniCPMV4_6", "Qwen3_5Text", LINEAR),
+    "minicpmv4_7": ("MiniCPMV4_7", "Qwen3VLText", {"rope_parameters": MROPE}),
+    "minicpm_ocr": ("MiniCPMOcr", "Qwen3", {}),
+}
+for family, (name, text, options) in TEXTS.items():
+    turned = text == "Qwen3VLText"  # by three coordinates
     TILES[family] = (
         Recipe(
             name,
-            "Qwen3VLText" if turned else "Qwen3",
+            text,
             f"{name}Vision",
-            {"head_dim": 16, **({"rope_parameters": MROPE} if turned else {})},
+            {"head_dim": 16, **options},
             {**TOWER, "image_size": 64, "patch_size": 4},
             {"insert_layer_id": 0, "downsample_mode": "16x", "video_token_id": VIDEO, **UNTIED},
         ),
