@@ -15,7 +15,7 @@ from transformers import GemmaConfig
 
 import lightkv_gnn as lk
 from lightkv_gnn.adapters import no_adapter
-from lightkv_gnn.adapters.generic.decoders import check_layers, decoder_of, last_features
+from lightkv_gnn.adapters.generic.decoders import check_features, check_layers, decoder_of
 from lightkv_gnn.adapters.llava import LlavaAdapter
 from lightkv_gnn.adapters.unserved import KINDS, UNSERVED
 from lightkv_gnn.session.request import vision_tokens
@@ -104,9 +104,9 @@ def test_other_text_models_are_let_in_and_told_of() -> None:
         adapter = lk.adapter_for(model, "auto")
     assert isinstance(adapter, type(lk.adapter_for(tiny("internvl"))))
     lk.adapter_for(model, "auto")  # says it no more, or else would fail
-    model.get_decoder().config.layer_types = ["linear_attention"] * LAYERS
+    model.get_decoder().config.layer_types = ["indexed_attention"] * LAYERS
     for choice in ("auto", lk.GenericAdapter):
-        with pytest.raises(lk.UnsupportedModelError, match=r"has layers of linear_attention: exp"):
+        with pytest.raises(lk.UnsupportedModelError, match=r"has layers of indexed_attention: exp"):
             lk.adapter_for(model, choice)
 
 
@@ -122,7 +122,8 @@ class Layer(nn.Module):
         position_ids: Any,
         position_embeddings: Any,
         cache: Any,
-        per_layer_input: Any = None,
+        token_type_ids: Any = None,
+        shared_kv_states: Any = None,
     ) -> Any:
         """Nothing."""
 
@@ -133,14 +134,11 @@ def test_decoders_that_nobody_has_tested_are_looked_at() -> None:
     config = SimpleNamespace(layer_types=["full_attention"] * 2, num_hidden_layers=2)
     bad: dict[str, Any] = {
         "has no rotary_emb": SimpleNamespace(layers=[], config=config),
-        "takes per_layer_input: expected nothing but": SimpleNamespace(
+        "takes shared_kv_states: expected nothing but": SimpleNamespace(
             layers=[Layer()], config=config, rotary_emb=None
         ),
-        "has layers of linear_attention: expected": SimpleNamespace(
-            layers=[], config=SimpleNamespace(layer_types=["linear_attention"]), rotary_emb=None
-        ),
-        "caches latents of kv_lora_rank": SimpleNamespace(
-            layers=[], config=SimpleNamespace(kv_lora_rank=16), rotary_emb=None
+        "has layers of indexed_attention: expected": SimpleNamespace(
+            layers=[], config=SimpleNamespace(layer_types=["indexed_attention"]), rotary_emb=None
         ),
         "does not take": SimpleNamespace(
             layers=[nn.Linear(2, 2)], config=SimpleNamespace(), rotary_emb=None
@@ -154,11 +152,12 @@ def test_decoders_that_nobody_has_tested_are_looked_at() -> None:
 def test_features_that_are_added_later_are_found_in_the_model() -> None:
     for family, first in (("llava", 0), ("qwen3_vl", 1)):
         model = tiny(family)
-        assert last_features(model.get_decoder(), model.config) == first
+        check_features(model.get_decoder(), model.config)
+        assert lk.GenericAdapter(model).legal_layers[0] == first
     model = tiny("qwen3_vl")
     nameless = SimpleNamespace(vision_config=None)
     with pytest.raises(lk.UnsupportedModelError, match="takes deepstack_visual_embeds, which may"):
-        last_features(model.get_decoder(), nameless)
+        check_features(model.get_decoder(), nameless)
     with pytest.raises(lk.UnsupportedModelError, match="without layers"):
         decoder_of(SimpleNamespace(get_decoder=lambda: nn.Linear(2, 2)))
 

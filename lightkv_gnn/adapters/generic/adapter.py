@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from lightkv_gnn.adapters.base import Adapter, Process
 from lightkv_gnn.adapters.encoded import Encoded
 from lightkv_gnn.adapters.generic import squares, told
-from lightkv_gnn.adapters.generic.decoders import check_layers, decoder_of, last_features
+from lightkv_gnn.adapters.generic.decoders import check_features, check_layers, decoder_of
 from lightkv_gnn.adapters.notices import say_once
 from lightkv_gnn.adapters.refusals import HOW_TO, why_not
 from lightkv_gnn.errors import UnsupportedModelError
@@ -41,7 +41,7 @@ class GenericAdapter(Adapter):
             raise self._refused(reason)
         try:
             check_layers(self.decoder)
-            self._features = last_features(self.decoder, model.config)
+            check_features(self.decoder, model.config)
         except UnsupportedModelError as error:
             raise self._refused(str(error)) from error
         if not self.legal_layers:
@@ -76,11 +76,6 @@ class GenericAdapter(Adapter):
     def decoder(self) -> Any:
         """The module with the decoder's layers."""
         return decoder_of(self.model)
-
-    @property
-    def legal_layers(self) -> Sequence[int]:
-        """Layers after which no more visual features are added to the vision tokens."""
-        return [layer for layer in super().legal_layers if layer >= self._features]
 
     @property
     def placeholders(self) -> Mapping[str, int]:

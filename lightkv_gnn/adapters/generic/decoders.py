@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
 from typing import Any
 
 from lightkv_gnn.errors import UnsupportedModelError
-from lightkv_gnn.seams import CACHE, layer_names, tested
+from lightkv_gnn.seams import CACHE, STATES, TOKEN_AXES, last_added, layer_names, tested
 
 TAKEN = {
     *("hidden_states", "attention_mask", "position_ids", "position_embeddings"),
     *CACHE,
+    *TOKEN_AXES,
     *("use_cache", "output_attentions", "cache_position", "kwargs"),
 }
 """Arguments of a decoder layer that a shorter one is handed as it needs them."""
 
-LAYER_TYPES = {"full_attention", "sliding_attention"}
-"""Kinds of layers that hold an entry for each token."""
+LAYER_TYPES = {"full_attention", "sliding_attention", *STATES}
+"""Kinds of layers that hold an entry for each token, or a state."""
 
 EMBEDS = "deepstack_visual_embeds"
 """The argument of a decoder that brings features for its first layers, one list for each."""
@@ -54,12 +54,7 @@ def check_layers(decoder: Any) -> None:
     if unknown := sorted(kinds - LAYER_TYPES):
         raise UnsupportedModelError(
             f"{type(decoder).__name__} has layers of {', '.join(unknown)}: expected "
-            f"{' or '.join(sorted(LAYER_TYPES))}, which hold an entry for each token; {tested()}"
-        )
-    if getattr(decoder.config, "kv_lora_rank", None):
-        raise UnsupportedModelError(
-            f"{type(decoder).__name__} caches latents of kv_lora_rank channels, which no bill "
-            "counts yet"
+            f"{' or '.join(sorted(LAYER_TYPES))}; {tested()}"
         )
     for number, layer in enumerate(decoder.layers):
         layer_names(layer)
@@ -70,12 +65,13 @@ def check_layers(decoder: Any) -> None:
                 f"{name} takes {', '.join(more)}: expected nothing but {', '.join(sorted(TAKEN))}, "
                 f"since that may belong to single tokens; {tested()}"
             )
-        if not hasattr(layer, "self_attn"):
+        attends = not kinds or decoder.config.layer_types[number] not in STATES
+        if attends and not hasattr(layer, "self_attn"):
             raise UnsupportedModelError(f"{name} has no self_attn: it may be no attention at all")
 
 
-def last_features(decoder: Any, config: Any) -> int:
-    """The first layer after which nothing more is added to vision tokens.
+def check_features(decoder: Any, config: Any) -> None:
+    """Looks at what is added to vision tokens between layers; the configuration has to tell it.
 
     Args:
         decoder: With layers.
@@ -85,20 +81,9 @@ def last_features(decoder: Any, config: Any) -> int:
         UnsupportedModelError: Something is added, and it is not told to how many layers.
     """
     takes = [name for name in inspect.signature(decoder.forward).parameters if "deepstack" in name]
-    if not takes:
-        return 0
-    told = [len(value) for value in _deepstack_lists(config)]
-    if takes != [EMBEDS] or not told:
+    if takes and (takes != [EMBEDS] or not last_added(config)):
         raise UnsupportedModelError(
             f"{type(decoder).__name__}.forward takes {', '.join(takes)}, which may be added to "
             f"vision tokens between layers: expected {EMBEDS}, and a list in the configuration "
             "with an entry for each of the first layers"
         )
-    return max(0, max(told) - 1)
-
-
-def _deepstack_lists(config: Any) -> Iterator[list[Any]]:
-    for part in (config, getattr(config, "vision_config", None)):
-        for name, value in vars(part).items() if part is not None else ():
-            if name.startswith("deepstack") and isinstance(value, (list, tuple)):
-                yield list(value)
