@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from vllm.multimodal.parse import ImageEmbeddingItems
+from vllm.multimodal.parse import DictEmbeddingItems, EmbeddingItems
 
 from lightkv_gnn.vllm.plan import PicturePlan, plan_picture
 from lightkv_gnn.vllm.settings import Settings
@@ -49,7 +49,7 @@ class CompressedProcessor(BaseMultiModalProcessor):
     ) -> Sequence[Any]:
         """As many placeholders as planned, if the processor made what was planned for."""
         for items in mm_items.values():
-            if isinstance(items, ImageEmbeddingItems):
+            if isinstance(items, DictEmbeddingItems | EmbeddingItems):
                 raise ValueError(
                     "image embeddings came in place of a picture, and where their tokens lie is "
                     "not known: expected a picture, or a server without compression"

@@ -55,9 +55,10 @@ def test_pictures_do_not_depend_on_each_other() -> None:
         assert torch.equal(merger(one, (6, 6)), PictureMerger(Settings(0.25))(one, (6, 6)))
 
 
-def test_whole_pictures_have_their_rows_and_columns() -> None:
-    found = spread_positions(11, [(2, 6, (3, 2))])
-    picture = [[2, 2 + row, 2 + col] for row in range(3) for col in range(2)]
+@pytest.mark.parametrize(("rows", "cols"), [(3, 2), (2, 3)])
+def test_whole_pictures_have_their_rows_and_columns(rows: int, cols: int) -> None:
+    found = spread_positions(11, [(2, 6, (rows, cols))])
+    picture = [[2, 2 + row, 2 + col] for row in range(rows) for col in range(cols)]
     assert found.T.tolist() == [[0] * 3, [1] * 3, *picture, *([n] * 3 for n in (5, 6, 7))]
 
 

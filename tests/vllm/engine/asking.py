@@ -121,6 +121,7 @@ def start(
         "max_model_len": 768,
         "enforce_eager": True,
         "block_size": BLOCK,
+        "num_gpu_blocks_override": 128,
         "disable_log_stats": True,
         "hf_overrides": overrides,
     }

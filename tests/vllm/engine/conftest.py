@@ -29,7 +29,16 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def engines(checkpoint: Path) -> Iterator[Any]:
+def closing() -> Iterator[list[Engine]]:
+    """Engines to close when all tests have run: one that closes takes the others' groups along."""
+    engines: list[Engine] = []
+    yield engines
+    for engine in engines:
+        engine.close()
+
+
+@pytest.fixture(scope="session")
+def engines(checkpoint: Path, closing: list[Engine]) -> Any:
     """Starts an engine of given settings once: ``engines({"retention": 0.25}, **options)``."""
     started: dict[str, Engine] = {}
 
@@ -37,11 +46,10 @@ def engines(checkpoint: Path) -> Iterator[Any]:
         key = repr((lightkv, sorted(options.items())))
         if key not in started:
             started[key] = start(checkpoint, lightkv, **options)
+            closing.append(started[key])
         return started[key]
 
-    yield of
-    for engine in started.values():
-        engine.close()
+    return of
 
 
 @pytest.fixture(scope="session")

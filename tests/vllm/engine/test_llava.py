@@ -9,6 +9,7 @@ import pytest
 import torch
 from asking import BLOCK, Engine, Reference, close, start
 from vllm import SamplingParams
+from vllm.multimodal.parse import ImageEmbeddingItems, MultiModalDataItems
 
 import lightkv_gnn as lk
 from lightkv_gnn import tiny
@@ -150,6 +151,13 @@ def test_a_refused_request_leaves_the_engine_running(
     with pytest.raises(ValueError, match="64x64 pixels, and 128x128 were planned for"):
         engine.ask(questions[:1], mm_processor_kwargs=small)
     assert engine.ask(questions[:1])[0].tokens == reference.ask(questions[0], engine).tokens
+
+
+def test_embeddings_are_refused(engines: Any) -> None:
+    processor = engines(QUARTER).llm.llm_engine.renderer.get_mm_processor()
+    given = MultiModalDataItems({"image": ImageEmbeddingItems([torch.zeros(64, 96)])})
+    with pytest.raises(ValueError, match="image embeddings came in place of a picture"):
+        processor._get_prompt_updates(given, {}, {})
 
 
 @pytest.mark.parametrize(

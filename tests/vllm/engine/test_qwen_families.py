@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,8 +53,10 @@ class Case:
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def case(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Case]:
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    closing: list[Engine],
+) -> Case:
     name = request.param
     folder = tmp_path_factory.mktemp("checkpoints") / name
     interleaved = {"mrope_interleaved": True} if name == "qwen3_vl" else {}
@@ -63,9 +64,8 @@ def case(
     model = save_checkpoint(name, folder, text=text).eval()
     options = {"max_model_len": 256, "limit_mm_per_prompt": {"image": 2}}
     engines = [start(folder, one, FAMILIES[name], **options) for one in (None, QUARTER)]
-    yield Case(name, model, AutoProcessor.from_pretrained(folder), *engines)
-    for engine in engines:
-        engine.close()
+    closing.extend(engines)
+    return Case(name, model, AutoProcessor.from_pretrained(folder), *engines)
 
 
 def positions(ids: list[int], kept: list[int], grids: list[tuple[int, int]]) -> torch.Tensor:
