@@ -3,7 +3,8 @@
     uvicorn server:app  # in this folder; then
     curl --data-binary @photo.png -H "Content-Type: image/png" "localhost:8000/?prompt=what"
 
-Without uvicorn, ``python examples/server.py`` asks it 50 questions at once (needs httpx).
+It needs ``pip install fastapi uvicorn``.  ``python examples/server.py`` asks it 50 questions at
+once, with httpx in uvicorn's place.
 """
 
 from __future__ import annotations

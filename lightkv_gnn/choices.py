@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 from lightkv_gnn.errors import ScheduleError
@@ -12,13 +13,18 @@ GUIDANCE: tuple[GuidanceName, ...] = ("text_to_vision", "vision_to_text", "last_
 MessageName = Literal["guided_mean", "mean", "mass_mean", "destination_only"]
 
 MatcherName = Literal["coverage", "cosine", "random", "stride", "resisting", "protecting"]
-"""Each is also known with ``_matching`` behind it, as its function is."""
+"""In configurations each is also known with ``_matching`` behind it, as its function is."""
 
 AttentionName = Literal["plain", "mass"]
 ATTENTION: tuple[AttentionName, ...] = ("plain", "mass")
 
 ScatterName = Literal["torch", "torch_scatter", "triton"]
 SCATTER: tuple[ScatterName, ...] = ("torch", "torch_scatter", "triton")
+
+
+def named(name: str, known: Collection[str]) -> str | None:
+    """The known name that one stands for, with or without ``_matching``; None for no such."""
+    return next((own for own in (name, f"{name}_matching") if own in known), None)
 
 
 def check_retention(retention: float) -> None:

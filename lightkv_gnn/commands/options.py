@@ -33,11 +33,24 @@ Retention = Annotated[
     ),
 ]
 
+
+def _adapter(name: str | None) -> str | None:
+    if name is not None:
+        from lightkv_gnn.adapters import check_name
+
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+    return name
+
+
 AdapterName = Annotated[
     str | None,
     typer.Option(
         "--adapter",
         metavar="NAME",
+        callback=_adapter,
         help="auto: let the library find vision tokens and grids where the model's type has no "
         "adapter of its own; or another model type, whose adapter fits.",
         show_default="of the model's type",

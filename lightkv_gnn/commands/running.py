@@ -94,7 +94,7 @@ def check_files(trace: Path | None, draw: Path | None) -> None:
 
 def check_drawable(adapter: Adapter) -> None:
     """Raises UnsupportedModelError for an adapter that does not tell where tokens are drawn."""
-    if type(adapter).seen is Adapter.seen:
+    if not adapter.placed or type(adapter).seen is Adapter.seen:
         raise UnsupportedModelError(
             f"--draw needs to know which pixels a token covers, which {type(adapter).__name__} "
             "does not tell: leave it out"

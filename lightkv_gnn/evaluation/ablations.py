@@ -11,6 +11,7 @@ from lightkv_gnn.baselines.merging import OURS, Early, random_attention
 from lightkv_gnn.baselines.square_folded import SquareFolded
 from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.costs.schedule import MOST, Stage
+from lightkv_gnn.errors import ScheduleError
 from lightkv_gnn.stage.compressor import TokenCompressor
 from lightkv_gnn.stage.messages import (
     WeightedMean,
@@ -59,8 +60,12 @@ class Stepped(StageMethod):
     windows: tuple[int, ...] = (1,)
 
     def stages(self, budget: Budget) -> tuple[Stage, ...]:
-        """So many of equal ratio, evenly over the layers."""
-        return progressive(
+        """So many of equal ratio, evenly over the layers.
+
+        Raises:
+            ScheduleError: The budget takes another number.
+        """
+        stages = progressive(
             budget.layers,
             budget.retention,
             budget.depth,
@@ -69,6 +74,12 @@ class Stepped(StageMethod):
             windows=self.windows,
             most=MOST,
         )
+        if len(stages) != self.number:
+            raise ScheduleError(
+                f"keeping {budget.retention:.0%} from layer {budget.depth} of {budget.layers} on "
+                f"takes {len(stages)} stages: expected a budget for {self.number}"
+            )
+        return stages
 
 
 @dataclass(frozen=True)

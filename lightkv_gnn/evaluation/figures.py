@@ -108,7 +108,7 @@ def depth_title(depth: int) -> str:
 
 LINE = "The dashed line is no compression, the grey band its interval."
 BARS = "Bars are 95 % intervals."
-APART = "Points that share a place are set apart a little sideways; the table names the grey ones."
+APART = "Points that share a place are set apart a little sideways. The table names what is grey."
 
 PLOTS = (
     Plot(
@@ -153,7 +153,7 @@ PLOTS = (
         depth_title,
         "Accuracy less that without compression, against the information that the stages lost "
         f"(relative error of the vision tokens' hidden states), a panel per depth. {BARS} "
-        "The dashed line is no difference; the table names the grey points.",
+        "The dashed line is no difference. The table names what is grey.",
         percent=False,
         against="difference",
     ),

@@ -12,7 +12,7 @@ from lightkv_gnn.adapters import check_name
 from lightkv_gnn.baselines import METHODS, NONE
 from lightkv_gnn.baselines.downsample import DOWNSAMPLE
 from lightkv_gnn.baselines.oracle import ORACLE, ORACLE_PRUNING
-from lightkv_gnn.choices import GUIDANCE
+from lightkv_gnn.choices import GUIDANCE, named
 from lightkv_gnn.costs.schedule import Stage, read_stage
 from lightkv_gnn.stage.compressor import MATCHERS
 from lightkv_gnn.stage.messages import MESSAGES
@@ -187,9 +187,9 @@ def read_schedule(text: str) -> tuple[Stage, ...]:
 def _part(name: str, text: str) -> Any:
     """A part by its name, or what an import path leads to."""
     known = NAMES[name]
-    for own in (text, f"{text}_matching"):
-        if own in known:
-            return known[own]
+    own = named(text, known)
+    if own is not None:
+        return known[own]
     module, colon, attribute = text.partition(":")
     if not colon:
         raise ValueError(

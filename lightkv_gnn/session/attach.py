@@ -124,7 +124,12 @@ def detach(model: PreTrainedModel) -> None:
 
     Args:
         model: As it was given to :func:`attach`; nothing is done to one that is not attached.
+
+    Raises:
+        TypeError: ``model`` is no module.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}: expected what attach() was given")
     for module in uncompiled(model).modules():
         reference = _attached.get(module)
         handle = None if reference is None else reference()
@@ -189,7 +194,7 @@ class Handle(Results):
                 tokens = model.generate(**inputs)
             print(call.ledger)
 
-        An asynchronous task counts as a thread, with the threads that it awaits.
+        An asynchronous task counts as a thread, with those that ``asyncio.to_thread`` begins.
         """
         watch, before = Watch(self._tokenizer), _watches.get()
         _watches.set((*before, (self, watch)))

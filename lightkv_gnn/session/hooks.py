@@ -28,6 +28,7 @@ from lightkv_gnn.session.checks import (
     check_masses,
     check_same_backend,
     check_states,
+    recorded_layers,
 )
 from lightkv_gnn.session.compiling import OutsideGraphs
 from lightkv_gnn.session.encoders import Uncopied, Watched, record_of
@@ -114,7 +115,8 @@ class Hooks:
             hook = partial(layering, number)
             keep(layer.register_forward_pre_hook(hook, with_kwargs=True))
         keep(Watched(self._adapter, self._seen))
-        keep(Uncopied([self._adapter.model, base, decoder, *decoder.layers]))
+        recorded = [self._adapter.attention(layer) for layer in recorded_layers(self._config)]
+        keep(Uncopied([self._adapter.model, base, decoder, *decoder.layers, *recorded]))
 
     def _busy(self, *args: Any, **kwargs: Any) -> bool:
         """Whether a prefill with pictures is running."""
@@ -188,8 +190,8 @@ class Hooks:
         noted = vars(self._running)
         records, headed = noted.pop("records", {}), noted.pop("headed", None)
         request = self._running.request = inspect_call(self._adapter, asked, records, headed)
-        if request is None and begins_anew(asked):
-            self._finished(None)
+        if request is not None or begins_anew(asked):
+            self._finished(None)  # what is told is never of a call before
         self._running.padding = padding_of(asked) if self._numbered else None
 
     def _cancel(self) -> None:

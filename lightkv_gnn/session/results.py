@@ -32,7 +32,7 @@ class Results:
         """From now on tells of this prefill; None for one without pictures."""
         self._call = call
         if call is None:
-            self._missing = "the last prefill had no pictures"
+            self._missing = "the last prefill had no pictures, or did not come to its end"
 
     @property
     def trace(self) -> MergeTrace:
@@ -148,14 +148,11 @@ class Watch(Results):
     """What the calls of a block and thread tell, made by ``Handle.watch``; by itself, the last one.
 
     It goes on telling after the block, and holds what it tells of.
-
-    Attributes:
-        calls: What each prefill with pictures tells, in the order they ended in.
     """
 
     def __init__(self, tokenizer: Any = None) -> None:
         super().__init__("no prefill with pictures has run in this block and thread", tokenizer)
-        self.calls: tuple[Results, ...] = ()
+        self._calls: list[Results] = []
 
     def _tell_of(self, call: Call | None) -> None:
         """One more prefill; None for one without pictures."""
@@ -163,4 +160,9 @@ class Watch(Results):
         if call is not None:
             one = Results("", self._tokenizer)
             one._tell_of(call)
-            self.calls = (*self.calls, one)
+            self._calls.append(one)
+
+    @property
+    def calls(self) -> tuple[Results, ...]:
+        """What each prefill with pictures tells, in the order they ended in."""
+        return tuple(self._calls)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 from torch_geometric.nn import MessagePassing
 
-from lightkv_gnn.choices import ScatterName
+from lightkv_gnn.choices import ScatterName, named
 from lightkv_gnn.stage.merges import Merges, merges_of
 from lightkv_gnn.stage.messages import (
     MESSAGES,
@@ -64,9 +64,9 @@ def by_name(field: str, value: Part | str, table: Mapping[str, Part]) -> Part:
     """
     if not isinstance(value, str):
         return value
-    for name in (value, f"{value}_matching"):
-        if name in table:
-            return table[name]
+    name = named(value, table)
+    if name is not None:
+        return table[name]
     raise ValueError(f"{field} is {value!r}: expected one of {sorted(table)}, or a callable")
 
 

@@ -6,9 +6,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from threading import Lock
 from typing import Any
 
 HIDDEN = "numba"
+
+_importing = Lock()
 
 
 def graph_layer() -> Any:
@@ -22,9 +25,7 @@ def compressor_module() -> Any:
 
 
 def _imported(name: str) -> Any:
-    if name in sys.modules:
-        return sys.modules[name]
-    with _without_numba():
+    with _importing, _without_numba():
         return import_module(name)
 
 

@@ -56,7 +56,7 @@ class Info(CompressedInfo, stock.LlavaProcessingInfo):
 class Processor(CompressedProcessor, stock.LlavaMultiModalProcessor):
     """Plans, checks and hashes."""
 
-    def check_made(self, modality: str, items: Any, number: int, made: Mapping[str, Any]) -> None:
+    def check_made(self, number: int, made: Mapping[str, Any]) -> None:
         """Every picture is scaled to the encoder's size."""
         side = self.info.get_hf_config().vision_config.image_size
         shape = list(made["pixel_values"].shape)

@@ -54,23 +54,21 @@ class CompressedProcessor(BaseMultiModalProcessor):
                     "image embeddings came in place of a picture, and where their tokens lie is "
                     "not known: expected a picture, or a server without compression"
                 )
-        for modality, made in out_mm_kwargs.items():
+        for made in out_mm_kwargs.values():
             for number, item in enumerate(made):
-                self.check_made(modality, mm_items[modality], number, item.get_data())
+                self.check_made(number, item.get_data())
         updates: Sequence[Any] = super()._get_prompt_updates(
             mm_items, hf_processor_mm_kwargs, out_mm_kwargs
         )
         return updates
 
-    def check_made(self, modality: str, items: Any, number: int, made: Mapping[str, Any]) -> None:
+    def check_made(self, number: int, made: Mapping[str, Any]) -> None:
         """Raises ValueError if a picture was made into something else than was planned for.
 
         Where the plan is made of the processor's output, nothing can differ.
 
         Args:
-            modality: "image" or "video".
-            items: The request's of that modality.
-            number: Of the picture among them.
+            number: Of the picture in the request.
             made: The processor's output for it.
         """
         return

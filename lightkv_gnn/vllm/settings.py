@@ -12,7 +12,7 @@ from numbers import Real
 from typing import Any
 
 from lightkv_gnn import __version__
-from lightkv_gnn.choices import check_retention
+from lightkv_gnn.choices import check_retention, named
 
 MATCHERS = ("coverage_matching", "cosine_matching", "random_matching", "stride_matching")
 MESSAGES = ("mass_mean", "mean", "destination_only")
@@ -32,8 +32,8 @@ class Settings:
         retention: Share of a picture's tokens that the decoder gets; 0.01 to 1, and 0.5 or more
             with matchers that merge every other token at most.
         windows: Windows per side that a picture is cut into, no merge crosses them; 1 to 64.
-        matcher: Who stays: "coverage_matching", "cosine_matching", "random_matching" or
-            "stride_matching".
+        matcher: Who stays: "coverage", "cosine", "random" or "stride", each also with
+            ``_matching`` behind it, as it is kept.
         message: What a survivor becomes: "mass_mean" or "mean", one and the same in a single step,
             or "destination_only", itself.
     """
@@ -52,7 +52,10 @@ class Settings:
         if not 1 <= self.windows <= MOST_WINDOWS:
             raise ValueError(f"windows is {self.windows}: expected 1 to {MOST_WINDOWS} per side")
         for name, known in (("matcher", MATCHERS), ("message", MESSAGES)):
-            if getattr(self, name) not in known:
+            own = named(getattr(self, name), known)
+            if own is not None:
+                object.__setattr__(self, name, own)  # one hash, however it was written
+            else:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: expected one of {known}")
         least = LEAST if self.matcher == "coverage_matching" else 0.5
         if self.retention < least:

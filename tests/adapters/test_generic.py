@@ -21,6 +21,7 @@ from torch import Tensor
 
 import lightkv_gnn as lk
 from lightkv_gnn.adapters.generic import told
+from lightkv_gnn.adapters.generic.squares import QUERIES
 from lightkv_gnn.session.request import vision_tokens
 from lightkv_graphs import Tile, TokenLayout
 
@@ -181,7 +182,7 @@ def test_a_type_without_an_adapter() -> None:
     }
     plain = model(**inputs).logits
     config = lk.LightKVConfig([lk.Stage(1, 2, 0), lk.Stage(3, 2, 0.5)])
-    with pytest.raises(lk.ScheduleError, match="may run after layers 1, 2, 3, 4"):
+    with pytest.raises(lk.ScheduleError, match="may run after layers 1 to 4"):
         lk.attach(model, lk.LightKVConfig([lk.Stage(0, 1)]), adapter=lk.GenericAdapter)
     with (
         left_untouched(model, inputs),
@@ -241,6 +242,23 @@ SQUARES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "more tokens than pixels": ((16, 16), (1, 3, 32, 32)),
     "as many tokens in other tiles": ((24, 8), (2, 3, 32, 32)),
 }
+
+
+def test_sizes_of_pictures_before_they_were_scaled_tell_nothing() -> None:
+    """Which as numbers of patches would divide into as many tokens."""
+    sizes = {"image_sizes": torch.tensor([[64, 16]])}
+    for shape, found in (
+        ((1, 3, 32, 32), []),
+        ((16, 48), ["image_sizes over 8x8 patches a token"]),
+    ):
+        read = told.readings(lk.Encoded("image", sizes, (16,), shape), sizes, (), 8)
+        assert [reading.how for reading in read] == found
+
+
+@pytest.mark.parametrize("name", ["query_num", "num_queries", "query_length", "max_query_tokens"])
+def test_a_number_of_queries_is_no_square(name: str) -> None:
+    assert QUERIES.fullmatch(name)
+    assert not QUERIES.fullmatch("query_pre_attn_scalar")
 
 
 @pytest.mark.parametrize("case", SQUARES)

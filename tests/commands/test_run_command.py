@@ -202,7 +202,7 @@ SHAPE = "expected LAYER:WINDOWS:RATIO, such as 11:4:0.5, with whole numbers and 
         (["tiny", "--image", "{photo}", "--draw", "a.txt"], 1, "ends with one of .png"),
         (["tiny", "--image", "{photo}", "--trace", "no/a"], 1, "--trace no/a: there is no folder"),
         (["tiny", "--image", "{photo}", "--device", "moon"], 1, "--device moon cannot be used"),
-        (["tiny", "--image", "{photo}", "--adapter", "me"], 1, "adapter is 'me': expected 'auto'"),
+        (["tiny", "--image", "{photo}", "--adapter", "me"], 2, "adapter is 'me': expected 'auto'"),
         (["tiny", "--image", "{photo}", "--stage", "9:1"], 1, "a stage may run after"),
         (["tiny", "--image", "{photo}", "--stage", "x"], 2, f"'x': {SHAPE}"),
         (["tiny", "--image", "{photo}", "--stage", "1:2:.5:3"], 2, f"'1:2:.5:3': {SHAPE}"),

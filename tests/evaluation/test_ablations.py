@@ -6,7 +6,7 @@ import pytest
 import torch
 from models import tiny_llava
 
-from lightkv_gnn import LightKVConfig, messages
+from lightkv_gnn import LightKVConfig, ScheduleError, messages
 from lightkv_gnn.baselines import Budget
 from lightkv_gnn.evaluation.ablations import ABLATIONS, Folded, mass_guided
 
@@ -141,7 +141,11 @@ def test_windows_and_stages_are_those_of_the_name():
             assert {stage.windows for stage in stages} == {1}
         config = variant.config(LARGE)
         assert (config.message is messages.destination_only) == ("dropped" in variant.name)
+    narrow = Budget(0.8, 2, 4, (16, 16))  # one layer is left to merge after
     for variant in (*ABLATIONS["windows"](), *ABLATIONS["stages"]()):
+        if variant.number > 1:
+            with pytest.raises(ScheduleError, match=f"takes 1 stages: .* for {variant.number}"):
+                variant.stages(narrow)
         assert (variant.config(LARGE).attention == "plain") == ("no mass" in variant.name)
 
 

@@ -244,7 +244,9 @@ def test_an_attached_model_is_not_copied() -> None:
     model = tiny_llava()
     said = r"keep its hooks for good: leave the context, or call .*detach\(model\), before copying"
     with lk.attach(model, CONFIG):
-        for part in (model, model.model, model.get_decoder(), [model], {"model": model}):
+        attention = model.get_decoder().layers[1].self_attn  # which is recorded
+        parts = (model, model.model, model.get_decoder(), attention, [model], {"model": model})
+        for part in parts:
             for copying in (copy.deepcopy, pickle.dumps, saved):
                 with pytest.raises(RuntimeError, match=said):
                     copying(part)

@@ -51,7 +51,7 @@ def test_every_field_is_in_the_hash() -> None:
         ({"retention": True}, TypeError, "expected a number"),
         ({"retention": 0.5, "windows": 0}, ValueError, "expected 1 to 64"),
         ({"retention": 0.5, "windows": 2.0}, TypeError, "expected an integer"),
-        ({"retention": 0.5, "matcher": "coverage"}, ValueError, "'coverage_matching'"),
+        ({"retention": 0.5, "matcher": "covering"}, ValueError, "'coverage_matching'"),
         ({"retention": 0.5, "message": "guided_mean"}, ValueError, "'mass_mean'"),
         ({"retention": 0.5, "guidance": "text_to_vision"}, ValueError, "has 'guidance'"),
         ({"retentoin": 0.5}, ValueError, "did you mean retention"),
@@ -68,3 +68,9 @@ def test_what_is_refused(values: Any, error: type[Exception], says: str) -> None
 def test_no_settings_are_no_silence() -> None:
     with pytest.raises(ValueError, match="without settings"):
         Settings.of_config(SimpleNamespace())
+
+
+def test_a_matcher_has_one_hash_however_it_is_written() -> None:
+    short, long = (Settings(0.5, matcher=name) for name in ("cosine", "cosine_matching"))
+    assert short == long
+    assert short.digest == long.digest != Settings(0.5).digest

@@ -6,9 +6,9 @@ import { Places } from "./places.js";
 
 const ACCENT = "#ff6a2b";
 
-/** Draws what is there, and what is pointed at. */
 const FEW = 60; // edges that are drawn in full
 
+/** Draws what is there, and what is pointed at. */
 export class Board {
   /**
    * @param {HTMLCanvasElement} base of what is there

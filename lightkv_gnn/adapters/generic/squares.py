@@ -24,7 +24,9 @@ COUNTS = (
 )
 """Fields that tell how many tokens a square has."""
 
-QUERIES = re.compile(r".*(perceiver|resampler|q_?former|_quer(y|ies)\b|_query_|num_latents).*")
+QUERIES = re.compile(
+    r".*(perceiver|resampler|q_?former|num_latents).*|(.*_)?quer(y|ies)(_(?!key|pre).*)?"
+)
 """Fields of models whose vision tokens are queries, or latents, without a place."""
 
 CUTS = ("image_grid_pinpoints",)

@@ -17,6 +17,9 @@ from lightkv_graphs import Tile
 TELLING = re.compile(r".*(grid_t?hws?|spatial_shapes|_sizes|_position_ids)(_videos)?")
 """Names of arguments that tell how large each picture is, or where each of its patches lies."""
 
+IMAGES = 4
+"""Dimensions of pixels that are pictures; those of patches have fewer."""
+
 MERGES = re.compile(r".*merge_sizes")
 """Names of arguments that tell for each picture how many patches are a side of a token."""
 
@@ -86,6 +89,8 @@ def readings(
     units, sides = "patches", set(_merges(sizes, encoded.lengths, merges))
     if are_pixels(name, sizes, encoded.shape):
         units, sides = "pixels", {(patch or 1) * merge for merge in products(merges) or {1}}
+    elif name.endswith("_sizes") and len(encoded.shape) >= IMAGES:
+        return []  # of pictures as they were before they were scaled
     return [
         Reading(f"{name} over {side}x{side} {units} a token", tiles)
         for side in sorted(sides)
