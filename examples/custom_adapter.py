@@ -51,9 +51,7 @@ def main() -> None:
     }
     with lk.attach(model, lk.LightKVConfig.for_model(model, retention=0.55)) as handle:
         model.generate(**inputs, max_new_tokens=4, do_sample=False)
-    print(handle.trace.layout)
-    print(handle.trace)
-    print(handle.ledger)
+    print(handle.trace.layout, handle.trace, handle.ledger, sep="\n")
 
 
 if __name__ == "__main__":

@@ -190,8 +190,8 @@ class Hooks:
         noted = vars(self._running)
         records, headed = noted.pop("records", {}), noted.pop("headed", None)
         request = self._running.request = inspect_call(self._adapter, asked, records, headed)
-        if request is not None or begins_anew(asked):
-            self._finished(None)  # what is told is never of a call before
+        if request is None and begins_anew(asked):
+            self._finished(None)
         self._running.padding = padding_of(asked) if self._numbered else None
 
     def _cancel(self) -> None:

@@ -32,7 +32,7 @@ class Results:
         """From now on tells of this prefill; None for one without pictures."""
         self._call = call
         if call is None:
-            self._missing = "the last prefill had no pictures, or did not come to its end"
+            self._missing = "the last prefill had no pictures"
 
     @property
     def trace(self) -> MergeTrace:
@@ -147,7 +147,8 @@ class Results:
 class Watch(Results):
     """What the calls of a block and thread tell, made by ``Handle.watch``; by itself, the last one.
 
-    It goes on telling after the block, and holds what it tells of.
+    It goes on telling after the block, and holds what it tells of.  A call that fails changes
+    nothing: what is told is of the last one that came to its end.
     """
 
     def __init__(self, tokenizer: Any = None) -> None:

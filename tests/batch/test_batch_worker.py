@@ -254,7 +254,7 @@ def test_a_tokenizer_without_padding_gets_some(photos, monkeypatch):
         (["--batch", "0"], 2, "--batch"),
         (["--model", "./missing"], 1, "./missing: there is no such folder"),
         (["--stage", "40:4:0.5"], 1, "runs after layer 40"),
-        (["--adapter", "nothing"], 1, "adapter is 'nothing': expected 'auto'"),
+        (["--adapter", "nothing"], 2, "adapter is 'nothing': expected 'auto'"),
         (["--device", "nowhere"], 1, "--device nowhere cannot be used"),
     ],
 )

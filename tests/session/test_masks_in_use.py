@@ -86,8 +86,7 @@ def test_no_mask_stays_no_mask(positions: str) -> None:
         cache = model(**equal)[CACHE]
         model(input_ids=torch.tensor([[5], [6]]), **{CACHE: cache})
         assert seen == [None] * 12
-        # Packed-sequence kernels would take gaps in the ids of a prefill for borders.
-        assert [x is None for x in ids] == [False] + [True] * 5 + [False] * 6
+        assert all(isinstance(x, torch.Tensor) for x in ids)
         seen.clear()
         model(**batch(prompt(2, "image", "image", 6), prompt(40, seed=2)))
     assert [mask is None for mask in seen] == [True] + [False] * 5
