@@ -141,7 +141,7 @@ $(STAMPS)/scatter: $(STAMPS)/torch constraints.txt
 # usual index has a torchvision for CUDA, whose operators a CPU build of torch does not take: they get
 # names, and no kernels. vLLM does without torchaudio and torchcodec, and not with broken ones.
 VLLM_PIP = $(VLLM_PY) -m pip --disable-pip-version-check
-VLLM_INSTALL = $(VLLM_PIP) install --quiet --constraint constraints-vllm.txt
+VLLM_INSTALL = $(VLLM_PIP) install --quiet --no-compile --constraint constraints-vllm.txt
 
 $(VLLM_VENV)/.stamps/vllm: pyproject.toml constraints-vllm.txt tests/vllm/engine/torchvision_finder.py
 	@test -x $(VLLM_PY) || { echo 'Making $(VLLM_VENV)'; $(PYTHON) -m venv $(VLLM_VENV); }
