@@ -83,8 +83,8 @@ class Stepped(StageMethod):
 
 
 @dataclass(frozen=True)
-class HalvedOnce(StageMethod):
-    """Half of the tokens leave, after one layer: the same for every depth."""
+class Once(StageMethod):
+    """A tenth of the tokens stays, after one layer: the same for every depth."""
 
     def budgets(
         self, model: Any, retentions: Sequence[float], depths: Sequence[int]
@@ -92,13 +92,13 @@ class HalvedOnce(StageMethod):
         """One for every layer that a stage may run after."""
         layers = Budget.of(model, 1.0, 0).layers
         return [
-            Budget.of(model, round((depth + 1 + layers) / (2 * layers), 4), depth)
+            Budget.of(model, round((depth + 1 + (layers - depth - 1) / 10) / layers, 4), depth)
             for depth in range(layers - 1)
         ]
 
     def stages(self, budget: Budget) -> tuple[Stage, ...]:
         """One."""
-        return (Stage(budget.depth, 1, 0.5),)
+        return (Stage(budget.depth, 1, 0.9),)
 
 
 mass_guided = WeightedMean("mass_guided", lambda guidance, mass, stays: guidance + mass.log())
@@ -173,10 +173,10 @@ def _with_mass_and_without() -> list[tuple[str, dict[str, Any]]]:
 def _depth() -> list[StageMethod]:
     best = OURS.options
     return [
-        HalvedOnce("guided, halved once", ORIGIN, best),
-        HalvedOnce("mean, halved once", ORIGIN, {**best, "guidance": "none", "message": mean}),
-        HalvedOnce(
-            "pruned, halved once",
+        Once("guided, a tenth", ORIGIN, best),
+        Once("mean, a tenth", ORIGIN, {**best, "guidance": "none", "message": mean}),
+        Once(
+            "pruned, a tenth",
             ORIGIN,
             {**best, "guidance": "none", "message": destination_only},
         ),
