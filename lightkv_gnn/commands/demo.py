@@ -140,6 +140,13 @@ def _machine(model: Any) -> str:
     )
 
 
+def _lost(expected: str, told: str) -> str:
+    """How many objects of a list an answer does not name."""
+    objects, named = expected.split(" , "), told.split(" , ")
+    lost = sum(thing not in named for thing in objects)
+    return f"  ({lost} of {len(objects)} objects lost)" if lost and len(objects) > 1 else ""
+
+
 def _answers(answers: Sequence[demos.Answer]) -> str:
     lines = []
     for answer in answers:
@@ -147,7 +154,10 @@ def _answers(answers: Sequence[demos.Answer]) -> str:
         if answer.expected is not None:
             lines.append(f"   right answer  {answer.expected}")
         lines.append(f"   uncompressed  {answer.full}")
-        lines += [f"   {name:12}  {told}" for name, told in answer.compressed.items()]
+        lines += [
+            f"   {name:12}  {told}{_lost(answer.expected or answer.full, told)}"
+            for name, told in answer.compressed.items()
+        ]
         lines.append("")
     return "\n".join(lines)
 

@@ -208,3 +208,13 @@ def test_without_seen_only_the_drawing_is_left_out(capsys, tmp_path, monkeypatch
     assert "compressed" in printed
     assert "nothing is drawn: the model's adapter" in printed
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_the_demo_says_how_many_objects_an_answer_lost():
+    from lightkv_gnn.commands.demo import _lost
+
+    assert _lost("red ring , blue dot , lime dot", "red ring , lime dot") == (
+        "  (1 of 3 objects lost)"
+    )
+    assert _lost("red ring , blue dot", "blue dot , red ring") == ""
+    assert _lost("square", "triangle") == ""
