@@ -268,6 +268,15 @@ _ADAPTERS: dict[str, type[Adapter]] = {}
 _A = TypeVar("_A", bound=type[Adapter])
 
 
+class SharedPlaceholder(Adapter):
+    """Frames of a video have the placeholder of images; a call has one kind or the other."""
+
+    @property
+    def placeholders(self) -> Mapping[str, int]:
+        """The same for both kinds."""
+        return dict.fromkeys(self.encoders, int(self.model.config.image_token_id))
+
+
 def register_adapter(*model_types: str) -> Callable[[_A], _A]:
     """Class decorator: serves models whose ``config.model_type`` is one of ``model_types``.
 

@@ -44,6 +44,11 @@ class Encoded:
             )
         return [tuple(torch.as_tensor(row).flatten().tolist()) for row in value]
 
+    def crops(self) -> list[int]:
+        """Of each picture, how many crops it has beside the whole; none where that is not told."""
+        counts = self.arguments.get("num_local_patches")
+        return [0] * len(self.lengths) if counts is None else [int(count) for count in counts]
+
 
 @dataclass(frozen=True, eq=False)
 class VisionTokens:

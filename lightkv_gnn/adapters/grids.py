@@ -10,14 +10,9 @@ from transformers import PreTrainedModel
 
 from lightkv_gnn.adapters.base import Adapter, Process, register_adapter
 from lightkv_gnn.adapters.encoded import Encoded
-from lightkv_gnn.adapters.qwen_vl import GridAdapter, PaddleOcrAdapter, Patches
+from lightkv_gnn.adapters.qwen_vl import GridAdapter, PaddleOcrAdapter
 from lightkv_gnn.errors import UnsupportedInputError, UnsupportedModelError
 from lightkv_graphs import Grid, Tile
-
-
-@register_adapter("qwen3_5", "qwen3_5_moe", "lfm3_vl")
-class HybridAdapter(GridAdapter):
-    """Qwen3.5 and LFM3-VL: layers that hold a state among those of full attention."""
 
 
 @register_adapter("ernie4_5_vl_moe")
@@ -41,10 +36,10 @@ class MuseGlimmerAdapter(GridAdapter):
 
     by_token = False
 
-    def patches(self, encoded: Encoded) -> list[Patches]:
-        """The patches of each picture."""
-        merge = self.model.config.vision_config.merge_size
-        return _merged(encoded, merge)
+    @property
+    def merge(self) -> int:
+        """Patches per side of a token."""
+        return int(self.model.config.vision_config.merge_size)
 
     def pictured(self, pixels: Tensor) -> Tensor:
         """Of each patch, of its first frame."""
@@ -57,8 +52,9 @@ class MuseGlimmerAdapter(GridAdapter):
 class KimiAdapter(PaddleOcrAdapter):
     """Kimi K2.5: patches come row by row; the frames of a video are pooled into one."""
 
-    def patches(self, encoded: Encoded) -> list[Patches]:
-        """The patches of each picture, or of a video's first frame.
+    @property
+    def merge(self) -> int:
+        """Patches per side of a token.
 
         Raises:
             UnsupportedModelError: Those of a token are no square.
@@ -66,17 +62,11 @@ class KimiAdapter(PaddleOcrAdapter):
         rows, cols = self.model.config.vision_config.merge_kernel_size
         if rows != cols:
             raise UnsupportedModelError(f"patches are merged {rows}x{cols}: expected a square")
-        return _merged(encoded, int(rows))
+        return int(rows)
 
     def tiles(self, encoded: Encoded) -> Sequence[Sequence[Tile]]:
         """One tile a picture, or a video."""
         return [own[:1] for own in super().tiles(encoded)]
-
-
-def _merged(encoded: Encoded, merge: int) -> list[Patches]:
-    """The patches of each picture, of which ``merge`` x ``merge`` become a token."""
-    grids = encoded.sizes(f"{encoded.kind}_grid_thw")
-    return [Patches(frames, rows, cols, merge) for frames, rows, cols in grids]
 
 
 @register_adapter("lfm2_vl")
@@ -105,9 +95,14 @@ class ShapesAdapter(Adapter):
         patch = self.model.config.vision_config.patch_size
         seen = []
         for own, (rows, cols) in zip(pixels, encoded.sizes("spatial_shapes"), strict=True):
-            cells = own[: rows * cols].view(rows, cols, patch, patch, -1)
-            seen.append([cells.permute(4, 0, 2, 1, 3).reshape(-1, rows * patch, cols * patch)])
+            seen.append([_put_together(own, rows, cols, patch)])
         return seen
+
+
+def _put_together(patches: Tensor, rows: int, cols: int, side: int) -> Tensor:
+    """A picture of patches `[patch, row * column * channel]` row by row, without what pads it."""
+    cells = patches[: rows * cols].view(rows, cols, side, side, -1)
+    return cells.permute(4, 0, 2, 1, 3).reshape(-1, rows * side, cols * side)
 
 
 @register_adapter("gemma4")
@@ -138,9 +133,8 @@ class Gemma4Adapter(Adapter):
     def expected(self, size: Grid, images: int, process: Process) -> Encoded:
         """The grid that the processor scales the picture to."""
         places = list(process()["image_position_ids"])
-        return Encoded(
-            "image", {_PLACES: places}, tuple(tile.tokens for tile in self._tiles(places))
-        )
+        counts = tuple(tile.tokens for tile in self._tiles(places))
+        return Encoded("image", {"image_position_ids": places}, counts)
 
     def tiles(self, encoded: Encoded) -> Sequence[Sequence[Tile]]:
         """One tile a picture, or a frame."""
@@ -162,9 +156,5 @@ class Gemma4Adapter(Adapter):
         seen = []
         for own, (tile,) in zip(pixels, self.tiles(encoded), strict=True):
             rows, cols = tile.rows * self.pooled, tile.cols * self.pooled
-            cells = own[: rows * cols].view(rows, cols, patch, patch, -1)
-            seen.append([cells.permute(4, 0, 2, 1, 3).reshape(-1, rows * patch, cols * patch)])
+            seen.append([_put_together(own, rows, cols, patch)])
         return seen
-
-
-_PLACES = "image_position_ids"

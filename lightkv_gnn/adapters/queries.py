@@ -6,7 +6,7 @@ Their tile is one row.  Windows would mean nothing in it, so all of a tile is on
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -124,16 +124,10 @@ class DeepseekOcr2Adapter(QueriesAdapter):
 
     def tiles(self, encoded: Encoded) -> Sequence[Sequence[Tile]]:
         """The crops, and the page with the separator after it."""
-        crops = self._crops(encoded.arguments, len(encoded.lengths))
         return [
             [
                 *[Tile(1, self.of_crop)] * count,
                 Tile(1, length - count * self.of_crop - 1, after=1),
             ]
-            for count, length in zip(crops, encoded.lengths, strict=True)
+            for count, length in zip(encoded.crops(), encoded.lengths, strict=True)
         ]
-
-    @staticmethod
-    def _crops(arguments: Mapping[str, Any], pictures: int) -> list[int]:
-        counts = arguments.get("num_local_patches")
-        return [0] * pictures if counts is None else [int(count) for count in counts]

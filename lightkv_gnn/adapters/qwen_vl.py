@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lightkv_gnn.adapters.base import Adapter, Process, register_adapter
+from lightkv_gnn.adapters.base import Adapter, Process, SharedPlaceholder, register_adapter
 from lightkv_gnn.adapters.encoded import Encoded, VisionTokens
 from lightkv_gnn.errors import UnsupportedInputError, UnsupportedModelError
 from lightkv_graphs import Grid, Tile, TokenLayout
@@ -29,7 +29,11 @@ class Patches(NamedTuple):
         return self.frames * self.rows * self.cols
 
 
-@register_adapter("qwen3_vl_moe", "exaone4_5", "hyperclovax_vision_v2", "cohere_compass")
+@register_adapter(
+    *("qwen3_vl_moe", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker", "cosmos3_omni"),
+    *("exaone4_5", "hyperclovax_vision_v2", "cohere_compass"),
+    *("qwen3_5", "qwen3_5_moe", "lfm3_vl"),
+)
 class GridAdapter(Adapter):
     """Grids from ``image_grid_thw`` and ``video_grid_thw``, on any text model."""
 
@@ -42,6 +46,11 @@ class GridAdapter(Adapter):
     by_token: ClassVar[bool] = True
     """Whether the patches of a token follow each other in the pixels, or those of a row do."""
 
+    @property
+    def merge(self) -> int:
+        """Patches per side of a token."""
+        return int(self.model.config.vision_config.spatial_merge_size)
+
     def expected(self, size: Grid, images: int, process: Process) -> Encoded:
         """The grid that the processor scales the picture to."""
         output = process()
@@ -52,8 +61,7 @@ class GridAdapter(Adapter):
 
     def patches(self, encoded: Encoded) -> list[Patches]:
         """The patches of each picture."""
-        merge = self.model.config.vision_config.spatial_merge_size
-        grids = encoded.sizes(f"{encoded.kind}_grid_thw")
+        merge, grids = self.merge, encoded.sizes(f"{encoded.kind}_grid_thw")
         return [Patches(frames, rows, cols, merge) for frames, rows, cols in grids]
 
     def tiles(self, encoded: Encoded) -> Sequence[Sequence[Tile]]:
@@ -94,11 +102,6 @@ class QwenVLAdapter(GridAdapter):
     text_models: ClassVar[tuple[str, ...]] = ("qwen2_vl_text", "qwen2_5_vl_text")
 
 
-@register_adapter("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker", "cosmos3_omni")
-class OmniAdapter(GridAdapter):
-    """Thinkers of the Omni models: audio is not compressed."""
-
-
 @register_adapter("qwen3_vl")
 class Qwen3VLAdapter(QwenVLAdapter):
     """Qwen3-VL: visual features are added after the first layers, at their original places."""
@@ -107,13 +110,8 @@ class Qwen3VLAdapter(QwenVLAdapter):
 
 
 @register_adapter("glm4v", "glm46v", "glm4v_moe", "glm_ocr", "glmga")
-class GlmVAdapter(GridAdapter):
-    """GLM-4.1V to GLM-4.6V and GLM-OCR: frames of a video have the placeholder of images."""
-
-    @property
-    def placeholders(self) -> Mapping[str, int]:
-        """The same for both kinds; a call of both is refused by the model."""
-        return dict.fromkeys(self.encoders, int(self.model.config.image_token_id))
+class GlmVAdapter(SharedPlaceholder, GridAdapter):
+    """GLM-4.1V to GLM-4.6V and GLM-OCR."""
 
 
 @register_adapter("paddleocr_vl")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightkv_gnn.adapters.base import Adapter, Process, register_adapter
+from lightkv_gnn.adapters.base import Adapter, Process, SharedPlaceholder, register_adapter
 from lightkv_gnn.adapters.encoded import Encoded
 from lightkv_gnn.adapters.patches import PatchesAdapter
 from lightkv_gnn.errors import ImageTokensError
@@ -18,18 +18,13 @@ from lightkv_graphs import Grid, Tile
 
 
 @register_adapter("molmo2")
-class Molmo2Adapter(Adapter):
+class Molmo2Adapter(SharedPlaceholder):
     """Molmo 2: the whole, then its overlapping crops as one grid; or frames.
 
     Tokens are pooled from patches that an index names.
     """
 
     text_models = ("molmo2_text",)
-
-    @property
-    def placeholders(self) -> Mapping[str, int]:
-        """The same for both kinds, of which a call has one."""
-        return dict.fromkeys(self.encoders, int(self.model.config.image_token_id))
 
     def expected(self, size: Grid, images: int, process: Process) -> Encoded:
         """The two grids that the processor makes of the picture."""
@@ -72,8 +67,7 @@ class Step3Adapter(PatchesAdapter):
     @property
     def side(self) -> int:
         """Of the whole, halved twice by convolutions."""
-        patches = super().side
-        return math.ceil(math.ceil(patches / 2) / 2)
+        return _halved_twice(super().side)
 
     def lengths(self, kind: str, output: Any) -> tuple[int, ...]:
         """Vision tokens of each picture, with its crops."""
@@ -87,7 +81,7 @@ class Step3Adapter(PatchesAdapter):
         tokens = self.side**2
         if crops:
             patches = output["pixel_values_local"].shape[-1] // patch
-            tokens += crops * math.ceil(math.ceil(patches / 2) / 2) ** 2
+            tokens += crops * _halved_twice(patches) ** 2
         return Encoded("image", {"num_local_patches": [crops]}, (tokens,))
 
     def tiles(self, encoded: Encoded) -> Sequence[Sequence[Tile]]:
@@ -96,11 +90,9 @@ class Step3Adapter(PatchesAdapter):
         Raises:
             ImageTokensError: The tokens of a picture's crops are no squares.
         """
-        counts = encoded.arguments.get("num_local_patches")
-        crops = [0] * len(encoded.lengths) if counts is None else [int(n) for n in counts]
         return [
             [*[self._crop(length - self.side**2, count)] * count, Tile(self.side, self.side)]
-            for count, length in zip(crops, encoded.lengths, strict=True)
+            for count, length in zip(encoded.crops(), encoded.lengths, strict=True)
         ]
 
     def _crop(self, tokens: int, crops: int) -> Tile:
@@ -118,3 +110,8 @@ class Step3Adapter(PatchesAdapter):
         counts = [len(tiles) - 1 for tiles in self.tiles(encoded)]
         crops = [pixels[:0]] * len(counts) if local is None else local.split(counts)
         return [[*own, whole] for own, whole in zip(crops, pixels, strict=True)]
+
+
+def _halved_twice(patches: int) -> int:
+    """A side after two convolutions that each halve it, rounded up."""
+    return math.ceil(math.ceil(patches / 2) / 2)

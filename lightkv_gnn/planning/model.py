@@ -152,9 +152,8 @@ def picture_layout(
     """
     adapter = adapter_for(on_meta(source, dtype))
     encoded = adapter.expected(size, 1, partial(_process, source, size))
-    channels = (adapter.decoder_size(dtype.itemsize, n).kv_channels for n in range(adapter.layers))
-    token_bytes = sum(2 * count * dtype.itemsize for count in channels)
-    return adapter.layout(_prompt([encoded], 0, 1)), token_bytes
+    sizes = (adapter.decoder_size(dtype.itemsize, layer) for layer in range(adapter.layers))
+    return adapter.layout(_prompt([encoded], 0, 1)), sum(size.entry_bytes for size in sizes)
 
 
 def on_meta(source: str, dtype: torch.dtype, adapter: AdapterChoice = None) -> Any:
