@@ -36,13 +36,13 @@ def main() -> None:
     weights = 2 * sum(weight.numel() for weight in model.parameters())
     free = arguments.memory * 2**30 - weights
     print(f"{type(model).__name__}, {weights / 2**30:.2f} GiB of weights; {vision} vision tokens")
-    print("asked  held   stages              KV MiB  samples  of those without")
+    print("asked  planned  stages              KV MiB  samples  of those without")
     for retention in (1.0, 0.75, 0.55, 0.4):
         config = lk.LightKVConfig.for_model(model, retention)
         plan = lk.plan_prefill(model, config, prompt)
         kv, full = (plan.totals()[name] for name in ("kv_bytes", "kv_bytes_full"))
         stages = ", ".join(f"{stage.layer}/{stage.windows}" for stage in config.stages)
-        row = f"{retention:5.0%}  {plan.retention:5.1%}  {stages:18}  {kv / 2**20:6.1f}"
+        row = f"{retention:5.0%}  {plan.retention:7.1%}  {stages:18}  {kv / 2**20:6.1f}"
         print(f"{row}  {free // kv:7.0f}  {(free // kv) / (free // full):.2f} x")
 
 

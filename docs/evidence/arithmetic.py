@@ -66,7 +66,7 @@ def sizes() -> str:
                 f"{saved(totals):.1%}",
             )
         )
-    head = ("model", "layers", "vision tokens", "stages after layers", "vision KV, MiB = held")
+    head = ("model", "layers", "vision tokens", "stages after layers", "vision KV, MiB = retention")
     return table((*head, "whole KV, MiB", "prefill, TFLOP", "FLOPs saved"), rows)
 
 
@@ -85,8 +85,8 @@ def indexing() -> str:
                 f"{saved(plan(name, stages)):.1%}",
             ]
         rows.append([name, *cells])
-    head = ("model", "layers", "numbers", "held, stage after the layer", "FLOPs saved")
-    return table((*head, "held, stage before it", "FLOPs saved"), rows)
+    head = ("model", "layers", "numbers", "retention, stage after the layer", "FLOPs saved")
+    return table((*head, "retention, stage before it", "FLOPs saved"), rows)
 
 
 def lengths() -> str:
@@ -99,11 +99,11 @@ def lengths() -> str:
             if name in LLAVAS:
                 tower = f"{saved_with_tower(name, plan(name, stages)):.1%}"
             cells = (f"{share:.1%}" for share in shares)
-            held = f"{plan(name, stages)['retention']:.1%}"
+            retention = f"{plan(name, stages)['retention']:.1%}"
             schedule = f"{words}: {layers_of(stages)}"
             longest = longest_text(name, stages)
-            rows.append((name, schedule, held, *cells, f"{longest or 'never'}", tower))
-    head = ("model", "stages after layers", "held", *(f"{text:,} text" for text in TEXTS))
+            rows.append((name, schedule, retention, *cells, f"{longest or 'never'}", tower))
+    head = ("model", "stages after layers", "retention", *(f"{text:,} text" for text in TEXTS))
     return table((*head, "40 % up to (text tokens)", f"{TEXT} text, tower counted"), rows)
 
 
@@ -138,7 +138,7 @@ def depths() -> str:
     return table(("stages after layers", *COSTS), rows)
 
 
-COSTS = ("held", "vision KV saved", "whole KV saved", "FLOPs saved")
+COSTS = ("retention", "vision KV saved", "whole KV saved", "FLOPs saved")
 
 
 def costs(totals: Totals) -> tuple[str, ...]:

@@ -35,10 +35,10 @@ class Smaller(Applied):
     grid: Grid = (1, 1)
 
     def bill(self) -> Bill:
-        """The last prefill's; held is the share of the full picture's tokens."""
+        """The last prefill's; retention is of the full picture's tokens."""
         layout = self.handle.trace.layout
         full = len(layout.counts) * self.grid[0] * self.grid[1]
-        return replace(super().bill(), held=len(layout) / full)
+        return replace(super().bill(), retention=len(layout) / full)
 
 
 class Downsample(Method):

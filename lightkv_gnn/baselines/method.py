@@ -48,12 +48,12 @@ class Bill:
     """What a prefill cost.
 
     Attributes:
-        held: Vision tokens held, averaged over the layers; fraction of the full picture's.
+        retention: Vision tokens held, averaged over the layers; fraction of the full picture's.
         kv_bytes: Keys and values after the prefill, of the whole batch, text included.
         flops: Floating-point operations of the prefill, of the whole batch.
     """
 
-    held: float
+    retention: float
     kv_bytes: int
     flops: int
 

@@ -13,7 +13,7 @@ from lightkv_gnn.errors import ScheduleError
 from lightkv_graphs import Grid, TokenLayout
 
 CLOSE = 0.025
-"""Held shares that differ by less from what was asked for are that budget; fraction."""
+"""Retentions that differ by less from what was asked for are that budget; fraction."""
 
 
 def progressive(

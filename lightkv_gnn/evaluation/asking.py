@@ -22,7 +22,7 @@ class Asked:
 
     Attributes:
         scores: Of each question.
-        held: Vision tokens held, averaged over layers and questions; fraction.
+        retention: Vision tokens held, averaged over layers and questions; fraction.
         kv_bytes: Keys and values after the prefill.
         flops: Of the prefill.
         seconds: Wall time, without that of measuring what stages lose.
@@ -30,7 +30,7 @@ class Asked:
     """
 
     scores: tuple[float, ...]
-    held: float
+    retention: float
     kv_bytes: float
     flops: float
     seconds: float
@@ -94,7 +94,7 @@ def ask_all(
     total = len(scores)
     return Asked(
         scores=tuple(scores),
-        held=sum(number * bill.held for number, bill in bills) / total,
+        retention=sum(number * bill.retention for number, bill in bills) / total,
         kv_bytes=sum(bill.kv_bytes for _, bill in bills) / total,
         flops=sum(bill.flops for _, bill in bills) / total,
         seconds=seconds / total,

@@ -24,7 +24,7 @@ CEILINGS = (BASELINE, "oracle", "oracle_pruning")
 """Methods that nobody can choose: they spend more, or know the answer."""
 
 SAME_BUDGET = 0.02
-"""Held shares of vision tokens that differ by less count as one budget; fraction."""
+"""Retentions that differ by less count as one budget; fraction."""
 
 SIGNIFICANT = 0.05
 

@@ -30,8 +30,8 @@ MARK = "<!-- written by lightkv-gnn report -->"
 
 HEAD = (
     "method",
-    "budget",
-    "held",
+    "retention asked",
+    "retention observed",
     "KV bytes (ratio)",
     "prefill FLOPs (ratio)",
     "accuracy, %",
@@ -43,8 +43,9 @@ HEAD = (
 )
 
 NOTES = """\
-**Columns.** *Budget*: vision tokens asked for, averaged over the layers; *held*: observed. *KV
-bytes*: keys and values after the prefill, text included; *ratio*: of those without compression.
+**Columns.** *Retention*: vision tokens held, averaged over the layers, as *asked* for (the
+budget) and as *observed*. *KV bytes*: keys and values after the prefill, text included; *ratio*: of
+those without compression.
 *Accuracy*: mean score with its 95 % interval. *Difference*: to no compression on the same
 questions, with its 95 % interval and two-sided p value. *Divergence merged* (mean of 1 − cos
 between tokens that left and their survivors) and *relative error* (of the vision tokens' hidden

@@ -50,7 +50,7 @@ class Row:
         suite: Name of the suite.
         group: Group of questions in it.
         method: Name of the method.
-        retention: Vision tokens to hold, averaged over the layers, as asked for; fraction.
+        retention: Vision tokens held, averaged over the layers, as asked for; fraction.
         depth: First decoder layer after which tokens leave; -1 where none do.
         seed: Of the model and of the questions.
         questions: How many were asked.
@@ -61,7 +61,7 @@ class Row:
         difference_low: Lower end of the 95 % bootstrap interval of the paired difference.
         difference_high: Upper end.
         p_value: Of McNemar's exact test where every score is 0 or 1, else of the bootstrap.
-        held: Vision tokens held, averaged over the layers, as observed; fraction.
+        held: Retention as observed; fraction.
         kv_bytes: Keys and values after the prefill, text included, a question.
         kv_ratio: Of those without compression.
         flops: Floating-point operations of the prefill, a question.

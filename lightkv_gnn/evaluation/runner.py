@@ -165,7 +165,7 @@ def _row_of(key: Key, asked: Asked, full: Row | None) -> Row:
         difference_low=difference.low,
         difference_high=difference.high,
         p_value=difference.p_value,
-        held=asked.held,
+        held=asked.retention,
         kv_bytes=asked.kv_bytes,
         kv_ratio=1.0 if full is None else asked.kv_bytes / full.kv_bytes,
         flops=asked.flops,

@@ -47,12 +47,12 @@ class Books:
         """Of the last prefill with pictures."""
         ledger = self.handle.ledger
         totals = ledger.totals()
-        held, kv_bytes = totals["retention"], totals["kv_bytes"]
+        retention, kv_bytes = totals["retention"], totals["kv_bytes"]
         if self.applied is not None:
             bill = self.applied.bill()
-            held, kv_bytes = bill.held, bill.kv_bytes
+            retention, kv_bytes = bill.retention, bill.kv_bytes
         full = sum(row.full.vision_tokens for row in ledger.rows)
-        return Cost(held * full, full, kv_bytes, totals["kv_bytes_full"])
+        return Cost(retention * full, full, kv_bytes, totals["kv_bytes_full"])
 
     def measuring(self) -> float:
         """Seconds that a baseline spent on measuring what it lost, since this was last asked."""

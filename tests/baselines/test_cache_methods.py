@@ -66,7 +66,7 @@ def test_every_layer_keeps_the_planned_number(name: str, padding: str, retention
             last = inputs["attention_mask"][sample].nonzero()[-RECENT:, 0]
             assert left[-RECENT:].tolist() == last.tolist()
             held += int(vision[sample, left].sum())
-    assert bill.held == pytest.approx(held / (LAYERS * int(vision.sum())))
+    assert bill.retention == pytest.approx(held / (LAYERS * int(vision.sum())))
     assert bill.kv_bytes == sum(4 * (x.keys.numel() + x.values.numel()) for x in cache.layers)
     assert bill.flops == applied.handle.ledger.totals()["flops_full"]
 
@@ -106,7 +106,7 @@ def test_everything_kept_is_the_plain_model(name: str, attention: str) -> None:
     plain = greedy(model, inputs)
     with METHODS[name].applied(model, Budget.of(model, 1.0, 0)) as applied:
         assert torch.equal(greedy(model, inputs), plain)
-        assert applied.bill().held == 1
+        assert applied.bill().retention == 1
 
 
 @torch.no_grad()

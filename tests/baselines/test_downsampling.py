@@ -42,7 +42,7 @@ def test_all_layers_hold_fewer_tokens(strategy: str) -> None:
             bill, ledger = applied.bill(), applied.handle.ledger
             layout = applied.handle.trace.layout
     assert layout.grids == ((6, 6),) * 3
-    assert bill.held == pytest.approx((36 + extra) / 64)
+    assert bill.retention == pytest.approx((36 + extra) / 64)
     assert {row.observed_tokens for row in ledger.rows} == {2 * inputs["input_ids"].shape[1]}
     layers = out[CACHE].layers
     assert bill.kv_bytes == sum(4 * (x.keys.numel() + x.values.numel()) for x in layers)
@@ -55,7 +55,7 @@ def test_a_full_picture_is_seen_as_ever() -> None:
     plain = model(**inputs).logits
     with DOWNSAMPLE.applied(model, Budget.of(model, 1, -1)) as applied:
         assert torch.equal(model(**inputs).logits, plain)
-        assert applied.bill().held == 1
+        assert applied.bill().retention == 1
     assert applied.side == 1
 
 

@@ -45,7 +45,7 @@ def test_a_variant_runs_on_its_budgets(model, inputs, expected, choice, variant)
         for budget in variant.budgets(model, [0.65], [0]):
             with variant.applied(model, budget) as applied:
                 compressed = model(**inputs).logits
-                assert applied.bill().held == pytest.approx(budget.retention, abs=0.025)
+                assert applied.bill().retention == pytest.approx(budget.retention, abs=0.025)
             assert not torch.equal(compressed, expected)
         assert torch.equal(model(**inputs).logits, expected)
 

@@ -169,8 +169,8 @@ def test_asking_in_batches_is_asking_at_once(tmp_path):
         applied.hints.relevant = batch.relevant
         assert list(asked.scores) == suite.ask(subject, "odd", batch)
         bill, losses = applied.bill(), applied.compressor.losses
-    assert (asked.held, 10 * asked.kv_bytes, 10 * asked.flops) == pytest.approx(
-        (bill.held, bill.kv_bytes, bill.flops)
+    assert (asked.retention, 10 * asked.kv_bytes, 10 * asked.flops) == pytest.approx(
+        (bill.retention, bill.kv_bytes, bill.flops)
     )
     assert len(losses) > 1
     for stage, loss in zip(asked.stages, losses, strict=True):

@@ -44,7 +44,7 @@ def test_a_smaller_picture_has_fewer_tokens(subject, side):
 def test_a_method_gets_the_smaller_pictures_that_it_wants(subject):
     method, budget = METHODS["downsample"], Budget.of(subject.model, 0.55, -1)
     asked = ask_all(TinySuite(), subject, "vqa", method, budget, 4, 0)
-    assert asked.held == 0.75**2
+    assert asked.retention == 0.75**2
 
 
 @pytest.mark.parametrize("patches", [16, 8])
