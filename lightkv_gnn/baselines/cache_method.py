@@ -74,7 +74,7 @@ class Shrinker(ABC):
         index = kept.clamp(min=0)[:, None, :, None]
         return states.gather(2, index.expand(-1, states.shape[1], -1, states.shape[3]))
 
-    def retention(self) -> float:
+    def observed_retention(self) -> float:
         """Vision entries of the last prefill that are left; fraction."""
         return float(self._left / self._vision) if bool(self._vision) else 1.0
 
@@ -151,7 +151,8 @@ class Shrunk(Applied):
     def bill(self) -> Bill:
         """The last prefill's: all operations, and what is left of the cache."""
         assert self.shrinker is not None
-        return replace(super().bill(), retention=self.shrinker.retention(), kv_bytes=self.shrinker.bytes)
+        left, size = self.shrinker.observed_retention(), self.shrinker.bytes
+        return replace(super().bill(), retention=left, kv_bytes=size)
 
 
 @dataclass(frozen=True)

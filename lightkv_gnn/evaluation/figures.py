@@ -22,13 +22,20 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F")
 """Told apart by colour-blind readers too. Source: Okabe and Ito 2008; yellow is too pale."""
 
-MARKERS = "osD^vP*Xp"
+MARKERS = "osD^vP<Xp"
 """As many as share no factor with the colours: a pair comes again only after 63 methods."""
 
 DASHES = ("-", "--", ":")
 """Solid as far as the colours go, then dashed, then dotted."""
 
-OWN = {"color": "black", "marker": "o", "linestyle": "-", "linewidth": 2.4, "zorder": 4}
+OWN: dict[str, Any] = {
+    "color": "black",
+    "marker": "o",
+    "linestyle": "-",
+    "linewidth": 2.4,
+    "markeredgecolor": "white",
+    "zorder": 4,
+}
 """Of the library's own method, which every figure is about."""
 
 REST: dict[str, Any] = {
@@ -36,6 +43,7 @@ REST: dict[str, Any] = {
     "marker": ".",
     "linestyle": "-",
     "linewidth": 0.8,
+    "markeredgecolor": "0.75",
     "zorder": 1,
 }
 """Of methods that a figure does not name."""
@@ -61,6 +69,9 @@ SPREAD = 0.03
 
 NARROWEST = 0.1
 """Least share that an axis of shares shows, so that methods that hold alike stand together."""
+
+LOWEST = 0.02
+"""Least share that an axis of accuracies shows, so that equal ones are seen to be equal."""
 
 LONGEST = 60
 """Characters of a method's name in a legend."""
@@ -106,10 +117,6 @@ def depth_title(depth: int) -> str:
     return f"first compressed after layer {depth}" if depth >= 0 else "in all layers alike"
 
 
-LINE = "The dashed line is no compression, the grey band its interval."
-BARS = "Bars are 95 % intervals."
-APART = "Points that share a place are set apart a little sideways. The table names what is grey."
-
 PLOTS = (
     Plot(
         "retention",
@@ -117,7 +124,7 @@ PLOTS = (
         "retention observed: vision tokens held, averaged over the layers",
         lambda entry: entry.first.depth,
         depth_title,
-        f"Accuracy against the retention observed, a panel per depth. {BARS} {LINE} {APART}",
+        "Accuracy against the retention observed, a panel per depth.",
     ),
     Plot(
         "depth",
@@ -125,7 +132,7 @@ PLOTS = (
         "first decoder layer after which tokens leave",
         lambda entry: entry.first.retention,
         lambda retention: f"retention asked {retention:.1%}",
-        f"Accuracy against depth, a panel per budget. {BARS} {LINE} {APART}",
+        "Accuracy against depth, a panel per budget.",
         percent=False,
         layers=True,
     ),
@@ -135,7 +142,7 @@ PLOTS = (
         "KV bytes after the prefill, text included, of those without compression",
         lambda entry: entry.first.depth,
         depth_title,
-        f"Accuracy against the size of the KV cache, a panel per depth. {BARS} {LINE} {APART}",
+        "Accuracy against the size of the KV cache, a panel per depth.",
     ),
     Plot(
         "flops",
@@ -143,7 +150,7 @@ PLOTS = (
         "prefill FLOPs, of those without compression",
         lambda entry: entry.first.depth,
         depth_title,
-        f"Accuracy against the work of the prefill, a panel per depth. {BARS} {LINE} {APART}",
+        "Accuracy against the work of the prefill, a panel per depth.",
     ),
     Plot(
         "loss",
@@ -152,8 +159,7 @@ PLOTS = (
         lambda entry: entry.first.depth,
         depth_title,
         "Accuracy less that without compression, against the information that the stages lost "
-        f"(relative error of the vision tokens' hidden states), a panel per depth. {BARS} "
-        "The dashed line is no difference. The table names what is grey.",
+        "(relative error of the vision tokens' hidden states), a panel per depth.",
         percent=False,
         against="difference",
     ),
@@ -177,6 +183,7 @@ def _style(number: int) -> dict[str, Any]:
         "marker": MARKERS[number % len(MARKERS)],
         "linestyle": DASHES[number // len(COLOURS) % len(DASHES)],
         "linewidth": 1.2,
+        "markeredgecolor": "white",
     }
 
 
@@ -197,12 +204,11 @@ def draw(plot: Plot, entries: Sequence[Pooled], look: dict[str, dict[str, Any]])
         for entry in entries
         if entry.first.method != BASELINE and math.isfinite(plot.x(entry))
     ]
-    places = sorted({plot.x(entry) for entry in drawn})
-    if len(places) < (2 if plot.layers else 1):
+    if len({plot.x(entry) for entry in drawn}) < (2 if plot.layers else 1):
         return None
-    if plot.layers:
-        plot = _joined(plot, drawn)
-    panels = sorted({plot.panel(entry) for entry in drawn})
+    plot, panels = _panels(plot, drawn)
+    drawn = [entry for entry in drawn if plot.panel(entry) in (*panels, -1)]
+    places = sorted({plot.x(entry) for entry in drawn})
     columns = min(COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
     canvas = Figure(figsize=(INCHES, 3.1 * rows + 1.2), layout="constrained")
@@ -217,7 +223,7 @@ def draw(plot: Plot, entries: Sequence[Pooled], look: dict[str, dict[str, Any]])
     width = 0 if plot.against == "difference" else SPREAD * span
     for panel, ax in zip(panels, axes.flat, strict=False):
         _baseline(ax, base, plot.against)
-        here = [entry for entry in drawn if plot.panel(entry) == panel]
+        here = [entry for entry in drawn if plot.panel(entry) in (panel, -1)]
         for number, (method, style) in enumerate(shown.items()):
             points = sorted((e for e in here if e.first.method == method), key=plot.x)
             _line(ax, plot, points, ((number + 0.5) / len(shown) - 0.5) * width, style)
@@ -233,6 +239,10 @@ def draw(plot: Plot, entries: Sequence[Pooled], look: dict[str, dict[str, Any]])
         else:
             ax.locator_params(axis="x", nbins=6)
         ax.tick_params(labelbottom=True)
+    low, high = axes.flat[0].get_ylim()
+    if high - low < LOWEST:
+        middle = (low + high) / 2
+        axes.flat[0].set_ylim(middle - LOWEST / 2, middle + LOWEST / 2)
     for ax in axes.flat[len(panels) :]:
         ax.set_axis_off()
     canvas.supxlabel(plot.x_label, fontsize=10)
@@ -252,14 +262,26 @@ def _named(entries: Sequence[Pooled]) -> list[str]:
     return best if len(best) == NAMED + 1 else best[:NAMED]
 
 
-def _joined(plot: Plot, entries: Sequence[Pooled]) -> Plot:
-    """With one panel for all where no panel would have two places to join by a line."""
-    places: dict[float, set[float]] = {}
+def _panels(plot: Plot, entries: Sequence[Pooled]) -> tuple[Plot, list[float]]:
+    """The panels that have something to compare; one for all where each depth has its own budget.
+
+    Methods without a depth are in all panels, and have one only where there is no other.
+    """
+    budgets: dict[float, set[float]] = {}
+    compared: dict[float, set[Any]] = {}
     for entry in entries:
-        places.setdefault(plot.panel(entry), set()).add(plot.x(entry))
-    if any(len(own) > 1 for own in places.values()):
-        return plot
-    return replace(plot, panel=lambda _: 0.0, panel_label=lambda _: "a budget for each depth")
+        first = entry.first
+        budgets.setdefault(first.depth, set()).add(first.retention)
+        what = first.depth if plot.layers else first.method
+        compared.setdefault(plot.panel(entry), set()).add(what)
+    alone = len(budgets) > 1 and all(len(own) == 1 for own in budgets.values())
+    if alone and len(set.union(*budgets.values())) > 1:
+        label = "a budget for each depth"
+        return replace(plot, panel=lambda _: 0.0, panel_label=lambda _: label), [0.0]
+    if len(compared) > 1:
+        compared.pop(-1, None)
+    several = [panel for panel, own in compared.items() if len(own) > 1]
+    return plot, sorted(several or compared)
 
 
 def _baseline(ax: Any, base: Pooled | None, against: str) -> None:
@@ -285,9 +307,8 @@ def _line(
         [plot.x(entry) + shift for entry in points],
         [value for value, _, _ in values],
         yerr=[below, above],
-        markersize=5.5,
+        markersize=6.5,
         elinewidth=0.9,
-        markeredgecolor="white",
         markeredgewidth=0.5,
         **(look if plot.against == "accuracy" else {**look, "linestyle": "none"}),
     )
@@ -298,7 +319,9 @@ def _legend(canvas: Figure, look: dict[str, dict[str, Any]]) -> None:
 
     named = {method: style for method, style in look.items() if style is not REST}
     names = [shorten(method, LONGEST).replace("$", r"\$") for method in named]
-    handles = [Line2D([], [], markersize=6, **style) for style in named.values()]
+    handles = [
+        Line2D([], [], markersize=8, markeredgewidth=0.5, **style) for style in named.values()
+    ]
     if others := len(look) - len(named):
         names.append(f"{others} others")
         handles.append(Line2D([], [], markersize=6, **REST))

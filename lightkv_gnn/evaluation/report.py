@@ -57,7 +57,11 @@ prefill FLOPs do not count); where nothing is bold, no method is.
 differences with the bootstrap's interval, and McNemar's exact test or the bootstrap's.
 **Several seeds.** Means over the seeds. Intervals and p values are Student's over the seeds,
 widened where needed to those of all questions together. No p value is corrected for the number of
-rows. An interval of width 0 means that no question differs, not that none could."""
+rows. An interval of width 0 means that no question differs, not that none could.
+
+**Figures.** Bars are 95 % intervals. The dashed line is no compression, or no difference to it,
+and the grey band its interval. Points that share a place are set apart a little sideways. The
+tables name what is grey, and have what had nothing beside it to be compared with."""
 
 
 def write_report(
@@ -98,7 +102,6 @@ def write_report(
         groups.setdefault(entry.group, []).append(entry)
     look = figures.styles([row.method for row in rows])
     files, parts = [page], [MARK, f"# {as_text(title)}", _origin(command, machines or {}), NOTES]
-    parts += _missing(left_out)
     drawing = find_spec("matplotlib") is not None
     if not drawing:
         parts.append("Figures are drawn with matplotlib: `pip install 'lightkv-gnn[draw]'`.")
@@ -111,6 +114,7 @@ def write_report(
                 figures.save(canvas, file)
                 files.append(file)
                 parts += [f"![{plot.caption}]({file.name})", f"*{plot.caption}*"]
+    parts += _missing(left_out)
     page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return files
 
@@ -144,15 +148,18 @@ def _origin(command: str | None, machines: Mapping[str, Mapping[str, Any]]) -> s
 
 
 def _missing(left_out: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What methods could not do, with the seeds for which they could not."""
-    seeds: dict[str, list[str]] = {}
+    """What methods could not do, with the groups and seeds for which they could not."""
+    places: dict[str, dict[str, list[str]]] = {}
     for note in left_out:
         depth = figures.depth_title(note["depth"])
-        what = f"{note['suite']}, {note['group']}: {note['method']} at {note['retention']:.1%}"
-        line = as_text(f"{what}, {depth}: {note['reason']}")
-        seeds.setdefault(line, []).append(str(note["seed"]))
-    lines = [f"- {line} (seeds {', '.join(own)})" for line, own in seeds.items()]
-    return ["**Left out**, since a method could not:\n\n" + "\n".join(lines)] if lines else []
+        line = f"{note['method']} at {note['retention']:.1%}, {depth}: {note['reason']}"
+        own = places.setdefault(line, {}).setdefault(f"{note['suite']}, {note['group']}", [])
+        own.append(str(note["seed"]))
+    lines = []
+    for line, groups in places.items():
+        where = (f"{group} (seeds {', '.join(seeds)})" for group, seeds in groups.items())
+        lines.append(as_text(f"- {line}. {'; '.join(where)}"))
+    return ["## Left out, since a method could not", "\n".join(lines)] if lines else []
 
 
 def _tables(entries: Sequence[Pooled]) -> list[str]:

@@ -113,7 +113,9 @@ def test_the_budget_is_kept(name: str, retention: float, depth: int, tmp_path: P
     if name == "none":
         assert bill.retention == 1
     else:
-        assert bill.retention == pytest.approx(retention, abs=0.05 if name == "downsample" else 0.02)
+        assert bill.retention == pytest.approx(
+            retention, abs=0.05 if name == "downsample" else 0.02
+        )
     assert bill.kv_bytes == sum(4 * (x.keys.numel() + x.values.numel()) for x in cache.layers)
     full = ledger.totals()["flops_full"]
     if name in AFTERWARDS | {"none", "downsample"}:

@@ -56,7 +56,7 @@ def test_a_table_for_each_depth_has_none_first(tmp_path, undrawn):
     for table in found:
         assert table[0]["method"] == "none"
         assert len(table) == 1 + 2 * 3
-        budgets = [row["budget"] for row in table[1:]]
+        budgets = [row["retention asked"] for row in table[1:]]
         assert budgets == ["55.0%"] * 3 + ["25.0%"] * 3
     assert page.index("First compressed after layer 0") < page.index("after layer 2")
 
@@ -68,7 +68,7 @@ def test_cells_are_the_row(tmp_path, undrawn):
     page, _ = report([make_row("none", 1.0), row], tmp_path)
     ((none, cells),) = tables(page)
     assert none["accuracy, %"] == "100.0 [94.0, 100.0]"
-    assert (none["budget"], none["difference, points"], none["p"]) == ("", "", "")
+    assert (none["retention asked"], none["difference, points"], none["p"]) == ("", "", "")
     low, high = 100 * row.difference_low, 100 * row.difference_high
     assert list(cells.values()) == [
         "mean",
@@ -230,13 +230,26 @@ def test_depth_is_drawn_where_it_varies():
     assert drawn == ["retention", "kv", "flops", "loss"]
 
 
-def test_depths_with_budgets_of_their_own_are_one_line():
+def test_panels_have_something_to_compare():
+    """A depth with one method is left to the table; methods without a depth are in every panel."""
+    rows = [make_row(name, depth=depth) for name in ("guided", "mean") for depth in (0, 2)]
+    rows += [make_row("guided", depth=4), make_row("random_cache", depth=-1)]
+    look = figures.styles([row.method for row in rows])
+    axes = figures.draw(figures.PLOTS[0], pool(rows), look).axes
+    assert [(ax.get_title()[-1], len(ax.containers)) for ax in axes] == [("0", 3), ("2", 3)]
+
+
+def test_depths_with_budgets_of_their_own_are_one_panel_of_every_figure():
     rows = [make_row("guided", depth=depth, retention=0.5 + depth / 8) for depth in range(4)]
-    look = figures.styles(["guided"])
-    by_name = {plot.name: plot for plot in figures.PLOTS}
-    (ax,) = figures.draw(by_name["depth"], pool(rows), look).axes
-    (line,) = (box.lines[0] for box in ax.containers)
-    assert list(line.get_xdata()) == [0, 1, 2, 3]
+    rows = [replace(row, difference=0, difference_low=0, difference_high=0) for row in rows]
+    for plot in figures.PLOTS:
+        (ax,) = figures.draw(plot, pool(rows), figures.styles(["guided"])).axes
+        assert ax.get_title() == "a budget for each depth"
+        places = list(ax.containers[0].lines[0].get_xdata())
+        assert len(places) == 4
+        assert places == [0, 1, 2, 3] or not plot.layers
+        low, high = ax.get_ylim()
+        assert high - low >= figures.LOWEST - 1e-9
 
 
 def test_a_method_looks_the_same_everywhere_and_unlike_others():
@@ -355,13 +368,14 @@ def test_what_was_left_out_stands_on_the_page(capsys, tmp_path, undrawn):
     write_rows(make_rows(), tmp_path / "rows.jsonl")
     key = {"suite": "cued", "group": "vqa", "method": "stride", "retention": 0.1, "depth": 3}
     notes = [{**key, "seed": seed, "reason": "out of *reach*"} for seed in (0, 4)]
+    notes.append({**notes[0], "group": "more"})
     (tmp_path / LEFT_OUT).write_text(json.dumps(notes))
     command = ["report", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "page")]
     assert main(command) == 0
     page = (tmp_path / "page" / PAGE).read_text()
     line = (
-        "- cued, vqa: stride at 10.0%, first compressed after layer 3: out of \\*reach\\* "
-        "(seeds 0, 4)\n"
+        "- stride at 10.0%, first compressed after layer 3: out of \\*reach\\*. "
+        "cued, vqa (seeds 0, 4); cued, more (seeds 0)\n"
     )
     assert page.count(line) == 1
     del notes[0]["reason"]

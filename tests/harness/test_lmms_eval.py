@@ -192,7 +192,9 @@ def test_baselines_are_those_of_the_library(results):
     found = results["fastv"]
     assert answers(found["samples"]["lightkv_tiny"]) == expected
     cost = found["throughput"]
-    assert cost["avg_retention"] == pytest.approx(sum(bill.retention for bill in bills) / len(bills))
+    assert cost["avg_retention"] == pytest.approx(
+        sum(bill.retention for bill in bills) / len(bills)
+    )
     assert cost["avg_kv_bytes"] == sum(bill.kv_bytes for bill in bills) / len(bills)
 
 
