@@ -12,6 +12,7 @@ import typer
 
 from lightkv_gnn.commands.options import AdapterName, DtypeName, Json, Retention, Stages, make_app
 from lightkv_gnn.sources import check_source
+from lightkv_gnn.units import BYTES, FLOPS, Unit, fitting
 
 if TYPE_CHECKING:
     from lightkv_gnn.costs.ledger import LayerRow
@@ -119,17 +120,22 @@ def _lines(
         yield f"a picture of {width}x{height} pixels: {tokens} vision tokens"
     yield f"{text} tokens of text"
     yield f"merged away: {in_words(planned.config.stages)}\n"
-    yield _row("layers, whole batch", "vision", "tokens", "KV MiB", "share", "TFLOP", "share")
+    costs = [cost for row in planned.ledger.rows for cost in (row.planned, row.full)]
+    cache = fitting([cost.kv_bytes for cost in costs], BYTES)
+    work = fitting([cost.flops for cost in costs], FLOPS)
+    heads = ("vision", "tokens", f"KV {cache.name}", "share", work.name, "share")
+    yield _row("layers, whole batch", *heads)
     for _, alike in groupby(planned.ledger.rows, lambda row: (row.planned, row.full)):
-        yield _layers(list(alike))
+        yield _layers(list(alike), cache, work)
     totals = planned.ledger.totals()
     yield (
         f"retention {totals['retention']:.1%}, KV bytes {totals['kv_ratio']:.1%}, prefill FLOPs "
         f"{totals['flops_ratio']:.1%} of full\n"
     )
-    yield _row("memory, GiB", "without", "with", "share")
+    memory = fitting([planned.full.total, planned.light.total], BYTES)
+    yield _row(f"memory, {memory.name}", "without", "with", "share")
     for label, name in MEMORY.items():
-        yield _memory(label, name, planned.full, planned.light)
+        yield _memory(label, name, planned.full, planned.light, memory)
     yield "not in it: what attention and feed-forward layers take while they compute"
 
 
@@ -143,7 +149,7 @@ MEMORY = {
 """Rows of the table, and the attributes of Memory in them."""
 
 
-def _layers(rows: Sequence[LayerRow]) -> str:
+def _layers(rows: Sequence[LayerRow], cache: Unit, work: Unit) -> str:
     """Layers that cost the same, each of them."""
     first, last = rows[0], rows[-1].layer
     planned, full = first.planned, first.full
@@ -151,17 +157,17 @@ def _layers(rows: Sequence[LayerRow]) -> str:
         f"{first.layer}" if last == first.layer else f"{first.layer}-{last}, each",
         planned.vision_tokens,
         planned.tokens,
-        f"{planned.kv_bytes / 2**20:.2f}",
+        cache.text(planned.kv_bytes),
         f"{planned.kv_bytes / full.kv_bytes:.0%}",
-        f"{planned.flops / 1e12:.3f}",
+        work.text(planned.flops),
         f"{planned.flops / full.flops:.0%}",
     )
 
 
-def _memory(label: str, name: str, full: Memory, light: Memory) -> str:
+def _memory(label: str, name: str, full: Memory, light: Memory, unit: Unit) -> str:
     before, after = getattr(full, name), getattr(light, name)
     share = f"{after / before:.0%}" if before else "-"
-    return _row(label, f"{before / 2**30:.3f}", f"{after / 2**30:.3f}", share)
+    return _row(label, f"{before / unit.size:.3f}", f"{after / unit.size:.3f}", share)
 
 
 def _row(label: object, *cells: object) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any
 
 from lightkv_gnn.tables import html_table
+from lightkv_gnn.units import BYTES, FLOPS, Unit, fitting
 from lightkv_graphs import draw_layers
 
 if TYPE_CHECKING:
@@ -183,12 +184,20 @@ class Ledger:
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(6.4, 5.2), layout="constrained")
-        for ax, (field, label, unit) in zip(figure.subplots(2), _DRAWN, strict=True):
-            held, full = (
-                [getattr(getattr(row, which), field) / unit for row in self.rows]
+        cache, _ = self._units()
+        for ax, (field, label, size) in zip(
+            figure.subplots(2),
+            (
+                ("vision_tokens", "vision tokens", 1),
+                ("kv_bytes", f"KV cache, {cache.name}", cache.size),
+            ),
+            strict=True,
+        ):
+            planned, full = (
+                [getattr(getattr(row, which), field) / size for row in self.rows]
                 for which in ("planned", "full")
             )
-            draw_layers(held, full, label=label, ax=ax)
+            draw_layers(planned, full, label=label, ax=ax)
         return figure
 
     def _sum(self, which: str, field: str) -> int:
@@ -199,15 +208,32 @@ class Ledger:
         return self._sum("planned", field) / full if full else 1.0
 
     def __str__(self) -> str:
-        return "\n".join([*_lines(map(_cells, self.rows)), self._note()])
+        columns, rows = self._table()
+        return "\n".join([*_lines(columns, rows), self._note()])
 
     def __repr__(self) -> str:
         return f"Ledger({len(self.rows)} layers, {self._shares()})"
 
     def _repr_html_(self) -> str:
         """Itself in a notebook: a table with a row for each layer."""
-        head = [", ".join(filter(None, names)) for names in _COLUMNS]
-        return html_table(head, map(_cells, self.rows), self._note())
+        columns, rows = self._table()
+        head = [", ".join(filter(None, names)) for names in columns]
+        return html_table(head, rows, self._note())
+
+    def _units(self) -> tuple[Unit, Unit]:
+        """Of the cache, and of the work."""
+        costs = [cost for row in self.rows for cost in (row.planned, row.full)]
+        cache = [cost.kv_bytes for cost in costs], [row.observed_kv_bytes for row in self.rows]
+        work = [cost.flops for cost in costs], [row.observed_flops for row in self.rows]
+        return fitting(chain(*cache), BYTES), fitting(chain(*work), FLOPS)
+
+    def _table(self) -> tuple[list[tuple[str, str]], list[tuple[object, ...]]]:
+        """What each column is of, and what of it, and the rows; shares are of the uncompressed."""
+        cache, work = self._units()
+        columns = [("", "layer"), *(("tokens", name) for name in ("vision", "all", "observed"))]
+        for name in (f"KV {cache.name}", work.name):
+            columns += [(name, what) for what in ("planned", "observed", "share")]
+        return columns, [_cells(row, cache, work) for row in self.rows]
 
     def _shares(self) -> str:
         totals = self.totals()
@@ -234,46 +260,26 @@ def _total(numbers: Sequence[int | None]) -> int | None:
 
 _MESSAGES = {True: ", messages fused", False: ", messages one by one", None: ""}
 
-_DRAWN = (("vision_tokens", "vision tokens", 1), ("kv_bytes", "KV cache, KiB", 1024))
 
-_COLUMNS = (
-    ("", "layer"),
-    ("tokens", "vision"),
-    ("tokens", "all"),
-    ("tokens", "observed"),
-    ("KV KiB", "planned"),
-    ("KV KiB", "observed"),
-    ("KV KiB", "share"),
-    ("MFLOP", "planned"),
-    ("MFLOP", "observed"),
-    ("MFLOP", "share"),
-)
-"""What each column is of, and what of it; shares are of what there would be uncompressed."""
-
-
-def _cells(row: LayerRow) -> tuple[object, ...]:
+def _cells(row: LayerRow, cache: Unit, work: Unit) -> tuple[object, ...]:
     planned, full = row.planned, row.full
     return (
         row.layer,
         planned.vision_tokens,
         planned.tokens,
         "-" if row.observed_tokens is None else row.observed_tokens,
-        f"{planned.kv_bytes / 1024:.1f}",
-        _scaled(row.observed_kv_bytes, 1024),
+        cache.text(planned.kv_bytes),
+        cache.text(row.observed_kv_bytes),
         f"{planned.kv_bytes / full.kv_bytes:.0%}" if full.kv_bytes else "-",
-        f"{planned.flops / 1e6:.1f}",
-        _scaled(row.observed_flops, 1e6),
+        work.text(planned.flops),
+        work.text(row.observed_flops),
         f"{planned.flops / full.flops:.0%}",
     )
 
 
-def _scaled(number: int | None, unit: float) -> str:
-    return "-" if number is None else f"{number / unit:.1f}"
-
-
-def _lines(rows: Iterable[Sequence[object]]) -> Iterator[str]:
+def _lines(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[object]]) -> Iterator[str]:
     """The table as text, with a heading over the columns of each quantity."""
-    groups = [(name, len(list(of))) for name, of in groupby(_COLUMNS, lambda column: column[0])]
-    yield " ".join(f"{name:^{9 * columns - 1}}" for name, columns in groups).rstrip()
-    for cells in ([column for _, column in _COLUMNS], *rows):
+    groups = [(name, len(list(of))) for name, of in groupby(columns, lambda column: column[0])]
+    yield " ".join(f"{name:^{9 * width - 1}}" for name, width in groups).rstrip()
+    for cells in ([column for _, column in columns], *rows):
         yield " ".join(f"{cell!s:>8}" for cell in cells)
