@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -52,6 +53,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "force_simple": True,
         "use_cache": "cache",
     },
+    "given": {"model_args": LOSSY, "tasks": ["lightkv_given"], "force_simple": True},
     "simple": {"model_args": LOSSY, "batch_size": "4", "force_simple": True},
     "limited": {"model_args": LOSSY, "limit": 4, "gen_kwargs": "max_new_tokens=1,frames=2"},
 }
@@ -93,19 +95,35 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 SHAPES = sorted({row["answer"] for row in ROWS if row["group"] == "vqa"})
 
-CHOICES = f"""
-task: lightkv_choices
+ASKED = f"""
 dataset_path: imagefolder
 dataset_kwargs:
   data_dir: {TASK / "data"}
 process_docs: !function choices.of_shapes
 test_split: test
-output_type: multiple_choice
 doc_to_visual: !function choices.pictures
 doc_to_text: question
 doc_to_target: answer
+"""
+
+CHOICES = f"""{ASKED}
+task: lightkv_choices
+output_type: multiple_choice
 doc_to_choice: {SHAPES}
 metric_list:
+  - metric: acc
+    aggregation: mean
+    higher_is_better: true
+"""
+
+GIVEN = f"""{ASKED}
+task: lightkv_given
+output_type: loglikelihood
+process_results: !function choices.of_pair
+metric_list:
+  - metric: perplexity
+    aggregation: perplexity
+    higher_is_better: false
   - metric: acc
     aggregation: mean
     higher_is_better: true
@@ -118,6 +136,11 @@ def of_shapes(rows):
 
 def pictures(row):
     return [row["image"].convert("RGB")]
+
+
+def of_pair(row, results):
+    value, greedy = results[0]
+    return {"perplexity": value, "acc": int(greedy)}
 """
 
 
@@ -126,6 +149,7 @@ def printed(folder: Path) -> str:
     tasks = folder / "tasks"
     shutil.copytree(TASK, tasks)
     (tasks / "lightkv_choices.yaml").write_text(CHOICES, encoding="utf-8")
+    (tasks / "lightkv_given.yaml").write_text(GIVEN, encoding="utf-8")
     (tasks / "choices.py").write_text(FUNCTIONS, encoding="utf-8")
     runs = [json.dumps(run) for run in RUNS.items()]
     return call(sys.executable, HERE / "several_runs.py", tasks, "out.json", *runs, folder=folder)
@@ -205,12 +229,12 @@ def test_the_simple_model_answers_and_pays_as_the_one_for_conversations(results)
         assert simple["throughput"][name] == lossy["throughput"][name]
 
 
-def test_choices_are_the_librarys_likeliest(results):
-    """Of a compressed model, which gets some wrong."""
+def scored_directly() -> list[list[scores.Score]]:
+    """Of each question about a shape, every shape, by a compressed model, which gets some wrong."""
     model, processor = tiny.load()
     stages = [lk.Stage(layer, 1, 0.5) for layer in range(4)]
     parts = dict(part.split("=") for part in PARTS.split(","))
-    expected, right = [], 0
+    found = []
     with lk.attach(model, lk.LightKVConfig.for_model(model, stages=stages, **parts)):
         for row in ROWS:
             if row["group"] != "vqa":
@@ -219,17 +243,30 @@ def test_choices_are_the_librarys_likeliest(results):
                 inputs = as_inputs(model, processor, picture.convert("RGB"), row["question"])
             text = as_chat(processor, row["question"])
             ids = [scores.answer_ids(processor.tokenizer, text, shape) for shape in SHAPES]
-            found = scores.score(model, inputs, ids)
-            expected.append([-one.log_likelihood for one in found])
-            likeliest = max(range(len(SHAPES)), key=lambda choice: found[choice].log_likelihood)
-            right += SHAPES[likeliest] == row["answer"]
-    choices = results["choices"]
-    for sample, values in zip(choices["samples"]["lightkv_choices"], expected, strict=True):
+            found.append(scores.score(model, inputs, ids))
+    return found
+
+
+def test_choices_and_given_answers_are_as_likely_as_the_library_says(results):
+    found = scored_directly()
+    answers = [row["answer"] for row in ROWS if row["group"] == "vqa"]
+    right = 0
+    for sample, own, answer in zip(
+        results["choices"]["samples"]["lightkv_choices"], found, answers, strict=True
+    ):
         said = [float(value) for value, _ in sample["filtered_resps"]]
-        assert said == pytest.approx(values, abs=1e-4)
-    assert 0.2 < right / len(expected) < 1
-    assert choices["results"]["lightkv_choices"]["acc,none"] == right / len(expected)
-    assert choices["throughput"]["avg_retention"] < 0.5
+        assert said == pytest.approx([-one.log_likelihood for one in own], abs=1e-4)
+        right += SHAPES[max(range(len(SHAPES)), key=lambda n: own[n].log_likelihood)] == answer
+    assert 0.2 < right / len(found) < 1
+    assert results["choices"]["results"]["lightkv_choices"]["acc,none"] == right / len(found)
+
+    given = [own[SHAPES.index(answer)] for own, answer in zip(found, answers, strict=True)]
+    metrics = results["given"]["results"]["lightkv_given"]
+    mean = sum(one.log_likelihood for one in given) / len(given)
+    assert metrics["perplexity,none"] == pytest.approx(math.exp(-mean), rel=1e-4)
+    assert metrics["acc,none"] == sum(one.greedy for one in given) / len(given)
+    for name in ("choices", "given"):
+        assert results[name]["throughput"]["avg_retention"] < 0.5
 
 
 def test_costs_stand_beside_the_scores(results):
