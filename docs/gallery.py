@@ -101,7 +101,7 @@ def prompts(both: Sequence[Answered]) -> Figure:
     rows = figure.subplots(2, 3)
     for row, one in zip(rows, both, strict=True):
         draw_merges(one.trace, one.seen, stage=None, ax=row[0])
-        row[0].set_title(f"{one.prompt} {one.answer}", fontsize=10, style="italic")
+        row[0].set_title(f"{one.prompt} → {one.answer}", fontsize=10, style="italic")
         draw_guidance(one.trace, one.seen, stage=0, limits=(0.2, 20), ax=row[1])
         draw_merges(one.trace, one.seen, ax=row[2])
     return figure
@@ -142,7 +142,7 @@ def rectangle() -> Figure:
     inputs = inputs_of([render(picture)], [asked(question)])
     with lk.attach(model, halving(model)) as handle, torch.no_grad():
         answer = WORDS[int(model.generate(**inputs, max_new_tokens=1, do_sample=False)[0, -1])]
-    prompt = f"shape of {question.cue}? {answer}"
+    prompt = f"shape of {question.cue}? → {answer}"
     pixels = ((render(picture) + 1) * 127.5).clamp(0, 255).byte().permute(1, 2, 0)
     seen = Image.fromarray(pixels.numpy())
     return draw_lineage(handle.trace.with_prompts([prompt]), seen)

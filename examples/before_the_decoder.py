@@ -36,7 +36,7 @@ ids = inputs["input_ids"][0]
 is_image = ids == model.config.image_token_id
 kept = ~is_image | (is_image.cumsum(0) <= len(features))  # one placeholder for each embedding
 ids = ids[kept][None]
-print(f"{int(is_image.sum())} image tokens, merged to {len(features)}")
+print(f"{int(is_image.sum())} vision tokens, merged to {len(features)}")
 
 # An engine takes the embeddings and the prompt from here; this is transformers, as a stand-in.
 embeddings = model.get_input_embeddings()(ids)

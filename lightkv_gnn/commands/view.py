@@ -53,7 +53,7 @@ def view(
     title: Title = None,
     as_json: Json = False,
 ) -> None:
-    """Make a page that shows how the image tokens of a trace merged."""
+    """Make a page that shows how the vision tokens of a trace merged."""
     page, views = make_page(traces, out, image or [], prompt, title)
     if as_json:
         print(json.dumps({"files": [str(page)], "traces": [repr(one.trace) for one in views]}))

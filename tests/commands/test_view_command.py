@@ -66,7 +66,7 @@ def test_two_traces_a_picture_prompts_and_a_title(capsys, saved, photo, tmp_path
         (["{saved}", "--image", "{text}"], "is not a picture that Pillow can read"),
         (["{saved}", "--image", "{photo}", "--image", "{photo}"], "2 pictures for a trace of 1"),
         (["{saved}", "--prompt", "a", "--prompt", "b"], "2 --prompt for 1 traces"),
-        (["{saved}", "{other}"], "view 1 has other image tokens than view 0"),
+        (["{saved}", "{other}"], "view 1 has other vision tokens than view 0"),
         (["{saved}", "-o", "{saved}"], "is read here: name another file"),
         (["{saved}", "-o", "{folder}/x/../red.safetensors"], "is read here: name another file"),
         (["{saved}", "--image", "{photo}", "-o", "{photo}"], "is read here: name another file"),

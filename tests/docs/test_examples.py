@@ -25,7 +25,7 @@ FEW = "--steps 3 --vision-steps 1 --decay-steps 1 --batch-size 2 --questions 1"
         ("own_method.py --questions 4", "smooth"),
         ("plan_deployment.py", "of those without"),
         (f"train_tiny.py --out trained {FEW}", "question first captioning"),
-        ("before_the_decoder.py", "256 image tokens, merged to 64"),
+        ("before_the_decoder.py", "256 vision tokens, merged to 64"),
     ],
 )
 def test_example_runs(command, printed, capsys, monkeypatch, tmp_path):

@@ -75,7 +75,7 @@ def test_it_opens_and_may_ask_for_nothing(opened: Open) -> None:
     page = opened(View(TRACE, PICTURE), title="Red <b>& blue")
     assert page.title() == page.locator("h1").inner_text() == "Red <b>& blue"
     assert (
-        page.locator("#summary").inner_text().startswith("48 image tokens, merged in 3 stages: 48")
+        page.locator("#summary").inner_text().startswith("48 vision tokens, merged in 3 stages: 48")
     )
     assert page.locator("html").get_attribute("lang") == "en"
     blocked = page.evaluate(
@@ -158,6 +158,23 @@ def test_hovering_a_patch_shows_its_cluster(opened: Open) -> None:
             assert f"at row {home // COLS}, column {home % COLS}" in fate
     page.mouse.move(0, 0)
     page.wait_for_function(POINTED, arg="")
+
+
+def test_the_patch_that_it_opens_on_has_a_rim(opened: Open) -> None:
+    page = opened(View(TRACE, PICTURE))
+    heading = page.locator(".told h3").inner_text()
+    row, col = map(int, re.findall(r"\d+", heading))
+    drawn = """(canvas, [row, col, rows, cols]) => {
+      const { width, height } = canvas;
+      const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
+      const alpha = (y, x) =>
+        data[4 * (Math.floor(y * height / rows) * width + Math.floor(x * width / cols)) + 3];
+      const across = alpha(rows - row - 0.5, cols - col - 0.5);
+      return [alpha(row + 0.5, col), alpha(row + 0.5, col + 0.5), across];
+    }"""
+    where = [row, col, ROWS, COLS]
+    edge, middle, across = page.locator(".board .over").evaluate(drawn, where)
+    assert edge > 0 == middle == across
 
 
 def test_what_is_not_in_the_cluster_is_veiled(opened: Open) -> None:
@@ -426,4 +443,4 @@ def test_a_notebook_shows_it_in_a_frame(browser: Any) -> None:
         page.set_content(frame(View(TRACE, prompt=HOSTILE)))
         inside = page.frame_locator("iframe")
         inside.locator("html[data-ready]").wait_for(state="attached")
-        assert inside.locator("#summary").inner_text().startswith("48 image tokens")
+        assert inside.locator("#summary").inner_text().startswith("48 vision tokens")

@@ -207,11 +207,11 @@ def test_what_does_not_go_together_is_refused() -> None:
         View(traced([[(4, 4)], [(3, 3)]]), prompt=["only one"])
     with pytest.raises(ValueError, match="no views"):
         page_html([])
-    with pytest.raises(ValueError, match="view 1 has other image tokens than view 0"):
+    with pytest.raises(ValueError, match="view 1 has other vision tokens than view 0"):
         page_html([View(trace), View(traced([[(4, 4), (3, 4)]]))])
     layout = TokenLayout.from_tiles([[Tile(2, 2, before=1)]])
     moved = TokenLayout.from_tiles([[Tile(2, 2, after=1)]])
-    with pytest.raises(ValueError, match="other image tokens"):
+    with pytest.raises(ValueError, match="other vision tokens"):
         page_html([View(MergeTrace(layout, ())), View(MergeTrace(moved, ()))])
 
 

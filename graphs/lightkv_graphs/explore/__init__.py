@@ -1,4 +1,4 @@
-"""The explorer: one HTML page, without a network, that shows how image tokens merged."""
+"""The explorer: one HTML page, without a network, that shows how vision tokens merged."""
 
 from lightkv_graphs.explore.page import frame, page_html, write_page
 from lightkv_graphs.explore.view import LayerBar, View

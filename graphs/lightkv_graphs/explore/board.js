@@ -81,15 +81,23 @@ export class Board {
     if (differences) this.pick(pen, places, [...differences.elsewhere, ...differences.otherwise], true);
   }
 
-  /** Marks a cluster, the patch pointed at, and the cell that the keyboard is on; bare, the first. */
-  mark({ image: number, position, token, cursor, bare = false }) {
+  /**
+   * Marks a cluster, the patch pointed at, and the cell that the keyboard is on; bare, the first.
+   * Where nothing is pointed at, the example's cluster has a rim.
+   */
+  mark({ image: number, position, token, example = null, cursor, bare = false }) {
     const { trace, over } = this;
     const image = trace.images[number];
     const pen = over.getContext("2d");
     const places = new Places(image, over.width, over.height);
     pen.clearRect(0, 0, over.width, over.height);
+    const { survivor } = trace.at(position);
+    if (token === null && example !== null && !bare) {
+      const rim = places.borders((other) => other >= 0 && survivor[other] === survivor[example], false);
+      this.stroke(pen, rim, "#fff", 3.4);
+      this.stroke(pen, rim, ACCENT, 2);
+    }
     if (token !== null) {
-      const { survivor } = trace.at(position);
       const veil = new Path2D();
       veil.rect(0, 0, over.width, over.height);
       for (const member of trace.cluster(token, position)) this.cell(veil, places, member);

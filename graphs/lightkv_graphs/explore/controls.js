@@ -6,7 +6,7 @@ import { counted, drawn, element, measure, whole } from "./dom.js";
 
 /** One sentence on all views. */
 export function summary(traces, last) {
-  const tokens = counted(traces[0].row.length, "image token");
+  const tokens = counted(traces[0].row.length, "vision token");
   if (!last) return `${tokens}; no stage merged any.`;
   const counts = traces.map(({ positions }) => positions.map(({ place }) => whole(place.length)).join(" \u2192 "));
   return `${tokens}, merged in ${counted(last, "stage")}: ${[...new Set(counts)].join("; ")}.`;

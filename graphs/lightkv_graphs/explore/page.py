@@ -32,7 +32,7 @@ MODULES = (
 )
 """The program's files, each after those that it imports from."""
 
-TITLE = "How image tokens merged"
+TITLE = "How vision tokens merged"
 
 
 def write_page(

@@ -107,6 +107,6 @@ def check_together(views: Sequence[View]) -> None:
             for name in ("row", "col")
         ):
             raise ValueError(
-                f"view {number} has other image tokens than view 0 ({layout!r} and {first!r}): "
+                f"view {number} has other vision tokens than view 0 ({layout!r} and {first!r}): "
                 "views beside each other are of the same image; write a page for each"
             )
