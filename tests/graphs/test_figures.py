@@ -317,7 +317,7 @@ def test_bars_are_as_high_as_what_is_held() -> None:
 
 @pytest.mark.parametrize(("held", "full"), [([], []), ([1], [1, 2])])
 def test_layers_come_in_pairs(held: Any, full: Any) -> None:
-    with pytest.raises(ValueError, match=f"{len(held)} layers held and {len(full)} in full"):
+    with pytest.raises(ValueError, match=f"{len(held)} layers compressed and {len(full)} in full"):
         draw_layers(held, full)
 
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def draw_layers(
-    held: Sequence[float],
+    compressed: Sequence[float],
     full: Sequence[float],
     *,
     label: str = "vision tokens",
@@ -19,7 +19,7 @@ def draw_layers(
     """What each decoder layer holds, before what it would hold without compression.
 
     Args:
-        held: Tokens, bytes or operations of each layer.
+        compressed: Tokens, bytes or operations of each layer.
         full: The same without compression.
         label: What they are, with their unit.
         ax: Axes to draw into; new ones if not given.
@@ -30,20 +30,22 @@ def draw_layers(
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    if not held or len(held) != len(full):
-        raise ValueError(f"{len(held)} layers held and {len(full)} in full: expected as many, some")
+    if not compressed or len(compressed) != len(full):
+        raise ValueError(
+            f"{len(compressed)} layers compressed and {len(full)} in full: expected as many, some"
+        )
     if ax is None:
         ax = Figure(figsize=(6.4, 2.8), layout="constrained").subplots()
-    layers = range(len(held))
+    layers = range(len(compressed))
     ax.bar(layers, full, width=0.9, color="0.88", label="full")
-    ax.bar(layers, held, width=0.9, color="#0072B2", label="held")
+    ax.bar(layers, compressed, width=0.9, color="#0072B2", label="compressed")
     ax.set_xlabel("decoder layer", fontsize=9)
     ax.set_ylabel(label, fontsize=9)
     ax.tick_params(labelsize=8)
-    ax.set_xlim(-0.6, len(held) - 0.4)
+    ax.set_xlim(-0.6, len(compressed) - 0.4)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.spines[["top", "right"]].set_visible(False)
-    share = sum(held) / sum(full) if sum(full) else 1.0
+    share = sum(compressed) / sum(full) if sum(full) else 1.0
     ax.set_title(f"{label}: {share:.0%} of full over all layers", fontsize=9, loc="left")
     ax.legend(fontsize=8, frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 0.99))
     return ax
