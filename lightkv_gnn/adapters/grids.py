@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -65,8 +66,12 @@ class KimiAdapter(PaddleOcrAdapter):
         return int(rows)
 
     def tiles(self, encoded: Encoded) -> Sequence[Sequence[Tile]]:
-        """One tile a picture, or a video."""
+        """One tile a picture, or the few frames of a part of a video."""
         return [own[:1] for own in super().tiles(encoded)]
+
+    def seen(self, encoded: Encoded, pixels: Tensor) -> Sequence[Sequence[Tensor]]:
+        """The scaled picture, or of frames that are pooled the first."""
+        return [own[:1] for own in super().seen(encoded, pixels)]
 
 
 @register_adapter("lfm2_vl")
@@ -144,17 +149,25 @@ class Gemma4Adapter(Adapter):
                 f"the {encoded.kind}s were encoded without {encoded.kind}_position_ids, so the "
                 "shape of their token grids is unknown: pass everything that the processor returns"
             )
-        return [[tile] for tile in self._tiles(places)]
+        if encoded.kind == "image":
+            return [[tile] for tile in self._tiles(places)]
+        counts = encoded.arguments.get("num_frames_per_video")
+        if counts is None:  # before transformers 5.19, videos come one above another
+            return [self._tiles(frames) for frames in places]
+        frames = iter(self._tiles(places))
+        return [list(islice(frames, int(count))) for count in counts]
 
     def _tiles(self, places: Sequence[Tensor]) -> list[Tile]:
         ends = [(torch.as_tensor(own).amax(0) + 1).tolist() for own in places]
         return [Tile(rows // self.pooled, cols // self.pooled) for cols, rows in ends]
 
     def seen(self, encoded: Encoded, pixels: Tensor) -> Sequence[Sequence[Tensor]]:
-        """The scaled picture, put together from patches, channels last."""
-        patch = self.model.config.vision_config.patch_size
-        seen = []
-        for own, (tile,) in zip(pixels, self.tiles(encoded), strict=True):
-            rows, cols = tile.rows * self.pooled, tile.cols * self.pooled
-            seen.append([_put_together(own, rows, cols, patch)])
-        return seen
+        """The scaled picture, or frame, put together from patches, channels last."""
+        patch, frames = self.model.config.vision_config.patch_size, iter(pixels.flatten(0, -3))
+        return [
+            [
+                _put_together(next(frames), tile.rows * self.pooled, tile.cols * self.pooled, patch)
+                for tile in tiles
+            ]
+            for tiles in self.tiles(encoded)
+        ]

@@ -27,7 +27,6 @@ _OWN = (
     "the picture in its own shape, or a temporal patch (two frames) of a video, from `*_grid_thw`"
 )
 _QWEN = "as Qwen2-VL"
-_UNTRIED = "yes, untested"
 _THUMBNAIL = "a tile; the thumbnail is one too"
 _PADDED = "the picture, padded to a square"
 
@@ -97,23 +96,32 @@ SERVED: tuple[Family, ...] = (
     ),
     Family("PaddleOCR-VL", ("paddleocr_vl",), _QWEN),
     Family("EXAONE 4.5", ("exaone4_5",), _QWEN, "yes"),
-    Family("Qwen3.5", ("qwen3_5", "qwen3_5_moe"), _QWEN, _UNTRIED),
+    Family("Qwen3.5", ("qwen3_5", "qwen3_5_moe"), _QWEN, "yes"),
     Family(
         "LFM2-VL",
         ("lfm2_vl",),
         "a tile, or the whole picture, in its own shape, from `spatial_shapes`",
     ),
-    Family("LFM3-VL", ("lfm3_vl",), _QWEN, _UNTRIED),
+    Family("LFM3-VL", ("lfm3_vl",), _QWEN, "yes"),
     Family(
-        "ERNIE 4.5 VL", ("ernie4_5_vl_moe",), f"{_QWEN}; two frames share their tokens", _UNTRIED
+        "ERNIE 4.5 VL",
+        ("ernie4_5_vl_moe",),
+        f"{_QWEN}; two frames share their tokens",
+        "yes, of an even number of frames, as its processor makes them; of others transformers' "
+        "own resampler leaves the last out and fails",
     ),
-    Family("Muse Glimmer", ("muse_glimmer",), _QWEN, _UNTRIED),
-    Family("Kimi K2.5", ("kimi_k25",), f"{_QWEN}; the frames of a video are pooled", _UNTRIED),
+    Family("Muse Glimmer", ("muse_glimmer",), _QWEN, "yes"),
+    Family(
+        "Kimi K2.5",
+        ("kimi_k25",),
+        f"{_QWEN}; the frames of a part of a video, as its processor cuts it, are pooled to one",
+        "yes",
+    ),
     Family(
         "Gemma 4",
         ("gemma4",),
-        "the picture in its own shape, from `image_position_ids`",
-        _UNTRIED,
+        "the picture, or a frame, in its own shape, from `*_position_ids`",
+        "yes",
         "without layers that share keys and values",
     ),
     Family(

@@ -8,7 +8,7 @@ from families.kinds import MOE, SIZED, SLIDING, THW, TILED, UNTIED, UNTYPED, Kin
 from families.models import LAYERS, MROPE, QWEN_TOWER, TOWER, VIDEO, Recipe
 
 SHAPED = replace(UNTYPED, sizes=((8, 12), (4, 6), (10, 4)), argument="spatial_shapes")
-PLACED = replace(SHAPED, argument="image_position_ids")
+PLACED = replace(SHAPED, argument="image_position_ids", typed="mm_token_type_ids")
 
 SCALED = {  # queries grow every eight tokens
     "rope_type": "default",
@@ -137,6 +137,7 @@ DECODERS: dict[str, tuple[Recipe, Kind]] = {
             "Gemma4Vision",
             {
                 **SLIDING,
+                "use_bidirectional_attention": "vision",
                 "head_dim": 16,
                 "global_head_dim": 32,
                 "num_global_key_value_heads": 1,

@@ -158,18 +158,24 @@ def places(rows: int, cols: int, width: int) -> Tensor:
 def film(family: str, model: Any) -> dict[str, Tensor]:
     """Inputs of a prompt about a video of 3 frames of 2 x 3 tokens, or of 4 x 4 and another."""
     kind = RECIPES[family][1]
-    stamp = [BREAK] if kind.stamped else []
+    stamp = [BREAK] if kind.stamped and family not in UNSTAMPED else []
     tokens = 17 if family == "video_llava" else 6
     frames = [*stamp, *[FILMED[family]] * tokens] * 3
     ids = torch.tensor([[5, 6, *kind.text[0], *frames, *kind.text[2], 7, 8, 9]])
     generator = torch.Generator().manual_seed(0)
     found = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    shape = FRAMES[family] if family in FRAMES else shape_of(model, (3, 4, 6))
+    grids = PATCHES.get(family, [(3, 4, 6)])
+    total = (sum(grid[0] for grid in grids), *grids[0][1:])
+    shape = FRAMES[family] if family in FRAMES else shape_of(model, total)
     found["pixel_values_videos"] = torch.randn(shape, generator=generator)
     if family not in FRAMES:
-        found["video_grid_thw"] = torch.tensor([[3, 4, 6]])
+        found["video_grid_thw"] = torch.tensor(grids)
     if family.startswith("minicpm"):
         found["target_sizes_videos"] = torch.tensor([[8, 12]] * 3)
+    if family == "gemma4":
+        found["pixel_values_videos"].sigmoid_()[:, 24:] = 0
+        found["video_position_ids"] = torch.stack([places(4, 6, 100)] * 3)
+        found["num_frames_per_video"] = torch.tensor([3])
     if family == "molmo2":
         found["video_grids"] = torch.tensor([[3, 2, 3]])
         found["video_token_pooling"] = torch.arange(192).view(-1, 4)[[*range(6), *range(20, 32)]]
@@ -180,12 +186,21 @@ def film(family: str, model: Any) -> dict[str, Tensor]:
     if kind.typed:
         value = 1 if family == "molmo2" else 2
         found[kind.typed] = value * (ids == FILMED[family]).int()
+    if family == "ernie4_5_vl_moe":
+        found["moe_mm_token_type_ids"] = found[kind.typed]
     return found
 
+
+UNSTAMPED = ("ernie4_5_vl_moe",)
+"""Families that draw the time on their frames, and write nothing between them."""
+
+PATCHES = {"ernie4_5_vl_moe": [(6, 4, 6)], "kimi_k25": [(2, 4, 6)] * 3}
+"""Patches of films of more frames: two share their tokens, or are pooled, as a part of the film."""
 
 FRAMES = {
     "video_llava": (1, 3, 3, 16, 16),
     "molmo2": (3, 64, 48),
+    "gemma4": (3, 100, 48),
     **dict.fromkeys(("minicpmv4_6", "minicpmv4_7", "minicpm_ocr"), (1, 3, 4, 3 * 96 * 4)),
 }
 """Shapes of films that are no patches in a row."""

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from marks import full
 from torch import Tensor
 
 import lightkv_gnn as lk
-from families.more import MORE, model_of
-from families.more_inputs import samples, together
+from families.more import FILMED, MORE, model_of
+from families.more_inputs import film, samples, together
 from lightkv_gnn.session.encoders import record_of
 from lightkv_gnn.session.request import vision_tokens
 
@@ -28,19 +29,43 @@ CODED = ("emu3", "apertus1p5")
 @pytest.mark.parametrize("family", [name for name in MORE if name not in (*WITHOUT_PLACES, *CODED)])
 @torch.no_grad()
 def test_a_pixel_is_shown_where_the_token_lies_that_it_changes(family: str) -> None:
-    """Towers whose patches do not attend to each other tell themselves where their tokens lie."""
+    model = unmixed(family)
+    check_pixels(family, model, together(samples(family, model)), "image")
+
+
+FRAMED = ("ernie4_5_vl_moe", "kimi_k25", "gemma4")
+
+
+@pytest.mark.parametrize(
+    "family",
+    [name for name in FRAMED if name in MORE]
+    + full(*(name for name in FILMED if name in MORE and name not in (*FRAMED, "molmo2"))),
+)
+@torch.no_grad()
+def test_a_pixel_of_a_frame_is_shown_where_the_token_lies_that_it_changes(family: str) -> None:
+    model = unmixed(family)
+    check_pixels(family, model, film(family, model), "video")
+
+
+def unmixed(family: str) -> Any:
+    """A model whose patches do not attend to each other: each token is of its own pixels."""
     model = model_of(family)
     for name, weight in model.named_parameters():
         if re.search(
-            r"(vis|image_tower).*(out_proj|o_proj|attn\.proj|projection_layer)(\.linear)?\.(weight|bias)$",
+            r"(vis|(image|video)_tower).*"
+            r"(out_proj|o_proj|attn\.proj|projection_layer)(\.linear)?\.(weight|bias)$",
             name,
         ):
             weight.zero_()
-    adapter, inputs = lk.adapter_for(model), together(samples(family, model))
-    tokens = vision_tokens(adapter, inputs)
-    encoded = tokens.encoded["image"]
-    layout, pixels = adapter.layout(tokens), inputs["pixel_values"]
-    before, seen = features(model, inputs), adapter.seen(encoded, pixels)
+    return model
+
+
+def check_pixels(family: str, model: Any, inputs: dict[str, Tensor], kind: str) -> None:
+    adapter = lk.adapter_for(model)
+    tokens, name = vision_tokens(adapter, inputs), adapter.pixels[kind]
+    encoded, pixels = tokens.encoded[kind], inputs[name]
+    layout = adapter.layout(tokens)
+    before, seen = features(model, inputs, kind), adapter.seen(encoded, pixels)
     tiles = [tile for picture in seen for tile in picture]
     generator = torch.Generator().manual_seed(0)
     found = set()
@@ -48,7 +73,7 @@ def test_a_pixel_is_shown_where_the_token_lies_that_it_changes(family: str) -> N
         place = tuple(real[torch.randint(len(real), (), generator=generator)].tolist())
         changed = pixels.clone()
         changed[place] += 3
-        rows = features(model, {**inputs, "pixel_values": changed}) - before
+        rows = features(model, {**inputs, name: changed}, kind) - before
         own = {
             (image, row, col)
             for image, row, col, moved in zip(
@@ -71,9 +96,9 @@ def test_a_pixel_is_shown_where_the_token_lies_that_it_changes(family: str) -> N
     assert len({image for image, _, _ in found}) >= 2
 
 
-def features(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+def features(model: Any, inputs: dict[str, Tensor], kind: str) -> Tensor:
     """Of each vision token, in the order of the prompts, `[token, channel]`."""
-    encode = model.base_model.get_image_features
+    encode = getattr(model.base_model, f"get_{kind}_features")
     known = {*inspect.signature(encode).parameters, "image_sizes"}
     arguments = {name: value for name, value in inputs.items() if name in known}
     output = encode(**arguments)

@@ -97,6 +97,17 @@ def test_a_video_with_tokens_left_out_is_refused() -> None:
     assert torch.equal(model(**inputs).logits, plain)
 
 
+@torch.no_grad()
+def test_transformers_itself_fails_with_an_odd_number_of_frames_that_share_tokens() -> None:
+    """As the page of families says of ERNIE 4.5 VL."""
+    model = model_of("ernie4_5_vl_moe")
+    inputs = film("ernie4_5_vl_moe", model)
+    patches = inputs["pixel_values_videos"][: 5 * 4 * 6]
+    grid = torch.tensor([[5, 4, 6]])
+    with pytest.raises(RuntimeError, match="split_with_sizes"):
+        model.model.get_video_features(patches, grid)
+
+
 PATCHED = {
     "cosmos3_edge": "Cosmos3Edge",
     "hunyuan_vl": "HunYuanVL",
