@@ -1,7 +1,7 @@
 """What compression saves on published models: one picture and a short prompt, no weights.
 
-python docs/families.py               a table
-python docs/families.py --markdown    the same for a document
+python docs/families.py               tables
+python docs/families.py --write       writes them into docs/families.md
 
 Every model is built from its configuration on the meta device, which holds no numbers, and planned
 by the library as for a real prefill.
@@ -9,13 +9,22 @@ by the library as for a real prefill.
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from published import PICTURE, SIZES, Published
+from published_newer import NEWER
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
 import lightkv_gnn as lk
+
+MODELS = (*SIZES, *NEWER)
+
+RETENTIONS = (0.55, 0.3)
+"""Of the two tables."""
 
 TEXT = 64
 """Tokens of text in the prompt."""
@@ -23,7 +32,12 @@ TEXT = 64
 BF16 = 2
 """Bytes per value of the cache."""
 
-HEAD = ("model", "layers", "vision tokens", "stages", "retention", "KV MiB", "TFLOP")
+COSTS = ("stages", "retention", "KV MiB", "TFLOP")
+HEADS = (("model", "layers", "vision tokens", *COSTS), ("model", *COSTS))
+
+PAGE = Path(__file__).parent / "families.md"
+
+MARK = re.compile(r"(<!-- published: (\d) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def build(published: Published) -> PreTrainedModel:
@@ -37,21 +51,25 @@ def build(published: Published) -> PreTrainedModel:
 def prompt(published: Published, text: int = TEXT) -> lk.VisionTokens:
     """The picture, then text."""
     kind, tokens = published.kind, published.tokens
-    encoded = lk.Encoded(kind, published.arguments, (tokens,))
+    encoded = lk.Encoded(kind, published.arguments, published.parts or (tokens,))
     mask = torch.arange(tokens + text)[None] < tokens
     return lk.VisionTokens({kind: mask}, torch.ones_like(mask), {kind: encoded})
 
 
-def cells(published: Published) -> tuple[str, ...]:
-    """A row of the table."""
+def cells(published: Published) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """A row of each table."""
     model = build(published)
-    config = lk.LightKVConfig.for_model(model, retention=0.55)
-    plan = lk.plan_prefill(model, config, prompt(published), bytes_per_value=BF16)
-    totals = plan.totals()
+    costs = [plan(model, published, retention) for retention in RETENTIONS]
+    layers = f"{lk.adapter_for(model).layers}"
+    shape = (layers, f"{published.tokens} ({published.seen})")
+    return (published.name, *shape, *costs[0]), (published.name, *costs[1])
+
+
+def plan(model: PreTrainedModel, published: Published, retention: float) -> tuple[str, ...]:
+    """Schedule and costs."""
+    config = lk.LightKVConfig.for_model(model, retention=retention)
+    totals = lk.plan_prefill(model, config, prompt(published), bytes_per_value=BF16).totals()
     return (
-        published.name,
-        f"{totals['layers']}",
-        f"{published.tokens} ({published.seen})",
         ", ".join(f"{one.layer}/{one.windows}/{one.ratio:.0%}" for one in config.stages),
         f"{totals['retention']:.1%}",
         arrow(totals["kv_bytes_full"] / 2**20, totals["kv_bytes"] / 2**20),
@@ -65,19 +83,33 @@ def arrow(before: float, after: float) -> str:
     return f"{before:.{digits}f} → {after:.{digits}f} ({after / before:.0%})"
 
 
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows under a head, as a document has them."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = (head, ["-" * width for width in widths], *rows)
+    return "".join(
+        "| "
+        + " | ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True))
+        + " |\n"
+        for line in lines
+    )
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the tables, or write them into the page."""
+    rows = zip(*map(cells, MODELS), strict=True)
+    tables = [table(head, own) for head, own in zip(HEADS, rows, strict=True)]
+    if "--write" in sys.argv:
+        page = PAGE.read_text(encoding="utf-8")
+        after = MARK.sub(lambda mark: f"{mark[1]}\n{tables[int(mark[2])]}\n{mark[3]}", page)
+        PAGE.write_text(after, encoding="utf-8")
+        return
     height, width = PICTURE
     print(f"A picture of {width}×{height} pixels, {TEXT} tokens of text, batch 1, bf16.")
     print("Stages: after layer / windows per side / share of the vision tokens merged away.")
-    print("FLOPs are the decoder's, in the prefill; the vision tower is not counted.\n")
-    rows = [HEAD, *(cells(published) for published in SIZES)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    if "--markdown" in sys.argv:
-        rows.insert(1, tuple("-" * width for width in widths))
-    for row in rows:
-        line = " | ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True))
-        print(f"| {line} |" if "--markdown" in sys.argv else line.replace(" | ", "  ").rstrip())
+    print("FLOPs are the decoder's, in the prefill; the vision tower is not counted.")
+    for retention, own in zip(RETENTIONS, tables, strict=True):
+        print(f"\nA retention of {retention:.0%}.\n\n{own}", end="")
 
 
 if __name__ == "__main__":

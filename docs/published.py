@@ -34,6 +34,7 @@ class Published:
         seen: What they are.
         arguments: What the encoder is called with besides pixels.
         kind: "image" or "video".
+        parts: Tokens of each entry of what the encoder returns, if it returns several.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Published:
     seen: str
     arguments: Config = field(default_factory=dict)
     kind: str = "image"
+    parts: tuple[int, ...] = ()
 
 
 def text(
