@@ -230,7 +230,8 @@ def last_added(config: Any) -> int:
         config: Of the model.
     """
     if (layers := getattr(config, "deepstack_layer_map", None)) is not None:
-        return max(int(layer) for _, layer in layers)
+        later = getattr(config, "spatial_target_layers", None) or ()
+        return max(int(layer) for layer in (*(layer for _, layer in layers), *later))
     vision = getattr(config, "vision_config", None)
     return len(getattr(vision, "deepstack_visual_indexes", None) or ())
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any, ClassVar
 
 import torch
@@ -36,6 +37,11 @@ class LlavaNextAdapter(Adapter):
         return int(vision.image_size // vision.patch_size)
 
     @property
+    def cell(self) -> int:
+        """Pixels per side of a token."""
+        return int(self.model.config.vision_config.patch_size)
+
+    @property
     def grid(self) -> Grid:
         """(rows, columns) of the whole picture scaled to one tile."""
         return self.side, self.side
@@ -62,7 +68,7 @@ class LlavaNextAdapter(Adapter):
 
     def seen(self, encoded: Encoded, pixels: Tensor) -> Sequence[Sequence[Tensor]]:
         """The scaled picture, and its tiles beside each other without what was padded."""
-        pixels = whole_patches(pixels, self.model.config.vision_config.patch_size)
+        pixels = whole_patches(pixels, self.cell)
         every = zip(pixels, self.tiles(encoded), encoded.sizes("image_sizes"), strict=True)
         return [
             [own[0]] if len(tiles) == 1 else [own[0], self._put_together(own[1:], size)]
@@ -72,11 +78,11 @@ class LlavaNextAdapter(Adapter):
     def _put_together(self, tiles: Tensor, size: Sequence[int]) -> Tensor:
         """What tiles `[tile, channel, height, width]` show of a picture of (height, width)."""
         config = self.model.config
-        edge, patch = config.vision_config.image_size, config.vision_config.patch_size
+        edge, cell = config.vision_config.image_size, self.cell
         high, wide = get_anyres_image_grid_shape(tuple(size), config.image_grid_pinpoints, edge)
         grid = tiles[: high * wide].unflatten(0, (high, wide)).permute(2, 0, 3, 1, 4)
-        patches = pixel_unshuffle(grid.flatten(3).flatten(1, 2), patch)
-        return pixel_shuffle(unpad_image(patches, tuple(size)), patch)
+        cells = pixel_unshuffle(grid.flatten(3).flatten(1, 2), cell)
+        return pixel_shuffle(unpad_image(cells, tuple(size)), cell)
 
     def unpadded(self, size: Sequence[int]) -> Grid:
         """Rows and columns of the put-together tiles that show a picture of (height, width)."""
@@ -90,6 +96,31 @@ class LlavaNextAdapter(Adapter):
     def shrunk(self, grid: Grid) -> Grid:
         """The grid after the model's own reduction of large ones; none here."""
         return grid
+
+
+@register_adapter("granite4_vision")
+class Granite4VisionAdapter(LlavaNextAdapter):
+    """Granite 4 Vision: a window of patches becomes a smaller one of tokens, each in its place.
+
+    They are added up over the first layers, from several layers of the tower.
+    """
+
+    text_models = ("granite4_vision_text",)
+
+    @property
+    def side(self) -> int:
+        """Tokens per side of a tile."""
+        return int(super().side * Fraction(self.model.config.downsample_rate))
+
+    @property
+    def cell(self) -> int:
+        """Pixels per side of a token."""
+        return int(self.model.config.vision_config.image_size) // self.side
+
+    def lengths(self, kind: str, output: Any) -> tuple[int, ...]:
+        """Vision tokens of each picture, which every layer's features are as many as."""
+        _, pictures = output.deepstack_features[0]
+        return tuple(len(picture) for picture in pictures)
 
 
 @register_adapter("llava_next_video")

@@ -43,6 +43,11 @@ SERVED: tuple[Family, ...] = (
         "the whole picture; its high-resolution tiles put together, without their padding, are a "
         "second one; newlines, one at the end of every row, are never merged",
     ),
+    Family(
+        "Granite 4 Vision",
+        ("granite4_vision",),
+        "as LLaVA-NeXT; a query of a Q-Former for every few patches, in their place",
+    ),
     Family("LLaVA-NeXT-Video", ("llava_next_video",), "as LLaVA-NeXT; or a pooled frame", "yes"),
     Family(
         "LLaVA-OneVision",

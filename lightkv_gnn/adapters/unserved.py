@@ -131,7 +131,6 @@ UNSERVED: Mapping[str, Unserved] = MappingProxyType(
         **{
             name: Unserved("untried", "it has no adapter")
             for name in (
-                "granite4_vision",
                 "muse_spark",
                 "nemotron_h_omni",
             )

@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from families.kinds import MOE, SIZED, SLIDING, THW, TILED, UNTIED, UNTYPED, Kind, grid_thw, sized
-from families.models import LAYERS, MROPE, QWEN_TOWER, TOWER, VIDEO, Recipe
+from families.kinds import (
+    ANYRES,
+    MOE,
+    SIZED,
+    SLIDING,
+    THW,
+    TILED,
+    UNTIED,
+    UNTYPED,
+    Kind,
+    grid_thw,
+    sized,
+)
+from families.models import LAYERS, MROPE, QWEN_TOWER, SIGLIP, TOWER, VIDEO, Recipe
 
 SHAPED = replace(UNTYPED, sizes=((8, 12), (4, 6), (10, 4)), argument="spatial_shapes")
 PLACED = replace(SHAPED, argument="image_position_ids", typed="mm_token_type_ids")
@@ -173,6 +185,24 @@ DECODERS: dict[str, tuple[Recipe, Kind]] = {
             UNTIED,
         ),
         TILED,
+    ),
+    "granite4_vision": (
+        Recipe(
+            "Granite4Vision",
+            "Granite4VisionText",
+            "SiglipVision",
+            {"attention_multiplier": 0.25},
+            {**SIGLIP, "hidden_size": 64},
+            {
+                "image_grid_pinpoints": [[32, 64], [64, 32]],
+                "downsample_rate": "2/4",
+                "deepstack_layer_map": [[-1, 0]],
+                "spatial_target_layers": [1, 1, 2, 2],
+                "vision_feature_select_strategy": "full",
+                **UNTIED,
+            },
+        ),
+        ANYRES,
     ),
     "ministral3": (sized("Mistral3", "Ministral3", rope_parameters=SCALED), SIZED),
 }

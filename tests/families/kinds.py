@@ -38,6 +38,7 @@ class Kind:
         pixels: The argument of the pixels.
         cut: Whether into how many tiles a picture is cut, only the processor knows.
         stamped: Whether text stands between the frames of a film.
+        last: As ``edges``, of a picture's last tile, where others come before it.
     """
 
     sizes: tuple[Size, ...]
@@ -51,15 +52,22 @@ class Kind:
 
     def tiles(self, picture: int) -> list[TileTruth]:
         """The tiles of a picture, with the vision tokens beside their grids."""
-        *others, last = (TileTruth(*grid, *self.edges) for grid in self.grids[picture])
+        *others, last = self.laid_out(picture)
         return [*others, replace(last, after=last.after + self.text[2].count(IMAGE))]
+
+    def laid_out(self, picture: int) -> list[TileTruth]:
+        """The same without those of a separator."""
+        *others, last = self.grids[picture]
+        edges = self.edges if self.last is None else self.last
+        return [*(TileTruth(*grid, *self.edges) for grid in others), TileTruth(*last, *edges)]
 
     @property
     def told(self) -> bool:
         """Whether the processor tells what a picture's tokens will be."""
-        return self.cut or bool(self.argument)
+        return self.cut or (bool(self.argument) and self.last is None)
 
     stamped: bool = False
+    last: tuple[int, int, int] | None = None
 
 
 APART = (((4, 6),), ((2, 3),), ((5, 2),))
@@ -71,6 +79,12 @@ SIZED = Kind(  # a row of patches is left over
 SQUARE = Kind(((1,),) * 3, (((4, 4),),) * 3)
 TILED = Kind(((3,), (1,), (2,)), (((4, 4),) * 3, ((4, 4),), ((4, 4),) * 2), cut=True)
 
+ANYRES = Kind(
+    ((32, 64), (16, 64), (64, 16)),
+    (((4, 4), (4, 8)), ((4, 4), (2, 8)), ((4, 4), (8, 2))),
+    "image_sizes",
+    last=(0, 1, 0),
+)
 QUERIES = Kind(((1,),) * 3, (((1, 8),),) * 3, cut=True)
 
 MOE = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}

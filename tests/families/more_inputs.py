@@ -75,10 +75,9 @@ def _sample(
     for picture, after in zip(pictures, text[1:], strict=True):
         start, end_of_row, end = kind.text
         ids = ids + start
-        for grid in kind.grids[picture]:
-            before, row_end, after_it = kind.edges
-            row = [*[IMAGE] * (grid[1] + row_end), *end_of_row]
-            ids = [*ids, *[IMAGE] * before, *row * grid[0], *[IMAGE] * after_it]
+        for tile in kind.laid_out(picture):
+            row = [*[IMAGE] * (tile.cols + tile.row_end), *end_of_row]
+            ids = [*ids, *[IMAGE] * tile.before, *row * tile.rows, *[IMAGE] * tile.after]
         ids = ids + end + after
     found = {"input_ids": torch.tensor([ids])}
     found["attention_mask"] = torch.ones_like(found["input_ids"])
@@ -216,6 +215,8 @@ def _with_blanks(pictures: Tensor, most: int) -> Tensor:
 
 def shape_of(model: Any, size: Size) -> Size:
     """Shape of the pixels of a picture."""
+    if model.config.model_type == "granite4_vision":
+        return 1, 3, 3, 32, 32
     if model.config.model_type.startswith("minicpm"):
         return 1, 3, 4, math.prod(size) * 4
     flat = model.config.model_type in ("lfm2_vl", "gemma4")
