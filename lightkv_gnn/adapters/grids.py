@@ -31,9 +31,9 @@ class ErnieAdapter(GridAdapter):
         return [own[::together] for own in super().seen(encoded, pixels)]
 
 
-@register_adapter("muse_glimmer")
-class MuseGlimmerAdapter(GridAdapter):
-    """Muse Glimmer: patches come row by row, the frames of a patch before its channels."""
+@register_adapter("muse_glimmer", "muse_spark")
+class MuseAdapter(GridAdapter):
+    """Muse Glimmer and Spark: patches come row by row, a patch's frames before its channels."""
 
     by_token = False
 
@@ -135,6 +135,11 @@ class Gemma4Adapter(Adapter):
         """Patches per side of a token."""
         return int(self.model.config.vision_config.pooling_kernel_size)
 
+    @property
+    def patch(self) -> int:
+        """Pixels per side of a patch."""
+        return int(self.model.config.vision_config.patch_size)
+
     def expected(self, size: Grid, images: int, process: Process) -> Encoded:
         """The grid that the processor scales the picture to."""
         places = list(process()["image_position_ids"])
@@ -163,11 +168,28 @@ class Gemma4Adapter(Adapter):
 
     def seen(self, encoded: Encoded, pixels: Tensor) -> Sequence[Sequence[Tensor]]:
         """The scaled picture, or frame, put together from patches, channels last."""
-        patch, frames = self.model.config.vision_config.patch_size, iter(pixels.flatten(0, -3))
+        frames, pooled = iter(pixels.flatten(0, -3)), self.pooled
         return [
             [
-                _put_together(next(frames), tile.rows * self.pooled, tile.cols * self.pooled, patch)
+                _put_together(next(frames), tile.rows * pooled, tile.cols * pooled, self.patch)
                 for tile in tiles
             ]
             for tiles in self.tiles(encoded)
         ]
+
+
+@register_adapter("gemma4_unified")
+class Gemma4UnifiedAdapter(Gemma4Adapter):
+    """Gemma 4 without a tower: patches are pooled before the model sees them."""
+
+    text_models = ("gemma4_unified_text",)
+
+    @property
+    def pooled(self) -> int:
+        """Patches per side of a token, of those that the model sees."""
+        return 1
+
+    @property
+    def patch(self) -> int:
+        """Pixels per side of a patch, pooled."""
+        return int(self.model.config.vision_config.model_patch_size)

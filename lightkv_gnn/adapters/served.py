@@ -115,7 +115,7 @@ SERVED: tuple[Family, ...] = (
         "yes, of an even number of frames, as its processor makes them; of others transformers' "
         "own resampler leaves the last out and fails",
     ),
-    Family("Muse Glimmer", ("muse_glimmer",), _QWEN, "yes"),
+    Family("Muse Glimmer, Muse Spark", ("muse_glimmer", "muse_spark"), _QWEN, "yes"),
     Family(
         "Kimi K2.5",
         ("kimi_k25",),
@@ -124,7 +124,7 @@ SERVED: tuple[Family, ...] = (
     ),
     Family(
         "Gemma 4",
-        ("gemma4",),
+        ("gemma4", "gemma4_unified"),
         "the picture, or a frame, in its own shape, from `*_position_ids`",
         "yes",
         "without layers that share keys and values",

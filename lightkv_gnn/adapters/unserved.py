@@ -115,8 +115,6 @@ UNSERVED: Mapping[str, Unserved] = MappingProxyType(
                 "only newline tokens tell the grid",
                 "gemma3n": "its layers carry four streams of hidden states, and the last of them "
                 "share the keys and values of others",
-                "gemma4_unified": "its layers have heads of different sizes, and some may share "
-                "the keys and values of others",
                 "glm5_next": f"{_STATES}, and {_STREAMS.removeprefix('its layers ')}",
                 "hy_v4_vl": f"{_INDEXED}; {_STREAMS}",
                 "inkling2": _CONVOLVED,
@@ -128,13 +126,7 @@ UNSERVED: Mapping[str, Unserved] = MappingProxyType(
                 "whole prompt, in a cache of its own",
             },
         ),
-        **{
-            name: Unserved("untried", "it has no adapter")
-            for name in (
-                "muse_spark",
-                "nemotron_h_omni",
-            )
-        },
+        **{name: Unserved("untried", "it has no adapter") for name in ("nemotron_h_omni",)},
     }
 )
 """Of each type without an adapter, why."""

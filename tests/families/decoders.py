@@ -41,6 +41,25 @@ CONV = {"layer_types": ["conv", "full_attention"] * (LAYERS // 2)}
 HYBRID = ("qwen3_5", "qwen3_5_moe", "lfm2_vl", "lfm3_vl", "minicpmv4_6")
 """Families in which every other layer holds a state."""
 
+GEMMA = {
+    **SLIDING,
+    "use_bidirectional_attention": "vision",
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "num_global_key_value_heads": 1,
+    "attention_k_eq_v": True,
+}
+MUSE = {"head_dim": 16, **SLIDING, "layer_rope_theta": [1e4, 0] * (LAYERS // 2)}
+MUSE_TOWER = {**TOWER, "patch_size": 4, "pos_emb_height": 8, "pos_emb_width": 8}
+MUSES = {"video_token_id": VIDEO, "out_hidden_size": 128, "projector_hidden_size": 64}
+EAR = {
+    "patch_sizes": [4],
+    "hidden_sizes": [32],
+    "depths": [1],
+    "num_hidden_layers": 1,
+    "out_hidden_size": 64,
+}
+
 DECODERS: dict[str, tuple[Recipe, Kind]] = {
     "ernie4_5_vl_moe": (
         Recipe(
@@ -63,9 +82,20 @@ DECODERS: dict[str, tuple[Recipe, Kind]] = {
             "MuseGlimmer",
             "MuseGlimmerText",
             "MuseGlimmerVision",
-            {"head_dim": 16, **SLIDING, "layer_rope_theta": [1e4, 0] * (LAYERS // 2)},
-            {**TOWER, "patch_size": 4, "pos_emb_height": 8, "pos_emb_width": 8},
-            {"video_token_id": VIDEO, "out_hidden_size": 128, "projector_hidden_size": 64},
+            MUSE,
+            MUSE_TOWER,
+            MUSES,
+        ),
+        UNTYPED,
+    ),
+    "muse_spark": (
+        Recipe(
+            "MuseSpark",
+            "MuseSparkText",
+            "MuseSparkVision",
+            {**MUSE, **MOE, "num_local_experts": 4, "moe_hidden_size": 32},
+            MUSE_TOWER,
+            {**MUSES, "audio_config": EAR, **UNTIED},
         ),
         UNTYPED,
     ),
@@ -147,16 +177,7 @@ DECODERS: dict[str, tuple[Recipe, Kind]] = {
             "Gemma4",
             "Gemma4Text",
             "Gemma4Vision",
-            {
-                **SLIDING,
-                "use_bidirectional_attention": "vision",
-                "head_dim": 16,
-                "global_head_dim": 32,
-                "num_global_key_value_heads": 1,
-                "attention_k_eq_v": True,
-                "hidden_size_per_layer_input": 8,
-                "vocab_size_per_layer_input": 128,
-            },
+            {**GEMMA, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 128},
             {
                 **TOWER,
                 "num_key_value_heads": 2,
@@ -167,6 +188,24 @@ DECODERS: dict[str, tuple[Recipe, Kind]] = {
             {"video_token_id": VIDEO, "audio_config": None, **UNTIED},
         ),
         PLACED,
+    ),
+    "gemma4_unified": (
+        Recipe(
+            "Gemma4Unified",
+            "Gemma4UnifiedText",
+            "Gemma4UnifiedVision",
+            GEMMA,
+            {
+                "patch_size": 4,
+                "pooling_kernel_size": 2,
+                "mm_embed_dim": 32,
+                "mm_posemb_size": 64,
+                "output_proj_dims": 32,
+            },
+            {"video_token_id": VIDEO, "audio_config": None, **UNTIED},
+            chooses=False,
+        ),
+        replace(PLACED, sizes=((4, 6), (2, 3), (5, 2))),
     ),
     "granite_docling": (
         Recipe(

@@ -154,7 +154,8 @@ MORE = [name for name, (recipe, _) in RECIPES.items() if hasattr(hf, f"{recipe.n
 FILMED = {
     **dict.fromkeys(("qwen3_vl_moe", "exaone4_5"), VIDEO),
     **dict.fromkeys(("qwen3_5", "qwen3_5_moe", "lfm3_vl", "ernie4_5_vl_moe"), VIDEO),
-    **dict.fromkeys(("kimi_k25", "gemma4", "muse_glimmer"), VIDEO),
+    **dict.fromkeys(("kimi_k25", "gemma4", "gemma4_unified"), VIDEO),
+    **dict.fromkeys(("muse_glimmer", "muse_spark"), VIDEO),
     **dict.fromkeys(("glm4v", "glm46v", "glm4v_moe", "glm_ocr"), IMAGE),
     **FILMED_TOO,
 }

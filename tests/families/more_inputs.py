@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from families.decoders import PLACED, SHAPED
+from families.decoders import SHAPED
 from families.kinds import Kind, Size
 from families.models import BREAK, IMAGE, WORDS
 from families.more import FILMED, RECIPES
@@ -90,7 +90,7 @@ def _sample(
         found[kind.pixels] = torch.cat(pixels, -1)
     else:
         found[kind.pixels] = torch.cat(_to_one_size(pixels) if pixels[0].ndim == 4 else pixels)
-    if kind is PLACED:
+    if kind.argument == "image_position_ids":
         found[kind.argument] = torch.stack([places(*size, 100) for size in sizes])
     elif kind.argument:
         found[kind.argument] = torch.tensor(sizes)
@@ -117,7 +117,7 @@ def _besides(
             "pixel_values": pixels[None],
             "pixel_attention_mask": torch.ones(1, len(pixels)).bool(),
         }
-    if kind is PLACED:
+    if kind.argument == "image_position_ids":
         return {"pixel_values": pixels.sigmoid()}
     if kind is SHAPED:
         counts = torch.tensor([math.prod(kind.sizes[picture]) for picture in pictures])
@@ -171,9 +171,10 @@ def film(family: str, model: Any) -> dict[str, Tensor]:
         found["video_grid_thw"] = torch.tensor(grids)
     if family.startswith("minicpm"):
         found["target_sizes_videos"] = torch.tensor([[8, 12]] * 3)
-    if family == "gemma4":
-        found["pixel_values_videos"].sigmoid_()[:, 24:] = 0
-        found["video_position_ids"] = torch.stack([places(4, 6, 100)] * 3)
+    if family in ("gemma4", "gemma4_unified"):
+        rows, cols = (4, 6) if family == "gemma4" else (2, 3)
+        found["pixel_values_videos"].sigmoid_()[:, rows * cols :] = 0
+        found["video_position_ids"] = torch.stack([places(rows, cols, 100)] * 3)
         found["num_frames_per_video"] = torch.tensor([3])
     if family == "molmo2":
         found["video_grids"] = torch.tensor([[3, 2, 3]])
@@ -200,6 +201,7 @@ FRAMES = {
     "video_llava": (1, 3, 3, 16, 16),
     "molmo2": (3, 64, 48),
     "gemma4": (3, 100, 48),
+    "gemma4_unified": (3, 100, 192),
     **dict.fromkeys(("minicpmv4_6", "minicpmv4_7", "minicpm_ocr"), (1, 3, 4, 3 * 96 * 4)),
 }
 """Shapes of films that are no patches in a row."""
@@ -219,12 +221,12 @@ def shape_of(model: Any, size: Size) -> Size:
         return 1, 3, 3, 32, 32
     if model.config.model_type.startswith("minicpm"):
         return 1, 3, 4, math.prod(size) * 4
-    flat = model.config.model_type in ("lfm2_vl", "gemma4")
+    flat = model.config.model_type in ("lfm2_vl", "gemma4", "gemma4_unified")
     if len(size) == 2 and not flat:
         return 1, 3, *size
     vision = model.config.vision_config
     if flat:
-        return 1, 100, 3 * vision.patch_size**2
+        return 1, 100, 3 * getattr(vision, "model_patch_size", vision.patch_size) ** 2
     if len(size) == 3:
         side, frames = vision.patch_size, getattr(vision, "temporal_patch_size", 1)
         frames = getattr(vision, "patch_temporal", frames)

@@ -33,7 +33,7 @@ TEXT = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
 CLOSE = {"eager": 1e-5, "sdpa": 2e-5}
 """Backends differ, uncompressed too."""
 
-LOOSE = {"deepseek_ocr2": 4, "minicpmv4_6": 2}
+LOOSE = {"deepseek_ocr2": 4, "minicpmv4_6": 2, "muse_spark": 4}
 """Uncompressed, too, its padded batch is not as near to each sample alone."""
 
 LIKE_LLAMA = ("mistral3", "lighton_ocr", "ovis2", "got_ocr2", "deepseek_vl", "janus", "vipllava")
@@ -47,8 +47,10 @@ SLIDING = (
     "step3p7",
     "shieldgemma2",
     "muse_glimmer",
+    "muse_spark",
     "llama4",
     "gemma4",
+    "gemma4_unified",
     *HYBRID,
 )
 DEEPSTACK = (
