@@ -12,9 +12,6 @@ from lightkv_gnn.errors import UnsupportedModelError
 PAGE, HOW_TO = "docs/families.md", "docs/how-to/adapter.md"
 """The table of families, and how to write an adapter."""
 
-UNTRIED = "untried"
-"""The kind of types that nothing is known to stand against."""
-
 EXAMPLE = """\
     @lightkv_gnn.register_adapter({model_type!r})
     class MyAdapter(lightkv_gnn.Adapter):
@@ -48,9 +45,7 @@ def no_adapter(name: str, config: Any, *, example: bool = True) -> UnsupportedMo
 def why_not(config: Any) -> str | None:
     """Why models of a configuration are not served, whatever the adapter; None if one might do."""
     known = UNSERVED.get(config.model_type) or _by_structure(config)
-    if known is None or known.kind == UNTRIED:
-        return None
-    return f"{known.kind}: {known.why} ({KINDS[known.kind]})"
+    return None if known is None else f"{known.kind}: {known.why} ({KINDS[known.kind]})"
 
 
 def _by_structure(config: Any) -> Unserved | None:

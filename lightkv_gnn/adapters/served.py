@@ -175,7 +175,6 @@ SERVED: tuple[Family, ...] = (
         "Step 3.7",
         ("step3p7",),
         "a crop; the whole, which comes last, is one too",
-        needs="heads alike in all layers",
     ),
     Family(
         "Emu3",

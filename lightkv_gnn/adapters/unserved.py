@@ -30,18 +30,16 @@ KINDS: Mapping[str, str] = MappingProxyType(
         "in its own sequence",
         "cross-attention": "pictures enter through cross-attention beside the sequence, in which "
         "there are no vision tokens",
-        "Q-Former": "a fixed number of queries is all that the decoder sees of a picture: the "
-        "merging is done, and no grid is left",
+        "Q-Former": "queries that have read the picture stand in its decoder's sequence, but no "
+        "call hands them to a decoder that compression knows",
         "other": "it is no decoder that answers after a prompt with vision tokens",
         "decoder": "its vision tokens stand in its decoder's sequence, but a layer of that decoder "
         "does not take a shorter sequence as it is handed one",
-        "untried": "its vision tokens stand in its decoder's sequence, and nobody has written and "
-        "tested an adapter",
     }
 )
 """Kinds of types without an adapter, and what is said of each of them."""
 
-TARGETS = frozenset({"decoder", "untried"})
+TARGETS = frozenset({"decoder", "Q-Former"})
 """Kinds whose vision tokens stand in a decoder's sequence."""
 
 _INDEXED = (
@@ -51,7 +49,11 @@ _INDEXED = (
 _STATES = "it has layers that hold a state of the whole sequence instead of an entry per token"
 _STREAMS = "its layers carry several streams of hidden states, joined by hyper-connections"
 _CONVOLVED = "its attention convolves neighbouring keys, and knows distances by a bias of its own"
-_QUERIES = "a Q-Former makes 32 queries of a picture"
+_QUERIES = (
+    "its own generate puts the 32 queries {of} into the embedded prompt, and hands that to the "
+    "language model past the call that pictures are seen in; with T5, an encoder reads them"
+)
+_SINUSOIDAL = "its decoder adds sinusoidal positions to the embeddings, and has no rotary ones"
 
 
 def _all_of(kind: str, types: Mapping[str, str]) -> dict[str, Unserved]:
@@ -85,13 +87,12 @@ UNSERVED: Mapping[str, Unserved] = MappingProxyType(
         **_all_of(
             "Q-Former",
             {
-                "blip-2": _QUERIES,
-                "instructblip": _QUERIES,
-                "instructblipvideo": f"{_QUERIES}, a frame at a time",
-                "kosmos-2": "a resampler makes 64 latents of a picture, and its decoder has no "
-                "rotary positions",
-                "kosmos-2.5": "a resampler makes 2048 latents of a page, and its decoder has no "
-                "rotary positions",
+                "blip-2": "it hands 32 queries of a picture to OPT, which has learnt positions and "
+                "no rotary ones, or to T5, whose encoder reads them",
+                "instructblip": _QUERIES.format(of="of a picture"),
+                "instructblipvideo": _QUERIES.format(of="of each frame"),
+                "kosmos-2": f"a resampler makes 64 latents of a picture; {_SINUSOIDAL}",
+                "kosmos-2.5": f"a resampler makes 2048 latents of a page; {_SINUSOIDAL}",
             },
         ),
         **_all_of(
@@ -121,12 +122,13 @@ UNSERVED: Mapping[str, Unserved] = MappingProxyType(
                 "inkling2_loop": f"{_CONVOLVED}; it runs the same layers several times",
                 "inkling_mm_model": _CONVOLVED,
                 "mistral_large4": _INDEXED,
+                "nemotron_h_omni": "its attention has no rotary positions, and layers of experts "
+                "or of an MLP alone stand between those that attend and those that hold a state",
                 "qwen4_exp": f"{_STATES}; in the others, {_INDEXED}",
                 "unlimited_ocr": "its attention slides over what is decoded while it keeps the "
                 "whole prompt, in a cache of its own",
             },
         ),
-        **{name: Unserved("untried", "it has no adapter") for name in ("nemotron_h_omni",)},
     }
 )
 """Of each type without an adapter, why."""

@@ -35,8 +35,9 @@ def ranks_of(adapter: Adapter) -> Ranks:
     Raises:
         UnsupportedInputError: They cannot have equal numbers of heads.
     """
-    model, config = adapter.model, adapter.layer_config(0)
-    heads, shared = config.num_attention_heads, config.num_key_value_heads
+    model = adapter.model
+    guiding = adapter.layer_config(next(iter(adapter.legal_layers), 0))
+    heads, shared = guiding.num_attention_heads, guiding.num_key_value_heads
     size = model.tp_size or 1
     if size == 1 or not _splits_heads(adapter):
         return Ranks(heads)

@@ -159,8 +159,9 @@ def test_an_oblong_tower_is_refused() -> None:
         lk.attach(model, lk.LightKVConfig([lk.Stage(1, 1)]))
 
 
-def test_layers_that_share_the_entries_of_others_are_refused() -> None:
-    model = model_of("gemma4", text={"num_kv_shared_layers": 2})
+@pytest.mark.parametrize("family", ["gemma4", *full("gemma4_unified")])
+def test_layers_that_share_the_entries_of_others_are_refused(family: str) -> None:
+    model = model_of(family, text={"num_kv_shared_layers": 2})
     with pytest.raises(lk.UnsupportedModelError, match=r"the last 2 layers .* share the keys"):
         lk.attach(model, lk.LightKVConfig([lk.Stage(1, 1)]))
 
