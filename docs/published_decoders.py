@@ -62,6 +62,12 @@ DEEPSEEK_7B = text("llama", 30, 4096, 11008, 32, 32, head_dim=128)
 ARIA = text("aria_text", 28, 2560, 1664, 20, 20, moe_num_experts=64, moe_topk=6)
 HUNYUAN = text("hunyuan_vl_text", 24, 1024, 3584, 16, 8, head_dim=128)
 EXAONE_32B = text("exaone4", 64, 5120, 27392, 40, 8, sliding_window=4096, sliding_window_pattern=4)
+STEP_3_7: Config = {
+    "model_type": "step3p5",
+    "num_sliding_attention_heads": 96,
+    "layer_types": ["sliding_attention" if n % 4 else "full_attention" for n in range(45)],
+    "sliding_window": 512,
+}
 PERCEPTION_TOWER = {
     **tower("clip", 448, 14),
     "model_args": {"embed_dim": 1536, "ref_feat_shape": [32, 32]},

@@ -9,10 +9,11 @@ gated).
 
 Others are what transformers falls back to, whose configuration class says that its defaults make a
 model like the checkpoint's: Qwen3.5 35B-A3B, ERNIE 4.5 VL, PaddleOCR-VL, Molmo 2, Granite Docling,
-Idefics2, Emu3, GLM-4.5V, GLM-OCR, LightOnOCR, Muse Glimmer.  So are Qwen3.5 9B's, whose class names
-the 27B there, but whose layers, heads and widths are the 9B's, as a table made of its file has
-them; GOT-OCR 2's, whose class names its vision tower, and which copies of its file agree with; and
-Video-LLaVA's and ViP-LLaVA's, whose text models are LLaMA's of 7B.
+Idefics2, Emu3, GLM-4.5V, GLM-OCR, LightOnOCR, Muse Glimmer and Spark, LFM3-VL, and Step 3.7 but for
+its sliding layers, which other projects' tests have as three of four, with 96 heads.  So are
+Qwen3.5 9B's, whose class names the 27B there, but whose layers, heads and widths are the 9B's, as a
+table made of its file has them; GOT-OCR 2's, whose class names its vision tower, and which copies
+of its file agree with; and Video-LLaVA's and ViP-LLaVA's, whose text models are LLaMA's of 7B.
 
 Pictures are as transformers' image processors make them, with the sizes that the configuration has
 for tiles and patches.
@@ -45,6 +46,7 @@ from published_decoders import (
     QWEN3_5_9B,
     QWEN3_5_35B_A3B,
     QWEN3_OMNI,
+    STEP_3_7,
 )
 
 
@@ -138,8 +140,10 @@ NEWER: tuple[Published, ...] = (
         {"spatial_shapes": [(32, 32)] * 6 + [(26, 36)]},
         parts=(*[256] * 6, 13 * 18),
     ),
+    told("LFM3-VL 2B", "LiquidAI/LFM3-VL-2B", "lfm3_vl", 24, 32),
     told("ERNIE 4.5 VL 28B-A3B", "baidu/ERNIE-4.5-VL-28B-A3B-PT", "ernie4_5_vl_moe", 27, 37),
     told("Muse Glimmer 30B", "meta-models/Muse-Glimmer-30B", "muse_glimmer", 27, 36),
+    told("Muse Spark 816B-A42B", "meta-models/Muse-Spark-Open-816B-A42B", "muse_spark", 27, 36),
     told("GLM-4.5V", "zai-org/GLM-4.5V", "glm4v_moe", 27, 37),
     told("GLM-OCR", "zai-org/GLM-OCR", "glm_ocr", 27, 37),
     told("PaddleOCR-VL 0.9B", "PaddlePaddle/PaddleOCR-VL", "paddleocr_vl", 27, 37),
@@ -217,6 +221,14 @@ NEWER: tuple[Published, ...] = (
         14 * 14 + 23 * 33,
         "14×14, 23×33",
         {"image_grids": [(14, 14, 23, 33)]},
+    ),
+    Published(
+        "Step 3.7 Flash",
+        "stepfun-ai/Step-3.7-Flash",
+        {"model_type": "step3p7", "text_config": STEP_3_7},
+        4 * 81 + 169,
+        "4 × 9×9, 13×13",
+        {"num_local_patches": [4]},
     ),
     tiled("Granite Docling 500M", "ibm-granite/granite-for-docling-500m", "granite_docling", 13, 8),
     Published(

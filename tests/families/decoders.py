@@ -17,7 +17,7 @@ from families.kinds import (
     grid_thw,
     sized,
 )
-from families.models import LAYERS, MROPE, QWEN_TOWER, SIGLIP, TOWER, VIDEO, Recipe
+from families.models import LAYERS, MROPE, QWEN_TOWER, SIGLIP, TOWER, VIDEO, WINDOW, Recipe
 
 SHAPED = replace(UNTYPED, sizes=((8, 12), (4, 6), (10, 4)), argument="spatial_shapes")
 PLACED = replace(SHAPED, argument="image_position_ids", typed="mm_token_type_ids")
@@ -38,6 +38,7 @@ LINEAR = {
     "layer_types": ["linear_attention", "full_attention"] * (LAYERS // 2),
 }
 CONV = {"layer_types": ["conv", "full_attention"] * (LAYERS // 2)}
+MIXED = ["conv", "full_attention", "conv", "full_attention", "sliding_attention", "full_attention"]
 HYBRID = ("qwen3_5", "qwen3_5_moe", "lfm2_vl", "lfm3_vl", "minicpmv4_6")
 """Families in which every other layer holds a state."""
 
@@ -141,9 +142,9 @@ DECODERS: dict[str, tuple[Recipe, Kind]] = {
     "lfm3_vl": (
         Recipe(
             "Lfm3Vl",
-            "Lfm2",
+            "Lfm3",
             "Lfm3VlVision",
-            CONV,
+            {"head_dim": 16, "sliding_window": WINDOW, "layer_types": MIXED},
             {**TOWER, "num_key_value_heads": 1, "patch_size": 4},
             {"video_token_id": VIDEO, "projector_hidden_size": 64, **UNTIED},
         ),

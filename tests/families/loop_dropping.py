@@ -36,7 +36,7 @@ def dropping(model: Any, inputs: dict[str, Tensor], gone: Sequence[set[int]]) ->
         hidden = layer(
             hidden,
             attention_mask=None if mask is None else mask[:, :, places][:, :, :, places],
-            position_embeddings=tuple(table[:, places] for table in tables),
+            position_embeddings=tables and tuple(table[:, places] for table in tables),
         )
     norm = decoder.norm if hasattr(decoder, "norm") else decoder.embedding_norm
     logits = model.get_output_embeddings()(norm(hidden))[0]

@@ -78,6 +78,9 @@ QUICK_FILMS = ("qwen3_5", "ernie4_5_vl_moe", "kimi_k25", "gemma4")
 MIXED = ("cohere2_vision", "molmo2", "hunyuan_vl")
 """Layers side by side; tiles that see each other; tokens beside a grid."""
 
+PLAIN_DECODERS = ("granite4_vision", "muse_spark", "gemma4_unified")
+"""Of the newer decoders, those whose layers can be called one by one."""
+
 OTHERWISE = {*MIXED, *LIKE_LLAMA, *DECODERS, *HYBRID}
 """Those that are shown elsewhere, or have layers that the loop cannot call one by one."""
 
@@ -232,7 +235,8 @@ def test_merged_equals_the_layer_loop(family: str, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(
     "family",
-    known(*MIXED) + full(*(name for name in MORE if name not in OTHERWISE)),
+    known(*MIXED)
+    + full(*(name for name in MORE if name not in OTHERWISE), *known(*PLAIN_DECODERS)),
 )
 @torch.no_grad()
 def test_merged_equals_its_own_layers_called_one_by_one(family: str) -> None:
