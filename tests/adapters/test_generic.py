@@ -46,7 +46,16 @@ RIGHT = (
 )
 """Families that tell enough; others may be refused."""
 
-ALIKE = ("smolvlm", "shieldgemma2", "aya_vision", "pp_chart2table", "glm46v", "glmga", "glm_ocr")
+ALIKE = (
+    "smolvlm",
+    "shieldgemma2",
+    "aya_vision",
+    "pp_chart2table",
+    "glm46v",
+    "glmga",
+    "glm_ocr",
+    "muse_spark",
+)
 """Families that tell the same as others."""
 
 SHARED = [family for family in FILMED if FILMED[family] == IMAGE]

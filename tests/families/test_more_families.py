@@ -63,7 +63,7 @@ DEEPSTACK = (
 LEGAL = {**dict.fromkeys(SLIDING, (1, 3)), **dict.fromkeys(DEEPSTACK, (1, 2, 3, 4))}
 """Layers that a stage may run after, where not after all but the last."""
 
-LIKE_OTHERS = ("glm46v", "glmga", "pp_chart2table", "shieldgemma2")
+LIKE_OTHERS = ("glm46v", "glmga", "pp_chart2table", "shieldgemma2", "muse_spark", "gemma4_unified")
 HEAVY = ("deepseek_ocr2",)
 further = pytest.mark.parametrize(
     "family",
