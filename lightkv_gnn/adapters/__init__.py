@@ -25,7 +25,7 @@ from lightkv_gnn.adapters import (
     views,
 )
 from lightkv_gnn.adapters.base import Adapter, families, register_adapter
-from lightkv_gnn.adapters.choice import AUTO, AdapterChoice, adapter_for, check_name
+from lightkv_gnn.adapters.choice import AUTO, AdapterChoice, adapter_for, check_name, geometry_of
 from lightkv_gnn.adapters.encoded import Encoded, VisionTokens
 from lightkv_gnn.adapters.generic import GenericAdapter
 from lightkv_gnn.adapters.refusals import no_adapter
@@ -40,6 +40,7 @@ __all__ = [
     "adapter_for",
     "check_name",
     "families",
+    "geometry_of",
     "grids",
     "llava",
     "llava_next",

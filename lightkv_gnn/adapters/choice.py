@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any, cast
+
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -67,6 +70,21 @@ def adapter_for(model: PreTrainedModel, adapter: AdapterChoice = None) -> Adapte
             "with this one, or its class"
         )
     return adapter
+
+
+def geometry_of(config: Any) -> Adapter:
+    """The adapter of a configuration alone, where no model of transformers runs.
+
+    It tells what tiles pictures have; of the rest, which it would ask of layers, nothing.
+
+    Raises:
+        UnsupportedModelError: No adapter is registered for the configuration's type.
+    """
+    registered = base._ADAPTERS.get(config.model_type)
+    if registered is None:
+        raise no_adapter(type(config).__name__, config)
+    any_text = type(registered.__name__, (registered,), {"text_models": ()})
+    return any_text(cast(PreTrainedModel, SimpleNamespace(config=config)))
 
 
 def check_name(name: str) -> None:

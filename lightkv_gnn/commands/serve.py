@@ -60,7 +60,8 @@ def serve(
         config, _ = PreTrainedConfig.get_config_dict(model)
     command = server_command(model, settings, config, context.args)
     layout, token_bytes = picture_layout(model, image)
-    kept = plan_picture(settings, *layout.grids).kept
+    (tiles,) = layout.tiles or ()
+    kept = plan_picture(settings, *tiles).kept
     height, width = image
     tokens = {"full": len(layout), "compressed": kept}
     if as_json:

@@ -4,9 +4,10 @@ vLLM finds :func:`register` through the entry point ``vllm.general_plugins``.  N
 a model is started with an architecture of :data:`ARCHITECTURES` and with settings, ``--hf-overrides
 '{"architectures": ["LightKVLlavaForConditionalGeneration"], "lightkv": {"retention": 0.25}}'``.
 
-``settings`` says how much is kept, ``plan`` counts the placeholders of a picture before any is
-computed, and ``merging`` computes the survivors; ``libraries`` imports what they need when they
-need it.  ``processing`` and a module per kind of family, ``llava`` and ``qwen``, fit it into vLLM.
+``settings`` says how much is kept, ``geometry`` which tiles a picture has, ``plan`` counts its
+placeholders before any is computed, and ``merging`` computes the survivors; ``libraries`` imports
+what they need when they need it.  ``processing``, ``tiled`` and a module per kind of family,
+``llava``, ``llava_next``, ``qwen`` and ``internvl``, fit it into vLLM.
 ``serving`` says how vLLM's server is started.  ``versions`` checks that it is the vLLM that they
 know; ``refusing`` is found in their place where it is not.
 """
@@ -20,23 +21,19 @@ from lightkv_gnn.vllm.versions import UnsupportedEngineError, check_engine
 
 __all__ = ["ARCHITECTURES", "Settings", "UnsupportedEngineError", "check_engine", "register"]
 
+_MODULES = {
+    "LlavaForConditionalGeneration": "llava",
+    "LlavaNextForConditionalGeneration": "llava_next",
+    "LlavaOnevisionForConditionalGeneration": "llava_next",
+    "Qwen2VLForConditionalGeneration": "qwen",
+    "Qwen2_5_VLForConditionalGeneration": "qwen",
+    "Qwen3VLForConditionalGeneration": "qwen",
+    "InternVLForConditionalGeneration": "internvl",
+    "InternVLChatModel": "internvl",
+}
+
 ARCHITECTURES = {
-    "LlavaForConditionalGeneration": (
-        "LightKVLlavaForConditionalGeneration",
-        "lightkv_gnn.vllm.llava",
-    ),
-    "Qwen2VLForConditionalGeneration": (
-        "LightKVQwen2VLForConditionalGeneration",
-        "lightkv_gnn.vllm.qwen",
-    ),
-    "Qwen2_5_VLForConditionalGeneration": (
-        "LightKVQwen2_5_VLForConditionalGeneration",
-        "lightkv_gnn.vllm.qwen",
-    ),
-    "Qwen3VLForConditionalGeneration": (
-        "LightKVQwen3VLForConditionalGeneration",
-        "lightkv_gnn.vllm.qwen",
-    ),
+    name: (f"LightKV{name}", f"lightkv_gnn.vllm.{module}") for name, module in _MODULES.items()
 }
 """Of each architecture that is served: its name when compressed, and the module that has it."""
 

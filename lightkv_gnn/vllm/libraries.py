@@ -1,4 +1,4 @@
-"""The graph layer, imported when a picture first needs it."""
+"""The graph layer and what stands on it, imported when a picture first needs them."""
 
 from __future__ import annotations
 
@@ -22,6 +22,11 @@ def graph_layer() -> Any:
 def compressor_module() -> Any:
     """The module ``lightkv_gnn.stage.compressor``."""
     return _imported("lightkv_gnn.stage.compressor")
+
+
+def adapters_module() -> Any:
+    """The module ``lightkv_gnn.adapters``."""
+    return _imported("lightkv_gnn.adapters")
 
 
 def _imported(name: str) -> Any:

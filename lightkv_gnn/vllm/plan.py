@@ -1,4 +1,4 @@
-"""How many tokens of a picture stay, counted before any of them is computed."""
+"""How many tokens of a picture stay, counted before any of them is computed, and where."""
 
 from __future__ import annotations
 
@@ -26,12 +26,17 @@ class PicturePlan:
     Attributes:
         layout: Of the picture's tokens.
         stage: Sizes of the step.
-        kept: Tokens that the decoder gets, and placeholders in the prompt.
+        tiles: Of each tile, the tokens that the decoder gets, and placeholders in the prompt.
     """
 
     layout: TokenLayout
     stage: StagePlan
-    kept: int
+    tiles: tuple[int, ...]
+
+    @property
+    def kept(self) -> int:
+        """Tokens of all tiles that the decoder gets."""
+        return sum(self.tiles)
 
 
 def plan_picture(settings: Settings, *tiles: Any) -> PicturePlan:
@@ -39,8 +44,8 @@ def plan_picture(settings: Settings, *tiles: Any) -> PicturePlan:
 
     Args:
         settings: How much is kept.
-        *tiles: Its tiles in the order of their tokens; (rows, columns) or Tile.  Each is cut into
-            windows of its own; tokens without a place in a grid stay.
+        *tiles: Its tiles, or a video's frames, in the order of their tokens; (rows, columns) or
+            Tile.  Each is cut into windows of its own; tokens without a place in a grid stay.
 
     Raises:
         ValueError: A tile has no rows or columns, or is too small for the windows.
@@ -60,10 +65,56 @@ def _planned(settings: Settings, tiles: tuple[Tile, ...]) -> PicturePlan:
             )
     layout = graphs.TokenLayout.from_tiles([tiles])
     stage = graphs.plan_stage(layout.occupancy, settings.windows, settings.ratio)
-    return PicturePlan(layout, stage, len(layout) - stage.total)
+    kept = zip(layout.counts, stage.merges, strict=True)
+    return PicturePlan(layout, stage, tuple(count - merged for count, merged in kept))
 
 
-def spread_positions(tokens: int, pictures: Sequence[tuple[int, int, Grid]]) -> Tensor:
+def thinned(planned: PicturePlan, full: Sequence[int], places: Tensor | None) -> list[int]:
+    """What stands for a picture in a prompt, with as many placeholders as are planned.
+
+    Args:
+        planned: The picture's plan.
+        full: Tokens that stand for it whole, in which each tile's placeholders follow each other.
+        places: Which of them are placeholders, `[token]` bool; all if not given.
+
+    Raises:
+        ValueError: There are more or fewer placeholders than tokens of the whole picture.
+    """
+    import torch
+
+    if places is None:
+        places = torch.ones(len(full), dtype=torch.bool)
+    counts = planned.layout.counts
+    if int(places.sum()) != sum(counts):
+        raise ValueError(
+            f"{int(places.sum())} placeholders stand for a picture of {sum(counts)} tokens: "
+            "expected as many; the processor and the model do not fit each other"
+        )
+    stays = ~places
+    stays[places] = torch.cat(
+        [torch.arange(n) < kept for n, kept in zip(counts, planned.tiles, strict=True)]
+    )
+    return [token for token, stay in zip(full, stays.tolist(), strict=True) if stay]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A picture in a prompt, or a video without text between its frames.
+
+    Attributes:
+        begin: Where its first token stands.
+        grid: Rows and columns of the whole picture, or of a whole frame.
+        kept: Survivors of the picture, or of each frame.
+        times: When each frame is, in positions.
+    """
+
+    begin: int
+    grid: Grid
+    kept: tuple[int, ...]
+    times: tuple[int, ...] = (0,)
+
+
+def spread_positions(tokens: int, pictures: Sequence[Placed]) -> Tensor:
     """Positions with a row and a column, of a prompt whose pictures were merged.
 
     Text counts on in all three coordinates.  A picture begins where text has come to: its n-th of
@@ -72,7 +123,7 @@ def spread_positions(tokens: int, pictures: Sequence[tuple[int, int, Grid]]) -> 
 
     Args:
         tokens: Length of the prompt.
-        pictures: Of each, ascending: where it begins, its survivors, and its (rows, columns).
+        pictures: Ascending.
 
     Returns:
         Time, row and column of each token, `[3, token]`, int64.
@@ -80,12 +131,14 @@ def spread_positions(tokens: int, pictures: Sequence[tuple[int, int, Grid]]) -> 
     import torch
 
     parts, done, now = [], 0, 0
-    for begin, kept, (rows, cols) in pictures:
-        parts.append(torch.arange(now, now + begin - done).expand(3, -1))
-        now += begin - done
-        cell = ((2 * torch.arange(kept) + 1) * rows * cols).div(2 * kept, rounding_mode="floor")
-        place = torch.stack([torch.zeros_like(cell), cell // cols, cell % cols])
-        parts.append(now + place)
-        done, now = begin + kept, now + max(rows, cols)
+    for one in pictures:
+        parts.append(torch.arange(now, now + one.begin - done).expand(3, -1))
+        now += one.begin - done
+        rows, cols = one.grid
+        for kept, time in zip(one.kept, one.times, strict=True):
+            cell = ((2 * torch.arange(kept) + 1) * rows * cols).div(2 * kept, rounding_mode="floor")
+            place = torch.stack([torch.full_like(cell, time), cell // cols, cell % cols])
+            parts.append(now + place)
+        done, now = one.begin + sum(one.kept), now + max(*one.times, rows - 1, cols - 1) + 1
     parts.append(torch.arange(now, now + tokens - done).expand(3, -1))
     return torch.cat(parts, dim=1)

@@ -2,25 +2,24 @@
 
 Of a picture's survivors, no more is known than their number when a prompt gets its positions.  They
 are spread over the picture: the n-th of k survivors has the row and column that a token as far
-along the picture had, and text goes on after the picture as it did.  Videos are not served.
+along the picture had, and text goes on after the picture as it did.  Frames of a video are pictures
+of their own, each at its own time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from vllm.model_executor.models import qwen2_5_vl, qwen2_vl, qwen3_vl
 from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.inputs import PlaceholderRange
 
-from lightkv_gnn.vllm.merging import PictureMerger
-from lightkv_gnn.vllm.plan import Grid, plan_picture, spread_positions
-from lightkv_gnn.vllm.processing import CompressedInfo, CompressedProcessor
-from lightkv_gnn.vllm.settings import Settings
-from lightkv_gnn.vllm.versions import check_call, check_options
+from lightkv_gnn.vllm.geometry import GridGeometry
+from lightkv_gnn.vllm.plan import Placed, plan_picture, spread_positions
+from lightkv_gnn.vllm.tiled import TiledInfo, TiledModel, TiledProcessor, check_family
+from lightkv_gnn.vllm.versions import check_call
 
 if TYPE_CHECKING:
     from vllm.model_executor.models.qwen2_vl import Qwen2VLForConditionalGeneration as Stock
@@ -32,101 +31,68 @@ for _model, _processor in (
     (qwen2_5_vl.Qwen2_5_VLForConditionalGeneration, qwen2_5_vl.Qwen2_5_VLMultiModalProcessor),
     (qwen3_vl.Qwen3VLForConditionalGeneration, qwen3_vl.Qwen3VLMultiModalProcessor),
 ):
-    check_call(_model.__init__, ("self", "vllm_config", "prefix"))
-    check_call(_model.embed_multimodal, ("self", "kwargs"))
+    check_family(_model, _processor)
     check_call(_model.get_mrope_input_positions, ("self", "input_tokens", "mm_features"))
+for _model in (
+    qwen2_vl.Qwen2VLForConditionalGeneration,
+    qwen2_5_vl.Qwen2_5_VLForConditionalGeneration,
+):
+    check_call(_model.iter_mm_grid_thw, ("self", "mm_features"))
+for _info in (qwen2_vl.Qwen2VLProcessingInfo, qwen3_vl.Qwen3VLProcessingInfo):
+    check_call(_info.get_mm_max_tokens_per_item, ("self", "seq_len", "mm_counts"))
     check_call(
-        _processor._get_prompt_updates,
-        ("self", "mm_items", "hf_processor_mm_kwargs", "out_mm_kwargs"),
+        _info.get_num_frames_with_most_features,
+        ("self", "seq_len", "mm_counts", "max_frames_per_video"),
     )
-check_call(
-    qwen2_vl.Qwen2VLProcessingInfo.get_mm_max_tokens_per_item, ("self", "seq_len", "mm_counts")
-)
+check_call(PlaceholderRange.extract_embeds_range, ("self",))
 
 
-def grid_of(config: Any, patches: Tensor) -> Grid:
-    """Rows and columns of a picture's tokens, of its frames, rows and columns of patches, `[3]`."""
-    _, rows, cols = patches.tolist()
-    side = config.vision_config.spatial_merge_size
-    return rows // side, cols // side
-
-
-class QwenInfo(CompressedInfo):
+class QwenInfo(TiledInfo):
     """Counts placeholders."""
 
-    def get_supported_mm_limits(self) -> Mapping[str, int | None]:
-        """Pictures, and no videos."""
-        return {"image": None, "video": 0}
+    geometry_of = GridGeometry
 
     def get_mm_max_tokens_per_item(
         self, seq_len: int, mm_counts: Mapping[str, int]
     ) -> Mapping[str, int]:
-        """Tokens that a picture leaves at most: each window rounds up."""
-        full = self.get_max_image_tokens()
-        kept = full - int(full * self.settings.ratio) + self.settings.windows**2
-        return {"image": min(full, kept)}
+        """Tokens that a picture or a video leaves at most: each window of a frame rounds up."""
+        whole = super().get_mm_max_tokens_per_item(seq_len, mm_counts)
+        frames = {
+            "image": 1,
+            "video": self.get_num_frames_with_most_features(seq_len, mm_counts),
+        }
+        own, settings = {}, self.settings
+        for kind, full in whole.items():
+            rounded = frames[kind] * settings.windows**2
+            own[kind] = min(full, full - int(full * settings.ratio) + rounded)
+        return own
 
 
-class QwenProcessor(CompressedProcessor):
-    """Plans and hashes; what is planned for is what the processor made."""
-
-    def _get_prompt_updates(
-        self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, object], out_mm_kwargs: Any
-    ) -> Sequence[Any]:
-        updates = super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)
-        made = out_mm_kwargs.get("image", ())
-        return [
-            replace(update, replacement=partial(self._shortened, update.replacement, made))
-            for update in updates
-            if update.modality == "image"
-        ]
-
-    def _shortened(
-        self, full: Callable[[int], list[int]], made: Sequence[Any], number: int
-    ) -> list[int]:
-        grid = grid_of(self.info.get_hf_config(), made[number]["image_grid_thw"].data)
-        return full(number)[: self.info.plan(grid).kept]
-
-
-class QwenModel(Stock):
+class QwenModel(TiledModel, Stock):
     """Mixed into vLLM's models."""
 
-    lightkv_channels: Any = None
-    supports_tower_connector_lora = False
-
-    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
-        check_options(vllm_config)
-        settings = Settings.of_config(vllm_config.model_config.hf_config)
-        super().__init__(vllm_config=vllm_config, prefix=prefix)
-        self.lightkv = PictureMerger(settings)
-
-    def embed_multimodal(self, **kwargs: Any) -> list[Tensor]:
-        """The survivors of each picture, `[survivor, channel]`."""
-        pictures = super().embed_multimodal(**kwargs) or ()
-        grids = [grid_of(self.config, patches) for patches in kwargs.get("image_grid_thw", ())]
-        return [
-            self.lightkv(features, grid, compared=self.lightkv_channels)
-            for features, grid in zip(pictures, grids, strict=True)
-        ]
+    geometry_of = GridGeometry
 
     def get_mrope_input_positions(
         self, input_tokens: list[int], mm_features: list[Any]
     ) -> tuple[Tensor, int]:
         """Positions of a prompt, `[3, token]`, and how far they are ahead of its length."""
-        pictures = []
-        for feature in sorted(mm_features, key=lambda one: one.mm_position.offset):
-            grid = grid_of(self.config, feature.data["image_grid_thw"].data)
-            kept = plan_picture(self.lightkv.settings, grid).kept
-            pictures.append((feature.mm_position.offset, kept, grid))
-        positions = spread_positions(len(input_tokens), pictures)
+        positions = spread_positions(len(input_tokens), list(self.lightkv_placed(mm_features)))
         return positions, int(positions.max()) + 1 - len(input_tokens)
+
+    def lightkv_placed(self, mm_features: list[Any]) -> Iterator[Placed]:
+        """Where pictures and videos lie; frames follow each other."""
+        for begin, frames, rows, cols, pace in self.iter_mm_grid_thw(mm_features):
+            kept = plan_picture(self.lightkv.settings, *[(rows, cols)] * frames).tiles
+            times = tuple(int(frame * pace) for frame in range(frames))
+            yield Placed(begin, (rows, cols), kept, times)
 
 
 class Info2(QwenInfo, qwen2_vl.Qwen2VLProcessingInfo):
     """Of Qwen2-VL."""
 
 
-class Processor2(QwenProcessor, qwen2_vl.Qwen2VLMultiModalProcessor):
+class Processor2(TiledProcessor, qwen2_vl.Qwen2VLMultiModalProcessor):
     """Of Qwen2-VL."""
 
 
@@ -141,7 +107,7 @@ class Info25(QwenInfo, qwen2_5_vl.Qwen2_5_VLProcessingInfo):
     """Of Qwen2.5-VL."""
 
 
-class Processor25(QwenProcessor, qwen2_5_vl.Qwen2_5_VLMultiModalProcessor):
+class Processor25(TiledProcessor, qwen2_5_vl.Qwen2_5_VLMultiModalProcessor):
     """Of Qwen2.5-VL."""
 
 
@@ -158,7 +124,7 @@ class Info3(QwenInfo, qwen3_vl.Qwen3VLProcessingInfo):
     """Of Qwen3-VL."""
 
 
-class Processor3(QwenProcessor, qwen3_vl.Qwen3VLMultiModalProcessor):
+class Processor3(TiledProcessor, qwen3_vl.Qwen3VLMultiModalProcessor):
     """Of Qwen3-VL."""
 
 
@@ -169,9 +135,17 @@ class LightKVQwen3VLForConditionalGeneration(QwenModel, qwen3_vl.Qwen3VLForCondi
     """vLLM's Qwen3-VL, with fewer tokens per picture.
 
     Its pictures have features for several layers side by side; tokens are compared by those of the
-    first, and all are merged alike.
+    first, and all are merged alike.  Between the frames of a video stands the time, as text.
     """
 
     def __init__(self, *, vllm_config: Any, prefix: str = "model") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.lightkv_channels = self.visual_dim
+
+    def lightkv_placed(self, mm_features: list[Any]) -> Iterator[Placed]:
+        """Where pictures, and frames of videos, lie."""
+        for feature in sorted(mm_features, key=lambda one: one.mm_position.offset):
+            tiles = self.lightkv_geometry.tiles(feature.modality, feature.data.get_data())
+            spans = feature.mm_position.extract_embeds_range()
+            for tile, (begin, last) in zip(tiles, spans, strict=True):
+                yield Placed(begin, (tile.rows, tile.cols), (last + 1 - begin,))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import lightkv_gnn as lk
 from lightkv_gnn.vllm.merging import PictureMerger
-from lightkv_gnn.vllm.plan import plan_picture, spread_positions
+from lightkv_gnn.vllm.plan import Placed, plan_picture, spread_positions
 from lightkv_gnn.vllm.settings import Settings
 
 SIDES = st.integers(4, 9)
@@ -57,7 +57,7 @@ def test_pictures_do_not_depend_on_each_other() -> None:
 
 @pytest.mark.parametrize(("rows", "cols"), [(3, 2), (2, 3)])
 def test_whole_pictures_have_their_rows_and_columns(rows: int, cols: int) -> None:
-    found = spread_positions(11, [(2, 6, (rows, cols))])
+    found = spread_positions(11, [Placed(2, (rows, cols), (6,))])
     picture = [[2, 2 + row, 2 + col] for row in range(rows) for col in range(cols)]
     assert found.T.tolist() == [[0] * 3, [1] * 3, *picture, *([n] * 3 for n in (5, 6, 7))]
 
@@ -66,8 +66,8 @@ def test_whole_pictures_have_their_rows_and_columns(rows: int, cols: int) -> Non
 @given(SIDES, SIDES, st.data())
 def test_fewer_tokens_move_no_text(rows: int, cols: int, data: st.DataObject) -> None:
     kept = data.draw(st.integers(1, rows * cols))
-    whole = spread_positions(3 + rows * cols, [(2, rows * cols, (rows, cols))])
-    found = spread_positions(3 + kept, [(2, kept, (rows, cols))])
+    whole = spread_positions(3 + rows * cols, [Placed(2, (rows, cols), (rows * cols,))])
+    found = spread_positions(3 + kept, [Placed(2, (rows, cols), (kept,))])
     assert torch.equal(found[:, :2], whole[:, :2])
     assert torch.equal(found[:, -1], whole[:, -1])
     places = [tuple(one) for one in found[:, 2:-1].T.tolist()]

@@ -14,7 +14,10 @@ from vllm import LLM, SamplingParams
 BLOCK = 32
 """Tokens of a block; attention on a CPU takes no fewer."""
 
-Asked = tuple[Image.Image | Sequence[Image.Image], str | list[int]]
+Pictures = Image.Image | Sequence[Image.Image] | Mapping[str, Any]
+"""Pictures, or data of several kinds by name."""
+
+Asked = tuple[Pictures, str | list[int]]
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,11 @@ def close(found: Answer, expected: Answer) -> None:
     )
 
 
+def by_kind(pictures: Pictures) -> Mapping[str, Any]:
+    """As vLLM takes them."""
+    return pictures if isinstance(pictures, Mapping) else {"image": pictures}
+
+
 @dataclass(frozen=True)
 class Engine:
     """An engine in this process."""
@@ -52,19 +60,20 @@ class Engine:
     def core(self) -> Any:
         return self.llm.llm_engine.engine_core.engine_core
 
-    def ask(self, asked: Sequence[Asked], most: int = 40, **kwargs: Any) -> list[Answer]:
-        """Greedy answers, of all at once."""
+    def ask(
+        self, asked: Sequence[Asked], most: int = 40, ends: bool = True, **kwargs: Any
+    ) -> list[Answer]:
+        """Greedy answers, of all at once; without ends, all as long as they may be."""
         prompts = [
             {
                 "prompt" if isinstance(prompt, str) else "prompt_token_ids": prompt,
-                "multi_modal_data": {"image": pictures},
+                "multi_modal_data": by_kind(pictures),
                 **kwargs,
             }
             for pictures, prompt in asked
         ]
-        outputs = self.llm.generate(
-            prompts, SamplingParams(temperature=0, max_tokens=most, logprobs=0), use_tqdm=False
-        )
+        greedy = SamplingParams(temperature=0, max_tokens=most, logprobs=0, ignore_eos=not ends)
+        outputs = self.llm.generate(prompts, greedy, use_tqdm=False)
         return [
             Answer(
                 tuple(output.outputs[0].token_ids),
@@ -80,14 +89,11 @@ class Engine:
             for output in outputs
         ]
 
-    def embed(self, picture: Image.Image, prompt: str) -> torch.Tensor:
+    def embed(self, picture: Pictures, prompt: str) -> torch.Tensor:
         """What the decoder gets of a picture, `[token, channel]`, made by vLLM's own processor."""
         processor = self.llm.llm_engine.renderer.get_mm_processor()
-        made = processor(prompt, processor.info.parse_mm_data({"image": picture}))["mm_kwargs"]
-        inputs = made["image"][0].get_data()
-        for name in ("pixel_values", "image_grid_thw"):
-            if name in inputs and inputs[name].ndim in (1, 3):  # not yet one of several
-                inputs[name] = inputs[name][None]
+        made = processor(prompt, processor.info.parse_mm_data(dict(by_kind(picture))))
+        inputs = made["mm_kwargs"].get_data()
 
         def of(model: Any) -> torch.Tensor:
             with torch.inference_mode():
@@ -96,6 +102,25 @@ class Engine:
 
         (found,) = self.llm.apply_model(of)
         return found.clone()
+
+    def blocks(self, asked: Asked) -> int:
+        """Blocks that a request holds once its prompt is read."""
+        self.forget()
+        pictures, prompt = asked
+        inner = self.llm.llm_engine
+        request = inner.add_request(
+            "counted",
+            {"prompt": prompt, "multi_modal_data": by_kind(pictures)},
+            SamplingParams(temperature=0, max_tokens=2, ignore_eos=True),
+        )
+        inner.step()
+        manager = self.core.scheduler.kv_cache_manager
+        (running,) = self.core.scheduler.running
+        held = sum(len(group) for group in manager.get_block_ids(running.request_id))
+        inner.abort_request([request or "counted"])
+        while inner.has_unfinished_requests():
+            inner.step()
+        return held
 
     def forget(self) -> None:
         """Empties all caches."""

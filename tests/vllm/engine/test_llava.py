@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from asking import BLOCK, Engine, Reference, close, start
-from vllm import SamplingParams
+from asking import BLOCK, Reference, close, start
 from vllm.multimodal.parse import ImageEmbeddingItems, MultiModalDataItems
 
 import lightkv_gnn as lk
@@ -91,32 +90,12 @@ def test_one_picture_in_many_ways(engines: Any, reference: Reference, questions:
                 close(one, other)
 
 
-def blocks_of(engine: Engine, asked: Any) -> int:
-    """Blocks that a request holds once its prompt is read."""
-    engine.forget()
-    pictures, prompt = asked
-    inner = engine.llm.llm_engine
-    request = inner.add_request(
-        "counted",
-        {"prompt": prompt, "multi_modal_data": {"image": pictures}},
-        SamplingParams(temperature=0, max_tokens=2),
-    )
-    inner.step()
-    manager = engine.core.scheduler.kv_cache_manager
-    (running,) = engine.core.scheduler.running
-    held = sum(len(group) for group in manager.get_block_ids(running.request_id))
-    inner.abort_request([request or "counted"])
-    while inner.has_unfinished_requests():
-        inner.step()
-    return held
-
-
 def test_blocks_fall_as_planned(engines: Any, questions: Any) -> None:
     asked = questions[0]
     held = {}
     for settings in (None, {"retention": 0.5, "windows": 4}, QUARTER):
         engine = engines(settings)
-        held[str(settings)] = blocks_of(engine, asked)
+        held[str(settings)] = engine.blocks(asked)
         assert held[str(settings)] == math.ceil(engine.ask([asked])[0].prompt / BLOCK)
     assert list(held.values()) == [9, 5, 3]
 

@@ -49,6 +49,14 @@ def convert_tiny(folder: Path) -> Path:
     return folder
 
 
+def rename(folder: Path) -> Path:
+    """Has a checkpoint's weights named as vLLM wants them."""
+    weights = load_file(folder / "model.safetensors")
+    named = {_vllm_name(name): weight for name, weight in weights.items()}
+    save_file(named, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
 def _vllm_name(name: str) -> str:
     for tower in ("model.vision_tower.", "vision_tower."):
         if name.startswith(tower) and not name.startswith(f"{tower}vision_model."):

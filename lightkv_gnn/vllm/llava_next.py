@@ -1,0 +1,82 @@
+"""LLaVA-NeXT and LLaVA-OneVision: the whole picture, then its tiles put together in true geometry.
+
+Newlines, which end the rows, have no place in the picture and are never merged.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.model_executor.models import llava_next, llava_onevision
+from vllm.multimodal import MULTIMODAL_REGISTRY
+
+from lightkv_gnn.vllm.geometry import NextGeometry
+from lightkv_gnn.vllm.llava import grid_of
+from lightkv_gnn.vllm.tiled import TiledInfo, TiledModel, TiledProcessor, check_family
+
+check_family(llava_next.LlavaNextForConditionalGeneration, llava_next.LlavaNextMultiModalProcessor)
+check_family(
+    llava_onevision.LlavaOnevisionForConditionalGeneration,
+    llava_onevision.LlavaOnevisionMultiModalProcessor,
+)
+
+SHRUNK = "anyres_max_9"
+"""How vLLM shrinks large grids, whatever the configuration says."""
+
+
+class Info(TiledInfo, llava_next.LlavaNextProcessingInfo):
+    """Of LLaVA-NeXT."""
+
+    geometry_of = NextGeometry
+
+
+class Processor(TiledProcessor, llava_next.LlavaNextMultiModalProcessor):
+    """Of LLaVA-NeXT."""
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    Processor, info=Info, dummy_inputs=llava_next.LlavaDummyInputsBuilder
+)
+class LightKVLlavaNextForConditionalGeneration(
+    TiledModel, llava_next.LlavaNextForConditionalGeneration
+):
+    """vLLM's LLaVA-NeXT, with fewer tokens per picture."""
+
+    geometry_of = NextGeometry
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        grid_of(vllm_config.model_config.hf_config)
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+
+
+class OnevisionInfo(TiledInfo, llava_onevision.LlavaOnevisionProcessingInfo):
+    """Of LLaVA-OneVision."""
+
+    geometry_of = NextGeometry
+
+
+class OnevisionProcessor(TiledProcessor, llava_onevision.LlavaOnevisionMultiModalProcessor):
+    """Of LLaVA-OneVision."""
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    OnevisionProcessor,
+    info=OnevisionInfo,
+    dummy_inputs=llava_onevision.LlavaOnevisionDummyInputsBuilder,
+)
+class LightKVLlavaOnevisionForConditionalGeneration(
+    TiledModel, llava_onevision.LlavaOnevisionForConditionalGeneration
+):
+    """vLLM's LLaVA-OneVision, with fewer tokens per picture, and per frame of a video."""
+
+    geometry_of = NextGeometry
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        config = vllm_config.model_config.hf_config
+        grid_of(config)
+        if config.vision_aspect_ratio != SHRUNK:
+            raise ValueError(
+                f"vision_aspect_ratio is {config.vision_aspect_ratio!r}: expected {SHRUNK!r}, as "
+                "vLLM shrinks large pictures; start it without compression"
+            )
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
