@@ -59,7 +59,7 @@ BELOW = {
     "cache": ("errors", "choices", "seams"),
     "adapters": ("errors", "choices", "seams", "costs"),
     "config": ("errors", "choices", "attention", "stage", "costs", "adapters", "tables"),
-    "vllm": ("errors", "choices", "stage", "__version__"),
+    "vllm": ("errors", "choices", "stage", "adapters", "__version__"),
 }
 """What the small files and the lower rooms may import; graphs may be imported by all."""
 

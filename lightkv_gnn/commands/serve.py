@@ -52,6 +52,7 @@ def serve(
 
     from transformers import PreTrainedConfig
 
+    from lightkv_gnn.adapters import families
     from lightkv_gnn.planning.model import picture_layout
     from lightkv_gnn.vllm.plan import plan_picture
     from lightkv_gnn.vllm.serving import server_command
@@ -59,19 +60,25 @@ def serve(
     with loading(model):
         config, _ = PreTrainedConfig.get_config_dict(model)
     command = server_command(model, settings, config, context.args)
-    layout, token_bytes = picture_layout(model, image)
-    (tiles,) = layout.tiles or ()
-    kept = plan_picture(settings, *tiles).kept
     height, width = image
-    tokens = {"full": len(layout), "compressed": kept}
-    if as_json:
+    picture = None
+    if config.get("model_type") in families():
+        layout, token_bytes = picture_layout(model, image)
+        (tiles,) = layout.tiles or ()
+        tokens = {"full": len(layout), "compressed": plan_picture(settings, *tiles).kept}
         picture = {"width": width, "height": height, "tokens": tokens, "token_bytes": token_bytes}
+    if as_json:
         print(json.dumps({"picture": picture, "command": command}, indent=2))
         return
-    before, after = (count * token_bytes / 2**20 for count in tokens.values())
-    print(
-        f"a picture of {width}x{height} pixels: {len(layout)} -> {kept} tokens, "
-        f"{before:.2f} -> {after:.2f} MiB of keys and values in 16 bits",
-        flush=True,
-    )
+    if picture is None:
+        print(
+            "what a picture costs is not known for checkpoints with code of their own", flush=True
+        )
+    else:
+        before, after = (count * token_bytes / 2**20 for count in tokens.values())
+        print(
+            f"a picture of {width}x{height} pixels: {tokens['full']} -> {tokens['compressed']} "
+            f"tokens, {before:.2f} -> {after:.2f} MiB of keys and values in 16 bits",
+            flush=True,
+        )
     os.execv(command[0], command)

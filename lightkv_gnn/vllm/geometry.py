@@ -35,6 +35,12 @@ class Geometry(ABC):
     def __init__(self, config: Any) -> None:
         self.adapter = adapters_module().geometry_of(config)
 
+    @property
+    def edge(self) -> int | None:
+        """Pixels per side of what is encoded, where it is always the same square."""
+        size = self.adapter.model.config.vision_config.image_size
+        return int(size if isinstance(size, int) else size[0])
+
     def tiles(self, kind: str, made: Mapping[str, Any]) -> Tiles:
         """The tiles of one picture, or of one video.
 
@@ -70,6 +76,7 @@ class GridGeometry(Geometry):
     """Qwen: frames, rows and columns of patches."""
 
     told: ClassVar[Told] = {"image": ("image_grid_thw",), "video": ("video_grid_thw",)}
+    edge = None
 
     def encoded(self, kind: str, made: Mapping[str, Any]) -> Encoded:
         """By its grid."""
@@ -97,7 +104,10 @@ class ChatGeometry(SquareGeometry):
         patches = (config.force_image_size or vision.image_size) // vision.patch_size
         tokens = int(patches**2 * config.downsample_ratio**2)
         known = SimpleNamespace(
-            model_type="internvl", image_seq_length=tokens, get_text_config=config.get_text_config
+            model_type="internvl",
+            image_seq_length=tokens,
+            vision_config=vision,
+            get_text_config=config.get_text_config,
         )
         super().__init__(known)
 

@@ -59,6 +59,18 @@ class TiledProcessor(CompressedProcessor):
             for update in updates
         ]
 
+    def check_made(self, number: int, made: Mapping[str, Any]) -> None:
+        """Tiles are scaled to the encoder's size, where it has one."""
+        edge = self.info.geometry.edge
+        for name, pixels in made.items():
+            shape = list(pixels.shape[-2:]) if name.startswith("pixel_values") else [edge, edge]
+            if edge is not None and shape != [edge, edge]:
+                raise ValueError(
+                    f"picture {number} was made into tiles of {shape[0]}x{shape[1]} pixels, and "
+                    f"the encoder takes {edge}x{edge}: expected no options of the processor that "
+                    "change their size"
+                )
+
     def _thinned(
         self, whole: PromptReplacement, out_mm_kwargs: Any, number: int
     ) -> PromptUpdateDetails:

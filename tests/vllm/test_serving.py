@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from families.processors import save_checkpoint, skipped_without_needs
 
 from lightkv_gnn import tiny
 from lightkv_gnn.commands.cli import main
@@ -49,6 +50,35 @@ def test_the_command_has_the_settings_and_the_rest(
     assert found["architectures"] == ["LightKVLlavaForConditionalGeneration"]
     assert Settings.from_dict(found["lightkv"]) == Settings(0.5, 4)
     assert "256 -> 128 tokens, 0.75 -> 0.38 MiB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("family", "tokens"),
+    [
+        # 16 of the whole, and 10 x 4 with a newline for each row: 10 + 10 and 16 / 4 are left.
+        ("llava_next", {"full": 66, "compressed": 26}),
+        ("internvl", {"full": 48, "compressed": 12}),
+    ],
+)
+def test_costs_of_tiles(
+    family: str, tokens: dict[str, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with skipped_without_needs():
+        save_checkpoint(family, tmp_path)
+        assert main(["serve", str(tmp_path), "--image", "40x90", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["picture"]["tokens"] == tokens
+
+
+def test_a_checkpoint_with_code_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[Any] = []
+    monkeypatch.setattr(os, "execv", lambda path, command: started.append(command))
+    known = {"architectures": ["InternVLChatModel"], "model_type": "internvl_chat"}
+    (tmp_path / "config.json").write_text(json.dumps(known), encoding="utf-8")
+    assert main(["serve", str(tmp_path), "--trust-remote-code"]) == 0
+    assert "is not known for checkpoints with code of their own" in capsys.readouterr().out
+    assert "LightKVInternVLChatModel" in started[0][6]
 
 
 def test_json_starts_nothing(

@@ -15,10 +15,20 @@ from families.models import IMAGE, VIDEO
 from families.processors import save_checkpoint
 from PIL import Image
 from tiny_models import rename
-from transformers import AutoProcessor
-from vllm.model_executor.models.registry import ModelRegistry
+from transformers import (
+    AutoProcessor,
+    CLIPVisionConfig,
+    LlavaNextConfig,
+    LlavaOnevisionConfig,
+    SiglipVisionConfig,
+)
+from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
+from vllm.model_executor.models.llava_next import LlavaNextProcessingInfo
+from vllm.model_executor.models.llava_onevision import LlavaOnevisionProcessingInfo
 
 import lightkv_gnn as lk
+from lightkv_gnn.vllm import llava_next
+from lightkv_gnn.vllm.geometry import NextGeometry
 
 QUARTER = {"retention": 0.25}
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
@@ -297,6 +307,11 @@ def test_what_is_refused_leaves_the_engine_running(case: Case) -> None:
     if family.thin:
         with pytest.raises(ValueError, match="15x1 tokens, too few for 2x2 windows"):
             engine.ask([(picture(*family.thin), text)])
+    if case.model.config.model_type != "internvl":  # whose processor takes no sizes in vLLM
+        size = {"height": 14, "width": 14}
+        resized = {"size": size, "crop_size": size}
+        with pytest.raises(ValueError, match="tiles of 14x14 pixels"):
+            engine.ask([(picture(40, 40), text)], mm_processor_kwargs=resized)
     width = case.model.config.get_text_config().hidden_size
     with pytest.raises(Exception, match="embed"):
         engine.ask([({"image": torch.zeros(1, 16, width)}, text)])
@@ -316,6 +331,43 @@ def test_what_cannot_be_is_said_at_the_start(name: str, changed: dict[str, str],
     vision = SimpleNamespace(model_type=f"{kept}_vision_model", image_size=28, patch_size=7)
     known = {"vision_config": vision, "vision_feature_select_strategy": strategy, **changed}
     config = SimpleNamespace(model_config=SimpleNamespace(hf_config=SimpleNamespace(**known)))
-    model = ModelRegistry._try_load_model_cls(named)
+    model = getattr(llava_next, named)
     with pytest.raises(ValueError, match=says):
         model(vllm_config=config)
+
+
+@pytest.mark.parametrize(
+    ("config", "info", "side"),
+    [
+        (
+            LlavaNextConfig(vision_config=CLIPVisionConfig(image_size=336, patch_size=14)),
+            LlavaNextProcessingInfo,
+            24,
+        ),
+        (
+            LlavaOnevisionConfig(vision_config=SiglipVisionConfig(image_size=384, patch_size=14)),
+            LlavaOnevisionProcessingInfo,
+            27,
+        ),
+    ],
+    ids=["next", "onevision"],
+)
+def test_tokens_of_published_shapes_are_as_many_as_vllm_counts(
+    config: Any, info: Any, side: int
+) -> None:
+    geometry = NextGeometry(config)
+    edge = config.vision_config.image_size
+    for height, width in np.random.default_rng(0).integers(200, 3000, (300, 2)).tolist():
+        made = {"pixel_values": [0, 0], "image_sizes": (height, width)}
+        whole, tile = geometry.tiles("image", made)
+        high, wide = get_anyres_image_grid_shape((height, width), config.image_grid_pinpoints, edge)
+        counted = info._get_num_unpadded_features(
+            None,
+            original_height=height,
+            original_width=width,
+            npatches=side,
+            num_patch_height=high,
+            num_patch_width=wide,
+        )
+        assert (tile.rows * tile.cols, tile.rows) == counted
+        assert (whole.rows, whole.cols) == (side, side)
