@@ -11,6 +11,7 @@ import typer
 from lightkv_gnn.commands.options import make_app, one_of
 from lightkv_gnn.commands.plan import _size
 from lightkv_gnn.sources import check_source, loading
+from lightkv_gnn.vllm.guidance import GUIDANCE
 from lightkv_gnn.vllm.settings import MATCHERS, MESSAGES, Settings
 
 app = make_app()
@@ -22,6 +23,13 @@ Retention = Annotated[
 Windows = Annotated[int, typer.Option(min=1, help="Per side, that a picture is cut into.")]
 Matcher = Annotated[str, one_of(MATCHERS, help="Who stays.")]
 Message = Annotated[str, one_of(MESSAGES, help="What a survivor becomes.")]
+Guidance = Annotated[
+    str,
+    typer.Option(
+        metavar="|".join(GUIDANCE),
+        help="Whether the prompt says who stays; module:function is one of your own.",
+    ),
+]
 Size = Annotated[
     Any,
     typer.Option(
@@ -41,13 +49,14 @@ def serve(
     windows: Windows = 2,
     matcher: Matcher = "coverage_matching",
     message: Message = "mass_mean",
+    guidance: Guidance = "none",
     image: Size = "1024x768",
     as_json: Json = False,
 ) -> None:
     """Start vLLM's server with fewer tokens per picture; other options are passed on to it."""
     if model.startswith("-"):
         raise typer.BadParameter(f"No such option: {model}; those of vLLM come after MODEL")
-    settings = Settings(retention, windows, matcher, message)
+    settings = Settings(retention, windows, matcher, message, guidance)
     check_source(model)
 
     from transformers import PreTrainedConfig

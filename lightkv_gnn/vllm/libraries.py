@@ -29,6 +29,11 @@ def adapters_module() -> Any:
     return _imported("lightkv_gnn.adapters")
 
 
+def ranks_module() -> Any:
+    """The module ``lightkv_gnn.stage.ranks``."""
+    return _imported("lightkv_gnn.stage.ranks")
+
+
 def _imported(name: str) -> Any:
     with _importing, _without_numba():
         return import_module(name)

@@ -9,8 +9,8 @@ from torch import Tensor
 from vllm.model_executor.models import llava as stock
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from lightkv_gnn.vllm.merging import PictureMerger
-from lightkv_gnn.vllm.processing import CompressedInfo, CompressedProcessor
+from lightkv_gnn.vllm.merging import merger_of
+from lightkv_gnn.vllm.processing import CompressedInfo, CompressedProcessor, taken_texts
 from lightkv_gnn.vllm.settings import Settings
 from lightkv_gnn.vllm.versions import check_call, check_options
 
@@ -80,9 +80,13 @@ class LightKVLlavaForConditionalGeneration(stock.LlavaForConditionalGeneration):
         config = vllm_config.model_config.hf_config
         grid, settings = grid_of(config), Settings.of_config(config)
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        self.lightkv_grid, self.lightkv = grid, PictureMerger(settings)
+        self.lightkv_grid, self.lightkv = grid, merger_of(self, settings)
 
-    def embed_multimodal(self, **kwargs: object) -> list[Tensor]:
+    def embed_multimodal(self, **kwargs: Any) -> list[Tensor]:
         """The survivors of each picture, `[survivor, channel]`."""
+        texts = taken_texts(kwargs)
         pictures = super().embed_multimodal(**kwargs)
-        return [self.lightkv(features, self.lightkv_grid) for features in pictures]
+        return [
+            self.lightkv(features, self.lightkv_grid, text=texts.get(number))
+            for number, features in enumerate(pictures)
+        ]

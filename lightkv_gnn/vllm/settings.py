@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from functools import lru_cache
@@ -13,6 +13,7 @@ from typing import Any
 
 from lightkv_gnn import __version__
 from lightkv_gnn.choices import check_retention, named
+from lightkv_gnn.vllm.guidance import named_guidance, resolved_guidance
 
 MATCHERS = ("coverage_matching", "cosine_matching", "random_matching", "stride_matching")
 MESSAGES = ("mass_mean", "mean", "destination_only")
@@ -25,8 +26,8 @@ class Settings:
     """How much of each picture is kept, and how.
 
     Every picture gives up the same share of its tokens, in one step after the encoder's projector
-    and before the first layer of the decoder.  No prompt guides it: what is kept of a picture is
-    the same for every question about it.
+    and before the first layer of the decoder.  Unless the prompt guides it, what is kept of a
+    picture is the same for every question about it.
 
     Attributes:
         retention: Share of a picture's tokens that the decoder gets; 0.01 to 1, and 0.5 or more
@@ -36,12 +37,18 @@ class Settings:
             ``_matching`` behind it, as it is kept.
         message: What a survivor becomes: "mass_mean" or "mean", one and the same in a single step,
             or "destination_only", itself.
+        guidance: Who stays: "none", whatever is asked; with the coverage matcher also
+            "text_to_vision", what the text before the end of the picture's turn attends to in the
+            decoder's first layer, or "vision_to_text", what attends to it; or a function of one's
+            own, see :data:`lightkv_gnn.stage.guidance.GuidanceFunction`, or where it is found,
+            "module:function", as it is kept if it can be imported.
     """
 
     retention: float
     windows: int = 2
     matcher: str = "coverage_matching"
     message: str = "mass_mean"
+    guidance: str | Callable[..., Any] = "none"
 
     def __post_init__(self) -> None:
         if not isinstance(self.retention, Real) or isinstance(self.retention, bool):
@@ -62,6 +69,22 @@ class Settings:
             raise ValueError(
                 f"retention is {self.retention}: with {self.matcher} expected {least} or more"
             )
+        object.__setattr__(self, "guidance", named_guidance(self.guidance))
+        if self.guided and self.matcher != "coverage_matching":
+            raise ValueError(
+                f"guidance is {self.guidance!r}, and {self.matcher} does not look at it: expected "
+                "the matcher coverage, or guidance 'none'"
+            )
+
+    @property
+    def guided(self) -> bool:
+        """Whether what is kept of a picture depends on the prompt."""
+        return self.guidance != "none"
+
+    @property
+    def guide(self) -> Any:
+        """The guidance's name, or the function."""
+        return resolved_guidance(self.guidance)
 
     @property
     def ratio(self) -> float:
@@ -73,9 +96,17 @@ class Settings:
         """Hash of the settings, and of the library's version."""
         return _digest(self)
 
-    def sign(self, found: str) -> str:
-        """A hash of a picture's hash, and of the settings that its tokens depend on as well."""
-        return hashlib.sha256(f"{found}\n{self.digest}".encode()).hexdigest()
+    def sign(self, found: str, text: Sequence[int] | None = None) -> str:
+        """A hash of a picture's hash, and of all else that its tokens depend on.
+
+        Args:
+            found: The picture's hash.
+            text: Tokens of the text that guides it, if any does.
+        """
+        parts = [found, self.digest]
+        if text is not None:
+            parts.append(" ".join(map(str, text)))
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, such as ``hf_overrides={"lightkv": ...}`` takes."""
@@ -124,5 +155,7 @@ class Settings:
 
 @lru_cache
 def _digest(settings: Settings) -> str:
-    text = json.dumps({"lightkv-gnn": __version__, **settings.to_dict()}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    values = {"lightkv-gnn": __version__, **settings.to_dict()}
+    if callable(settings.guidance):
+        values["guidance"] = None
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -12,9 +12,9 @@ from vllm.multimodal.inputs import MultiModalKwargsItem
 from vllm.multimodal.processing import PromptReplacement, PromptUpdateDetails
 
 from lightkv_gnn.vllm.geometry import Geometry
-from lightkv_gnn.vllm.merging import PictureMerger
+from lightkv_gnn.vllm.merging import merger_of
 from lightkv_gnn.vllm.plan import plan_picture, thinned
-from lightkv_gnn.vllm.processing import CompressedInfo, CompressedProcessor
+from lightkv_gnn.vllm.processing import CompressedInfo, CompressedProcessor, taken_texts
 from lightkv_gnn.vllm.settings import Settings
 from lightkv_gnn.vllm.versions import check_call, check_options
 
@@ -97,12 +97,19 @@ class TiledModel(Stock):
         if geometry.adapter.grid is not None:
             plan_picture(settings, geometry.adapter.grid)
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        self.lightkv, self.lightkv_geometry = PictureMerger(settings), geometry
+        self.lightkv, self.lightkv_geometry = merger_of(self, settings), geometry
 
     def embed_multimodal(self, **kwargs: Any) -> list[Tensor]:
         """The survivors of each picture, or video, `[survivor, channel]`."""
+        texts = taken_texts(kwargs)
         whole = super().embed_multimodal(**kwargs) or ()
+        pairs = zip(whole, self.lightkv_geometry.each(kwargs), strict=True)
         return [
-            self.lightkv(features.flatten(0, -2), *tiles, compared=self.lightkv_channels)
-            for features, tiles in zip(whole, self.lightkv_geometry.each(kwargs), strict=True)
+            self.lightkv(
+                features.flatten(0, -2),
+                *tiles,
+                compared=self.lightkv_channels,
+                text=texts.get(number),
+            )
+            for number, (features, tiles) in enumerate(pairs)
         ]

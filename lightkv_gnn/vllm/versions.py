@@ -7,8 +7,20 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from lightkv_gnn.vllm.settings import Settings
+
 OLDEST, BELOW = (0, 32), (0, 34)
 """Versions that it is meant for, (major, minor); its tests run with 0.32."""
+PROCESSOR = {
+    "apply": ("inputs", "timing_ctx"),
+    "get_dummy_inputs": ("seq_len", "mm_counts", "mm_options"),
+    "_get_mm_hashes": ("inputs",),
+    "_get_cache_missing_processor_kwargs": ("inputs", "mm_is_cached"),
+    "_apply_hf_processor_main": ("mm_items", "hf_kwargs"),
+    "_get_mm_fields_config": ("hf_inputs", "hf_processor_mm_kwargs"),
+    "_get_mm_prompt_updates": ("mm_items", "hf_processor_mm_kwargs", "out_mm_kwargs"),
+}
+"""Methods of vLLM's processor that are overridden, and what they take."""
 
 
 class UnsupportedEngineError(RuntimeError):
@@ -26,7 +38,8 @@ def check_engine() -> None:
 
     check_version(vllm.__version__)
     check_call(ModelRegistry.register_model, ("model_arch", "model_cls"))
-    check_call(BaseMultiModalProcessor._get_mm_hashes, ("self", "inputs"))
+    for name, parameters in PROCESSOR.items():
+        check_call(getattr(BaseMultiModalProcessor, name), ("self", *parameters))
 
 
 def check_version(version: str) -> None:
@@ -61,6 +74,18 @@ def check_options(vllm_config: Any) -> None:
     if vllm_config.model_config.get_multimodal_config().is_multimodal_pruning_enabled():
         raise ValueError(
             "video_pruning_rate is set: expected it to be off, where tokens are merged"
+        )
+    settings = Settings.of_config(vllm_config.model_config.hf_config)
+    if settings.guided and vllm_config.model_config.get_multimodal_config().mm_encoder_only:
+        raise ValueError(
+            f"guidance is {settings.guidance!r}, and mm_encoder_only leaves out the layer that it "
+            "comes from: expected guidance 'none', or the whole model"
+        )
+    if callable(settings.guidance) and vllm_config.cache_config.enable_prefix_caching:
+        raise ValueError(
+            f"guidance is {settings.guidance!r}, which has no name to be told from others by in "
+            "the prefix cache: expected a function of a module, such as 'my_module:my_guidance', "
+            "or enable_prefix_caching=False"
         )
 
 
