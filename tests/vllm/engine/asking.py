@@ -91,17 +91,21 @@ class Engine:
 
     def embed(self, picture: Pictures, prompt: str) -> torch.Tensor:
         """What the decoder gets of a picture, `[token, channel]`, made by vLLM's own processor."""
+        (found,) = self.embed_each(picture, prompt)
+        return found
+
+    def embed_each(self, pictures: Pictures, prompt: str | list[int]) -> list[torch.Tensor]:
+        """What the decoder gets of each picture of a prompt; no cache is asked."""
         processor = self.llm.llm_engine.renderer.get_mm_processor()
-        made = processor(prompt, processor.info.parse_mm_data(dict(by_kind(picture))))
+        made = processor(prompt, processor.info.parse_mm_data(dict(by_kind(pictures))))
         inputs = made["mm_kwargs"].get_data()
 
-        def of(model: Any) -> torch.Tensor:
+        def of(model: Any) -> list[torch.Tensor]:
             with torch.inference_mode():
-                (found,) = model.embed_multimodal(**inputs)
-            return found.clone()
+                return [found.clone() for found in model.embed_multimodal(**inputs)]
 
         (found,) = self.llm.apply_model(of)
-        return found.clone()
+        return [one.clone() for one in found]
 
     def blocks(self, asked: Asked) -> int:
         """Blocks that a request holds once its prompt is read."""
@@ -126,6 +130,7 @@ class Engine:
         """Empties all caches."""
         assert self.llm.reset_prefix_cache()
         self.llm.reset_mm_cache()
+        self.llm.llm_engine.reset_encoder_cache()
 
     def close(self) -> None:
         self.llm.llm_engine.engine_core.shutdown()
@@ -165,7 +170,7 @@ class Reference:
         pictures, prompt = asked
         pictures = [pictures] if isinstance(pictures, Image.Image) else list(pictures)
         inputs = self.processor(images=pictures, text=prompt, return_tensors="pt")
-        merged = [engine.embed(picture, self.processor.image_token) for picture in pictures]
+        merged = engine.embed_each(pictures, prompt)
         full = self.model.config.image_seq_length
         with torch.no_grad():
             ids, embeddings = self._placed(inputs["input_ids"][0], full, merged)

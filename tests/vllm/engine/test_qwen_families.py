@@ -171,10 +171,16 @@ def left(ids: list[int], placed: list[Run]) -> list[int]:
 
 
 @torch.no_grad()
-def reference(case: Case, engine: Engine, pictures: list[Any], prompt: str) -> Answer:
+def reference(
+    case: Case,
+    engine: Engine,
+    pictures: list[Any],
+    prompt: str,
+    merged: list[torch.Tensor] | None = None,
+) -> Answer:
     """transformers' answer on an engine's embeddings of the pictures, without a cache."""
     inputs = processed(case, pictures, prompt)
-    merged = [
+    merged = merged or [
         engine.embed(data([one]), ONE if isinstance(one, Image.Image) else FILM) for one in pictures
     ]
     placed = runs(case, pictures, inputs, merged)
