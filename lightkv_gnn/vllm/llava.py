@@ -50,7 +50,14 @@ class Info(CompressedInfo, stock.LlavaProcessingInfo):
 
     def get_num_image_tokens(self, *, image_width: int, image_height: int) -> int:
         """Tokens of a picture that the decoder gets."""
-        return self.plan(grid_of(self.get_hf_config())).kept
+        full = super().get_num_image_tokens(image_width=image_width, image_height=image_height)
+        planned = self.plan(grid_of(self.get_hf_config()))
+        if full != len(planned.layout):
+            raise ValueError(
+                f"vLLM counts {full} tokens of a picture, and {len(planned.layout)} were planned "
+                "for: expected as many; start it without compression"
+            )
+        return planned.kept
 
 
 class Processor(CompressedProcessor, stock.LlavaMultiModalProcessor):

@@ -24,6 +24,7 @@ PARITY = {"retention": 0.5, "windows": 4, "matcher": "cosine_matching"}
 SETTINGS = [
     None,
     *({"retention": share, "windows": n} for n in (2, 1, 4) for share in (0.5, 0.25, 0.125)),
+    *({"retention": share, "guidance": "text_to_vision"} for share in (0.5, 0.25, 0.125)),
     PARITY,
 ]
 
