@@ -8,7 +8,7 @@ from functools import partial
 
 from lightkv_gnn.choices import check_retention
 from lightkv_gnn.costs.plan import plan_stages
-from lightkv_gnn.costs.schedule import Stage, layer_average, windows_of
+from lightkv_gnn.costs.schedule import WINDOWS_OF_ANY, Stage, layer_average, windows_of
 from lightkv_gnn.errors import ScheduleError
 from lightkv_graphs import Grid, TokenLayout
 
@@ -81,13 +81,7 @@ def _exact(
     """The stages, with ratios after the first one that make up for its rounding."""
     if grid is None:
         return stages
-    first = stages[: len(stages) > 1]
-
-    def of(ratio: float) -> tuple[Stage, ...]:
-        return first + tuple(replace(stage, ratio=ratio) for stage in stages[len(first) :])
-
-    ratio = _ratio(lambda ratio: _held(of(ratio), layers, grid), retention, most)
-    found = of(most if ratio is None else ratio)
+    found = _nearest(stages, layers, retention, grid, most)
     held = _held(found, layers, grid)
     if abs(held - retention) > CLOSE:
         windows = "-".join(str(stage.windows) for stage in found)
@@ -97,6 +91,19 @@ def _exact(
             "windows, or another budget"
         )
     return found
+
+
+def _nearest(
+    stages: tuple[Stage, ...], layers: int, retention: float, grid: Grid, most: float
+) -> tuple[Stage, ...]:
+    """The stages with the ratio after the first one, or of the only one, that comes nearest."""
+    first = stages[: len(stages) > 1]
+
+    def of(ratio: float) -> tuple[Stage, ...]:
+        return first + tuple(replace(stage, ratio=ratio) for stage in stages[len(first) :])
+
+    ratio = _ratio(lambda ratio: _held(of(ratio), layers, grid), retention, most)
+    return of(most if ratio is None else ratio)
 
 
 def single(layers: int, retention: float, depth: int) -> tuple[Stage, ...]:
@@ -110,6 +117,26 @@ def single(layers: int, retention: float, depth: int) -> tuple[Stage, ...]:
     if ratio is None:
         raise _out_of_reach(layers, retention, depth)
     return (Stage(depth, 1, ratio),)
+
+
+def windowed(
+    layers: int, retention: float, depth: int, grid: Grid | None = None
+) -> tuple[Stage, ...]:
+    """The stage of :func:`single`, in 4 windows a side, or fewer that come close to the budget.
+
+    Where pictures differ in size, in 2.
+
+    Raises:
+        ScheduleError: As there.
+    """
+    (whole,) = single(layers, retention, depth)
+    if grid is None:
+        return (replace(whole, windows=WINDOWS_OF_ANY),)
+    for windows in (number for number in (4, 2) if number <= min(grid)):
+        found = _nearest((replace(whole, windows=windows),), layers, retention, grid, 0.99)
+        if abs(_held(found, layers, grid) - retention) <= CLOSE:
+            return found
+    return (whole,)
 
 
 def _room(layers: int, retention: float, depth: int) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from marks import full
 from models import (
     CACHE,
     alone,
@@ -30,7 +31,12 @@ from lightkv_graphs import MergeTrace
 SIDE = 8
 RANDOM = {"random_attention", "random_weights", "random_pruning", "random_cache", "oracle_pruning"}
 AFTERWARDS = {"random_cache", "elastic_cache_like"}
+MATCHERS = ("scope_like", "cdpruner_like", "anchorprune_like", "d2pruner_like", "apet_like")
+"""Methods that differ from ``divprune_like`` in the matcher alone."""
 every = pytest.mark.parametrize("name", METHODS)
+every_kind = pytest.mark.parametrize(
+    "name", [*(name for name in METHODS if name not in MATCHERS), *full(*MATCHERS)]
+)
 
 
 def ragged(side: int = SIDE) -> list[tuple[list[int], int]]:
@@ -58,8 +64,10 @@ def test_the_methods_are_in_the_order_of_tables() -> None:
         *("none", "ours", "guided", "guided_mass", "coverage", "coverage_mass"),
         *("vision_to_text", "mean", "mass_mean"),
         *("random_attention", "random_weights", "random_pruning", "random_cache", "stride"),
-        *("pooling", "downsample", "fastv"),
-        *("pyramid_drop", "sparsevlm_like", "divprune_like", "elastic_cache_like"),
+        *("pooling", "downsample", "fastv", "window_fastv"),
+        *("pyramid_drop", "sparsevlm_like", "divprune_like", "scope_like", "cdpruner_like"),
+        *("anchorprune_like", "d2pruner_like", "apet_like", "visiontrim_like", "visionzip_like"),
+        "elastic_cache_like",
         *("oracle", "oracle_pruning"),
     ]
     for name, method in METHODS.items():
@@ -67,7 +75,7 @@ def test_the_methods_are_in_the_order_of_tables() -> None:
         assert method.source
 
 
-@every
+@every_kind
 @pytest.mark.each
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_the_model_is_left_as_it_was(name: str, attention: str) -> None:
@@ -80,7 +88,7 @@ def test_the_model_is_left_as_it_was(name: str, attention: str) -> None:
             assert footprint(model) != before
 
 
-@every
+@every_kind
 def test_the_model_is_left_as_it_was_after_an_error(name: str) -> None:
     model = tiny_llava(side=SIDE)
 
@@ -197,7 +205,7 @@ def test_depths_are_tried_where_they_matter() -> None:
             assert found == [(0.7, 0), (0.7, 1), (0.9, 0), (0.9, 1)]
 
 
-@every
+@every_kind
 def test_greedy_answers_are_the_same_with_every_backend(name: str) -> None:
     answers = []
     for attention in ("eager", "sdpa"):
