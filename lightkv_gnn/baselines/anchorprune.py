@@ -50,8 +50,8 @@ def keep_anchored(x: Tensor, partition: WindowPartition, guidance: Tensor) -> Ma
 
 ANCHORPRUNE_LIKE = Once(
     "anchorprune_like",
-    "after AnchorPrune (arXiv 2607.07033): anchors by relevance while they are novel, at most half, "
-    "then greedily by relevance times distance from those chosen; relevance is the prompt's "
+    "after AnchorPrune (arXiv 2607.07033): anchors by relevance while they are novel, at most "
+    "half, then greedily by relevance times distance from those chosen; relevance is the prompt's "
     "attention, features are the hidden states at the stage's layer, and that novel means a "
     "distance of a tenth is a guess",
     {"matcher": keep_anchored},
