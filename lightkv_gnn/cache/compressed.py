@@ -8,6 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+OUTSIDE = (
+    "this cache was compressed by lightkv_gnn and is used outside the context that compressed it: "
+    "keep prefill and decoding inside one `with attach(...)`"
+)
+"""The error of a layer that is used where nobody looks after the call."""
+
 
 class Expected(NamedTuple):
     """The entries of a layer's next update.
@@ -219,10 +225,7 @@ class CompressedMixin:
             RuntimeError: The cache is compressed and nobody looks after the call.
         """
         if (self.compressed or self.guard) and not self.open:
-            raise RuntimeError(
-                "this cache was compressed by lightkv_gnn and is used outside the context that "
-                "compressed it: keep prefill and decoding inside one `with attach(...)`"
-            )
+            raise RuntimeError(OUTSIDE)
         if self._pending is not None:
             self._commit(self._pending)
         if self._padding is not None and self.merged is not None:

@@ -12,6 +12,7 @@ from lightkv_gnn import seams
 from lightkv_gnn.cache.compressed import CompressedMixin
 from lightkv_gnn.cache.layerwise import LayerwiseMixin, Siblings
 from lightkv_gnn.cache.sizes import holds_state
+from lightkv_gnn.cache.states import StateLayer
 from lightkv_gnn.errors import UnsupportedInputError
 
 try:
@@ -217,38 +218,6 @@ class CompressedHQQLayer(_QuantizedMixin, HQQQuantizedLayer):
     """A growing layer of few bits, by hqq."""
 
 
-class StateLayer(LinearAttentionLayer):
-    """A layer that holds a state, among layers that hold fewer entries than tokens.
-
-    The state has taken in the tokens that were left, and cannot give any back.
-
-    Attributes:
-        siblings: The layers of its cache that hold entries.
-    """
-
-    siblings: Siblings | None = None
-
-    @classmethod
-    def of(cls, layer: LinearAttentionLayer) -> StateLayer:
-        """One with everything that ``layer`` holds."""
-        new = cls.__new__(cls)
-        new.__dict__.update(layer.__dict__)
-        return new
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Drops trailing tokens, while nothing is merged.
-
-        Raises:
-            UnsupportedInputError: Something is.
-        """
-        if any(layer.compressed for layer in self.siblings or ()):
-            raise UnsupportedInputError(
-                "the cache has layers that hold a state, from which no tokens can be dropped once "
-                "others are merged: go on without prompt lookup and assisted decoding"
-            )
-        super().crop(tokens_to_remove)
-
-
 _COMPRESSED: dict[type, type[LayerwiseMixin]] = {
     DynamicLayer: CompressedLayer,
     DynamicSlidingWindowLayer: CompressedSlidingLayer,
@@ -288,8 +257,8 @@ def compressed_layer(cache: Cache, index: int) -> LayerwiseMixin:
     for number, state in enumerate(cache.layers):
         if type(state) is LinearAttentionLayer:
             cache.layers[number] = state = StateLayer.of(state)
-        if isinstance(state, StateLayer):
-            state.siblings = siblings
+        if isinstance(state, StateLayer) and state.siblings is not siblings:
+            siblings.join(state)
     return layers[-1]
 
 

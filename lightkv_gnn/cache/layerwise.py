@@ -4,30 +4,46 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
 from lightkv_gnn.cache.compressed import CompressedMixin, Expected
 from lightkv_gnn.errors import UnsupportedInputError
 
+if TYPE_CHECKING:
+    from lightkv_gnn.cache.states import StateLayer
+
 
 class Siblings:
     """The layers of one cache, none of which it keeps alive.
 
     A copy, or what pickle makes of it, is empty: copies of the layers join it as they are made.
+
+    Attributes:
+        open: Whether a forward pass that compression looks after may go on from the states.
     """
 
+    open: bool = False
+
     def __init__(self) -> None:
-        self._known: list[weakref.ref[LayerwiseMixin]] = []
+        self._known: list[weakref.ref[LayerwiseMixin | StateLayer]] = []
 
     def __iter__(self) -> Iterator[LayerwiseMixin]:
+        """Those that hold entries."""
+        return (layer for layer in self._alive() if isinstance(layer, LayerwiseMixin))
+
+    def states(self) -> Iterator[StateLayer]:
+        """Those that hold a state."""
+        return (layer for layer in self._alive() if not isinstance(layer, LayerwiseMixin))
+
+    def _alive(self) -> Iterator[LayerwiseMixin | StateLayer]:
         return (layer for known in self._known if (layer := known()) is not None)
 
     def __reduce__(self) -> tuple[type[Siblings], tuple[()]]:
         return Siblings, ()
 
-    def join(self, layer: LayerwiseMixin) -> None:
+    def join(self, layer: LayerwiseMixin | StateLayer) -> None:
         """Takes a layer in."""
         layer.siblings = self
         self._known = [*(known for known in self._known if known()), weakref.ref(layer)]
@@ -94,15 +110,15 @@ class LayerwiseMixin(CompressedMixin):
                 "of fixed size: expected a newer one, or a dynamic cache"
             )
         layers = list(self._concerned())
+        for layer in layers:
+            layer.check_forgotten()
+        for state in self.siblings.states() if self.siblings is not None and self.guard else ():
+            state.check_crop()
         if all(layer.logical is None for layer in layers):
-            for layer in layers:
-                layer.check_forgotten()
             super().crop(amount)  # type: ignore[misc]
             return
         seen = int(self.get_seq_length())
         left = seen + amount if amount <= 0 else min(amount, seen)
-        for layer in layers:
-            layer.check_forgotten()
         self._check_left(layers, seen, left)
         if self.logical is None:
             super().crop(amount)  # type: ignore[misc]

@@ -19,6 +19,8 @@ from lightkv_gnn.attention.masks import compressed_mask, with_log_mass
 from lightkv_gnn.attention.positions import closed_up, numbered, padding_before
 from lightkv_gnn.cache.compressed import CompressedMixin
 from lightkv_gnn.cache.layers import cancel
+from lightkv_gnn.cache.layerwise import Siblings
+from lightkv_gnn.cache.states import StateLayer
 from lightkv_gnn.config import LightKVConfig
 from lightkv_gnn.seams import ModelCall, cache_in, names_of
 from lightkv_gnn.session.call import Call
@@ -111,6 +113,8 @@ class Hooks:
         keep(base.register_forward_hook(wrap(self._close), with_kwargs=True, always_call=True))
         keep(decoder.register_forward_pre_hook(wrap(self._plan)))
         keep(decoder.register_forward_hook(wrap(self._restore)))
+        if not all(map(self._adapter.holds_entries, range(self._adapter.layers))):
+            keep(decoder.register_forward_hook(wrap(self._shut), always_call=True))
         for number, layer in enumerate(decoder.layers):
             hook = partial(layering, number)
             keep(layer.register_forward_pre_hook(hook, with_kwargs=True))
@@ -200,6 +204,7 @@ class Hooks:
         After an ``Exception`` :meth:`_close` has seen to that, but torch runs no hook after a
         ``KeyboardInterrupt``.
         """
+        self._shut()
         call, self._running.call = self._call, None
         if call is not None:
             call.cancel()
@@ -239,6 +244,8 @@ class Hooks:
                 check_masses(cache, self._why_no_mass)
             if self._call is None:
                 self._check_step(cache, hidden_states.shape[1])
+        if cache is not None and number < len(cache.layers):
+            self._let_in(cache.layers[number])
         if (call := self._call) is not None:
             check_same_backend(self._adapter, self._implementation)
             hidden_states = call.enter_layer(number, hidden_states, cache, given)
@@ -267,6 +274,17 @@ class Hooks:
         check_same_backend(self._adapter, self._implementation)
         if self._form == "padding":
             check_flash_windows(self._adapter, merged, cache.get_seq_length() + queries)
+
+    def _let_in(self, layer: Any) -> None:
+        """Lets a layer that holds a state go on from it, until the decoder ends."""
+        if isinstance(layer, StateLayer) and layer.siblings is not None:
+            self._running.opened, layer.siblings.open = layer.siblings, True
+
+    def _shut(self, *args: Any) -> None:
+        """After the decoder, after an exception too: states take in no more."""
+        opened: Siblings | None = getattr(self._running, "opened", None)
+        if opened is not None:
+            self._running.opened, opened.open = None, False
 
     def _continued(
         self,

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from cache_acts import ACTS, Packed
 from marks import ways
 from models import CACHE, batch, near, prompt, tiny_llava
 from transformers import Cache, DynamicCache, StaticCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
 import lightkv_gnn as lk
-from lightkv_gnn.cache import layers as kinds
 from lightkv_gnn.cache.layerwise import LayerwiseMixin
 
 STAGES = [lk.Stage(1, 2, 0.5), lk.Stage(3, 1, 0.5)]
@@ -107,18 +107,6 @@ def test_a_later_turn_is_taken_back_as_a_whole(attention: str, positions: str, m
                 assert [int(layer.get_seq_length()) for layer in back.layers] == [
                     seen + 25 - dropped
                 ] * 6
-
-
-class Packed(kinds._QuantizedMixin, DynamicLayer):  # type: ignore[misc]
-    """Stands for a layer that cannot have its samples picked."""
-
-
-ACTS: dict[str, Callable[[Any], Any]] = {
-    "drop": lambda cache: cache.crop(-1),
-    "repeat": lambda cache: cache.batch_repeat_interleave(2),
-    "pick": lambda cache: cache.batch_select_indices(torch.tensor([0, 0])),
-    "reorder": lambda cache: cache.reorder_cache(torch.tensor([0, 0])),
-}
 
 
 @pytest.mark.parametrize("what", ACTS)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from cache_acts import ACTS, Packed
 from families.decoders import HYBRID
 from families.loop_dropping import dropping
 from families.more import model_of
@@ -139,6 +140,131 @@ def test_nothing_is_dropped_from_states_once_tokens_are_merged() -> None:
         model(**text(5, 6, 7, 8), **{CACHE: cache})
         cache.crop(-1)
         assert int(cache.get_seq_length()) == 3
+
+
+def held(cache: Any) -> list[Tensor]:
+    """Copies of everything that the layers of a cache hold, states first."""
+    states = [layer for layer in cache.layers if not hasattr(layer, "keys")]
+    tensors = [
+        *(x for layer in states for x in layer.conv_states.values()),
+        *(x for layer in states for x in layer.recurrent_states.values()),
+        *(x for layer in cache.layers if layer not in states for x in (layer.keys, layer.values)),
+    ]
+    return [x.clone() for x in tensors if x is not None]
+
+
+def cache_of(model: Any, static: bool) -> Any:
+    config = model.config.get_text_config()
+    return StaticCache(config, max_cache_len=96) if static else DynamicCache(config=config)
+
+
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize(
+    "family", ["lfm2_vl", "qwen3_5", *full("qwen3_5_moe", "lfm3_vl", "minicpmv4_6")]
+)
+@torch.no_grad()
+def test_what_is_refused_outside_the_context_leaves_the_states_alone(
+    family: str, static: bool
+) -> None:
+    """A step, a turn of text, a later picture: the first layer refuses, whatever it holds."""
+    model, config = model_of(family), config_of(model_of(family), 0.5, 0.25)
+    single, other = samples(family, model)
+    cache = cache_of(model, static)
+    with lk.attach(model, config):
+        model(**single, **{CACHE: cache})
+        inside, again = copy.deepcopy(cache), copy.deepcopy(cache)
+        expected = model(input_ids=torch.tensor([[7]]), **{CACHE: inside}).logits
+    length = single["input_ids"].shape[1]
+    turns = [{"input_ids": torch.tensor([ids])} for ids in ([7], [7, 8, 9])]
+    for one in (cache, again):  # copies of layers know each other too
+        before, seen = held(one), int(one.get_seq_length())
+        assert seen == length
+        for turn in (*turns, other):
+            own = {**turn, "attention_mask": torch.ones(1, seen + turn["input_ids"].shape[1])}
+            own["attention_mask"] = own["attention_mask"].long()
+            with pytest.raises(RuntimeError, match="used outside the context"):
+                model(**own, **{CACHE: one})
+            assert all(map(torch.equal, held(one), before))
+            assert int(one.get_seq_length()) == seen
+        with lk.attach(model, config):  # and goes on as if nothing had been tried
+            assert torch.equal(
+                model(input_ids=turns[0]["input_ids"], **{CACHE: one}).logits, expected
+            )
+        one.reset()
+        model(input_ids=turns[1]["input_ids"], **{CACHE: one})
+        assert int(one.get_seq_length()) == 3
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@torch.no_grad()
+def test_a_step_that_fails_leaves_no_state_open(error: type[BaseException]) -> None:
+    model = model_of("lfm2_vl")
+    single, _ = samples("lfm2_vl", model)
+    cache = cache_of(model, static=False)
+
+    def fail(*call: Any) -> None:
+        raise error
+
+    with lk.attach(model, config_of(model, 0.5, 0.25)):
+        model(**single, **{CACHE: cache})
+        hook = model.get_decoder().layers[1].register_forward_pre_hook(fail)
+        with pytest.raises(error):
+            model(input_ids=torch.tensor([[7]]), **{CACHE: cache})
+        hook.remove()
+        if error is ValueError:  # after others, torch runs no hook: the next call sees to it
+            with pytest.raises(RuntimeError, match="used outside the context"):
+                cache.has_previous_state()
+    before = held(cache)
+    with pytest.raises(RuntimeError, match="used outside the context"):
+        model(input_ids=torch.tensor([[7]]), **{CACHE: cache})
+    assert all(map(torch.equal, held(cache), before))
+
+
+@pytest.mark.parametrize("act", ["repeat", "pick", "reorder"])
+@torch.no_grad()
+def test_copies_of_samples_are_refused_or_made_by_all_layers(
+    act: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("transformers.cache_utils.BaseQuantizedLayer", raising=False)
+    model = model_of("qwen3_5")
+    both = together(samples("qwen3_5", model))
+    cache, token = cache_of(model, static=False), torch.tensor([[7], [8]])
+    with lk.attach(model, config_of(model, 0.5, 0.25, attention="mass")):
+        model(**both, **{CACHE: cache})
+        mask = torch.cat([both["attention_mask"], torch.ones(2, 1).long()], 1)
+
+        def step(one: Any, *rows: int) -> Tensor:
+            own = {"input_ids": token[list(rows)], "attention_mask": mask[list(rows)]}
+            positions = torch.full((3, len(rows), 1), 60)  # those of the prompt are not copied
+            logits: Tensor = model(**own, position_ids=positions, **{CACHE: one}).logits
+            return logits
+
+        acted = copy.deepcopy(cache)
+        ACTS[act](acted)
+        expected = step(copy.deepcopy(cache), 0, 1)
+        rows = [0, 0, 1, 1] if act == "repeat" else [0, 0]
+        near(step(acted, *rows), expected[rows])
+        last = Packed.of(cache.layers[-1])
+        cache.layers[-1] = last
+        last.siblings.join(last)
+        before = held(cache)
+        with pytest.raises(lk.UnsupportedInputError, match=f"quantized cache cannot {act}"):
+            ACTS[act](cache)
+        assert all(map(torch.equal, held(cache), before))
+
+
+@torch.no_grad()
+def test_attention_before_states_is_not_cropped_without_them() -> None:
+    model = model_of("lfm2_vl", text={"layer_types": ["full_attention", "conv"] * 3})
+    single, _ = samples("lfm2_vl", model)
+    cache = cache_of(model, static=False)
+    with lk.attach(model, lk.LightKVConfig([lk.Stage(2, 1, 0.5)])):
+        model(**single, **{CACHE: cache})
+    before = held(cache)
+    for one in (cache, copy.deepcopy(cache)):
+        with pytest.raises(lk.UnsupportedInputError, match="layers that hold a state"):
+            one.crop(-1)
+        assert all(map(torch.equal, held(one), before))
 
 
 @torch.no_grad()
