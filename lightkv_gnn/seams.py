@@ -236,6 +236,19 @@ def last_added(config: Any) -> int:
     return len(getattr(vision, "deepstack_visual_indexes", None) or ())
 
 
+def unscaled_places(config: Any) -> int | None:
+    """Tokens up to which attention is scaled alike wherever they stand; None for any number.
+
+    Llama 4 scales the queries of layers without rotary positions by their place in the row.
+
+    Args:
+        config: Of the decoder.
+    """
+    if not getattr(config, "attn_temperature_tuning", False):
+        return None
+    return int(config.floor_scale) - 1
+
+
 def experts_of(layer: nn.Module, config: Any) -> Iterator[tuple[nn.Module, int, int]]:
     """Of a decoder layer: modules of experts, how many a token passes through, and of how many.
 
@@ -251,6 +264,14 @@ def experts_of(layer: nn.Module, config: Any) -> Iterator[tuple[nn.Module, int, 
         if name.rpartition(".")[2] == "experts":
             together = not isinstance(part, nn.ModuleList)
             yield part, chosen, len(next(part.parameters()) if together else part)
+
+
+def parts_by_kind(layer: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
+    """Of a decoder layer, modules that only tokens of text pass through, and only vision tokens."""
+    own: dict[str, list[nn.Module]] = {"text_moe": [], "vision_moe": []}
+    for name, part in layer.named_modules():
+        own.get(name.rpartition(".")[2], []).append(part)
+    return own["text_moe"], own["vision_moe"]
 
 
 def takes_bias(implementation: str) -> bool:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lightkv_gnn.adapters.counting import active_weights
+from lightkv_gnn.adapters.counting import weights_by_kind
 from lightkv_gnn.adapters.encoded import Encoded, VisionTokens, tiles_of_samples
 from lightkv_gnn.costs.ledger import DecoderSize
 from lightkv_gnn.errors import ImageTokensError, UnsupportedModelError
-from lightkv_gnn.seams import STATES, TOKEN_AXES, last_added
+from lightkv_gnn.seams import STATES, TOKEN_AXES, last_added, unscaled_places
 from lightkv_graphs import Grid, Tile, TokenLayout
 
 Process = Callable[..., Mapping[str, Any]]
@@ -129,22 +130,24 @@ class Adapter(ABC):
 
     def decoder_size(self, bytes_per_value: int, layer: int = 0) -> DecoderSize:
         """What the costs of a decoder layer depend on."""
+        text, vision = self._weights[layer]
+        size = DecoderSize(text, 0, 0, bytes_per_value, vision_parameters=vision)
         if not self.holds_entries(layer):
-            return DecoderSize(self._weights[layer], 0, 0, bytes_per_value)
+            return size
         config = self.layer_config(layer)
         heads = config.num_attention_heads
         if (latent := getattr(config, "kv_lora_rank", None)) is not None:
             rotated = config.qk_rope_head_dim
             both = config.qk_nope_head_dim + rotated + config.v_head_dim
-            return DecoderSize(
-                self._weights[layer], heads * both // 2, latent, bytes_per_value, rotated
+            attention = heads * both // 2
+            return replace(
+                size, attention_channels=attention, kv_channels=latent, value_channels=rotated
             )
         head = getattr(config, "head_dim", None) or config.hidden_size // heads
-        return DecoderSize(
-            parameters=self._weights[layer],
+        return replace(
+            size,
             attention_channels=heads * head,
             kv_channels=config.num_key_value_heads * head,
-            bytes_per_value=bytes_per_value,
         )
 
     def layer_config(self, layer: int) -> Any:
@@ -157,15 +160,18 @@ class Adapter(ABC):
         return getattr(config, "per_layer_config", None) or [config] * self.layers
 
     @cached_property
-    def _weights(self) -> tuple[int, ...]:
-        """Of each decoder layer, weights that a token passes through; asked in every prefill."""
+    def _weights(self) -> tuple[tuple[int, int], ...]:
+        """Of each decoder layer, weights that a token passes through: of text, and of pictures.
+
+        Asked in every prefill.
+        """
         config = self.decoder.config
-        return tuple(active_weights(layer, config) for layer in self.decoder.layers)
+        return tuple(weights_by_kind(layer, config) for layer in self.decoder.layers)
 
     @property
     def longest(self) -> int | None:
         """Tokens of a prefill, and before it, that shorter layers are right for; None for any."""
-        return None
+        return unscaled_places(self.decoder.config)
 
     @property
     def encoders(self) -> Mapping[str, str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightkv_gnn.seams import experts_of
+from lightkv_gnn.seams import experts_of, parts_by_kind
 
 
 def active_weights(layer: nn.Module, config: Any) -> int:
@@ -21,6 +21,20 @@ def active_weights(layer: nn.Module, config: Any) -> int:
         every = count_weights(part)
         weights -= every - every * chosen // experts
     return weights
+
+
+def weights_by_kind(layer: nn.Module, config: Any) -> tuple[int, int]:
+    """:func:`active_weights` of a token of text, and of a vision token.
+
+    Args:
+        layer: Of the decoder.
+        config: Of the decoder.
+    """
+    every = active_weights(layer, config)
+    text, vision = (
+        sum(active_weights(part, config) for part in parts) for parts in parts_by_kind(layer)
+    )
+    return every - vision, every - text
 
 
 def count_weights(layer: nn.Module) -> int:

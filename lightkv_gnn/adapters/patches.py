@@ -231,12 +231,6 @@ class Llama4Adapter(PatchesAdapter, TiledAdapter):
         """What the pixel shuffle divides by."""
         return round(1 / self.model.config.vision_config.pixel_shuffle_ratio)
 
-    @property
-    def longest(self) -> int | None:
-        """Tokens up to which every place has the same scale."""
-        config = self.decoder.config
-        return config.floor_scale - 1 if config.attn_temperature_tuning else None
-
     def lengths(self, kind: str, output: Any) -> tuple[int, ...]:
         """Vision tokens of each tile."""
         return tuple(tile.shape[0] for tile in output.last_hidden_state)

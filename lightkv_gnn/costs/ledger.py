@@ -26,7 +26,8 @@ class LayerCost:
             that a sliding window has forgotten by then.
         flops: Floating-point operations: ``2 * parameters * tokens + 4 * tokens^2 * channels``
             per sample, two for a multiplication and an addition; attention to a cache from before
-            the call is not counted, and sliding windows are not subtracted.
+            the call is not counted, and sliding windows are not subtracted. Where vision tokens
+            have experts of their own, they count with their parameters.
     """
 
     tokens: int
@@ -48,6 +49,7 @@ class DecoderSize:
         bytes_per_value: Of the cache.
         value_channels: Of what is cached for values, where that differs from keys: multi-head
             latent attention caches one latent, and one rotated key, for all heads.
+        vision_parameters: Weights that a vision token passes through, where those are others.
     """
 
     parameters: int
@@ -55,6 +57,7 @@ class DecoderSize:
     kv_channels: int
     bytes_per_value: int
     value_channels: int | None = None
+    vision_parameters: int | None = None
 
     @property
     def entry_bytes(self) -> int:
@@ -70,13 +73,13 @@ class DecoderSize:
             vision: Vision tokens of the batch.
             width: Tokens of the longest sample, which the others are padded to.
         """
+        seen = self.parameters if self.vision_parameters is None else self.vision_parameters
+        weights = self.parameters * (sum(tokens) - vision) + seen * vision
         return LayerCost(
             tokens=sum(tokens),
             vision_tokens=vision,
             kv_bytes=len(tokens) * width * self.entry_bytes,
-            flops=sum(
-                2 * self.parameters * n + 4 * n * n * self.attention_channels for n in tokens
-            ),
+            flops=2 * weights + sum(4 * n * n * self.attention_channels for n in tokens),
         )
 
 

@@ -249,7 +249,7 @@ class Call:
                 held = stored_bytes(self._cache, number, seen) - self._bytes_before[number]
                 held *= prefill.compressor.ranks.size
             batch, width = self._shapes[number]
-            given = sizes[number].cost([width] * batch, 0, width)
+            given = sizes[number].cost([width] * batch, planned.vision_tokens, width)
             rows.append(LayerRow(number, planned, full, given.tokens, given.flops, held))
         self._rows = tuple(rows)
         self._cache = None

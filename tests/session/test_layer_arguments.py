@@ -9,7 +9,8 @@ from families.more import model_of
 from families.more_inputs import samples, together
 from families.test_more_families import config_of, generate, gone_from
 from flash_stand_in import flash_on_cpu
-from models import CACHE, batch, near, prompt, tiny_llava
+from models import CACHE, LAYERS, batch, near, prompt, tiny_llava
+from transformers import DynamicCache
 
 import lightkv_gnn as lk
 from lightkv_gnn.attention.positions import rotary_rows
@@ -75,6 +76,43 @@ def test_positions_that_a_layer_reads_are_no_borders_to_flash_attention() -> Non
                 found.append((model(**both).logits[real], one.logits, other.logits))
     for flash, dense in zip(*found, strict=True):
         near(flash, dense, 5e-5)  # uncompressed too, the backends differ by 2e-5
+
+
+FULL = {"layer_types": ["full_attention"] * LAYERS}
+
+
+@pytest.mark.filterwarnings("ignore:.*is served by the generic adapter")
+@pytest.mark.parametrize("kind", ["its own", "generic"])
+@torch.no_grad()
+def test_contexts_in_which_places_are_scaled_are_refused(kind: str) -> None:
+    """Llama 4's queries grow where its ``floor_scale`` is reached, tokens of earlier turns too."""
+    first, then = samples("llama4", model_of("llama4"))
+    turns = [one["input_ids"].shape[1] for one in (first, then)]
+    answers = []
+    for scale in (8192, sum(turns) + 1, sum(turns)):
+        model = model_of("llama4", text={**FULL, "floor_scale": scale})
+        adapter = lk.GenericAdapter if kind == "generic" else None
+        cache = DynamicCache(config=model.config.get_text_config())
+        config = lk.LightKVConfig([lk.Stage(1, 1, 0.5)])
+        with lk.attach(model, config, adapter=adapter):
+            answers.append([model(**first, **{CACHE: cache}).logits])
+            mask = torch.ones(1, sum(turns)).long()
+            second = {**then, "attention_mask": mask, CACHE: cache}
+            if scale > sum(turns):
+                answers[-1].append(model(**second).logits)
+                continue
+            with pytest.raises(
+                lk.UnsupportedInputError, match=f"which merging changes, from {scale}"
+            ):
+                model(**second)
+            assert int(cache.get_seq_length()) == turns[0]
+    assert all(map(torch.equal, answers[0], answers[1]))
+    assert torch.equal(answers[0][0], answers[2][0])
+
+
+def test_attention_in_chunks_is_refused_where_nobody_has_tested_it() -> None:
+    with pytest.raises(lk.UnsupportedModelError, match="has layers of chunked_attention"):
+        lk.GenericAdapter(model_of("llama4"))
 
 
 def test_tables_of_complex_numbers_keep_their_rows_and_turn_back() -> None:
