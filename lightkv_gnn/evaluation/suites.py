@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from lightkv_gnn.evaluation import cued
+from lightkv_gnn.evaluation.photo_suite import PhotoSuite
 from lightkv_gnn.evaluation.rectangles import Rectangles
 from lightkv_gnn.evaluation.suite import Suite
 from lightkv_gnn.evaluation.tiny_suite import TinySuite
@@ -21,4 +22,5 @@ SUITES: dict[str, Callable[..., Suite]] = {
     **CELLS,
     Rectangles.name: Rectangles,
     TinySuite.name: TinySuite,
+    PhotoSuite.name: PhotoSuite,
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ from lightkv_gnn.baselines.downsample import smaller
 from lightkv_gnn.evaluation.suite import Batch, Subject, Suite
 from lightkv_gnn.tiny.model import PATCH_SIZE
 from lightkv_gnn.tiny.questions import PLURALS
-from lightkv_gnn.tiny.scenes import IMAGE_SIZE
+from lightkv_gnn.tiny.scenes import IMAGE_SIZE, Box
 
 BATCH = 50
 
@@ -62,21 +62,27 @@ class TinySuite(Suite):
                 return_tensors="pt",
             )
             relevant = torch.stack(
-                [shown(asked_about(scene, question), patches) for scene, question in chunk]
+                [
+                    shown([item.box for item in asked_about(scene, question)], patches, IMAGE_SIZE)
+                    for scene, question in chunk
+                ]
             )
             answers = tuple(question.answer for _, question in chunk)
             yield Batch(inputs.to(subject.model.device), answers, relevant)
 
     def ask(self, subject: Subject, group: str, batch: Batch) -> list[float]:
         """1 for each answer that is exactly right."""
-        with torch.no_grad():
-            tokens = subject.model.generate(
-                **batch.inputs, do_sample=False, max_new_tokens=tiny.MAX_NEW_TOKENS[group]
-            )
-        new = tokens[:, batch.inputs["input_ids"].shape[1] :]
-        found = subject.processor.batch_decode(new, skip_special_tokens=True)
-        pairs = zip(found, batch.answers, strict=True)
-        return [float(text.strip() == answer) for text, answer in pairs]
+        return exactly_right(subject, batch, tiny.MAX_NEW_TOKENS[group])
+
+
+def exactly_right(subject: Subject, batch: Batch, words: int) -> list[float]:
+    """1 for each answer that is right word by word, of ``words`` at most, decoded greedily."""
+    with torch.no_grad():
+        tokens = subject.model.generate(**batch.inputs, do_sample=False, max_new_tokens=words)
+    new = tokens[:, batch.inputs["input_ids"].shape[1] :]
+    found = subject.processor.batch_decode(new, skip_special_tokens=True)
+    pairs = zip(found, batch.answers, strict=True)
+    return [float(text.strip() == answer) for text, answer in pairs]
 
 
 def asked_about(scene: tiny.Scene, question: tiny.Question) -> list[tiny.SceneObject]:
@@ -89,13 +95,17 @@ def asked_about(scene: tiny.Scene, question: tiny.Question) -> list[tiny.SceneOb
     return by_shape or list(scene.objects)
 
 
-def shown(objects: list[tiny.SceneObject], patches: int) -> Tensor:
-    """True for patches that a box of ``objects`` touches, `[patch]`, in raster order."""
-    patch = IMAGE_SIZE / patches
-    edge = np.arange(patches) * patch
+def shown(boxes: Sequence[Box], patches: int, size: int) -> Tensor:
+    """True for patches that one of the boxes touches, `[patch]`, in raster order.
+
+    Args:
+        boxes: Left, top, right and bottom edge of each, in pixels.
+        patches: Patches per side.
+        size: Side of the picture, in pixels.
+    """
+    edge = np.arange(patches) * (size / patches)
+    ends = edge + size / patches
     mask = np.zeros((patches, patches), dtype=bool)
-    for item in objects:
-        rows = (edge < item.y + item.size) & (edge + patch > item.y)
-        cols = (edge < item.x + item.size) & (edge + patch > item.x)
-        mask |= rows[:, None] & cols[None, :]
+    for left, top, right, bottom in boxes:
+        mask |= ((edge < bottom) & (ends > top))[:, None] & ((edge < right) & (ends > left))
     return torch.from_numpy(mask.reshape(-1))

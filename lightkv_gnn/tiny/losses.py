@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch.nn import functional as F
@@ -16,11 +16,15 @@ __all__ = ["LEADING", "answer_loss", "grounding_loss"]
 LEADING = len(GROUPS)
 # Weight of an answer token: yes/no answers compare two things and are learnt last, lists have
 # many tokens, and a picture has room for one leading question among a dozen others.
-_WEIGHTS = (1.0, 3.0, 2.0, 0.5, 4.0)
+WEIGHTED = dict(zip((*GROUPS, "leading"), (1.0, 3.0, 2.0, 0.5, 4.0), strict=True))
 
 
 def answer_loss(
-    hidden: torch.Tensor, head: torch.nn.Module, batch: PackedBatch, eos_id: int
+    hidden: torch.Tensor,
+    head: torch.nn.Module,
+    batch: PackedBatch,
+    eos_id: int,
+    weighted: Mapping[str, float] = WEIGHTED,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Return the weighted loss of the answers and the token accuracy of each group.
 
@@ -29,16 +33,17 @@ def answer_loss(
         head: maps hidden states to logits.
         batch: the packed questions.
         eos_id: id of the end mark, which is left out of the accuracy: it is nearly free.
+        weighted: weight of an answer token of each group, in the order of their numbers.
     """
     chosen = batch.groups[:, 1:] >= 0
     groups, targets = batch.groups[:, 1:][chosen], batch.input_ids[:, 1:][chosen]
     logits = head(hidden[:, :-1][chosen])
-    weights = torch.tensor(_WEIGHTS, device=logits.device)[groups]
+    weights = torch.tensor(tuple(weighted.values()), device=logits.device)[groups]
     losses = F.cross_entropy(logits, targets, reduction="none")
     hits, scored = logits.argmax(-1) == targets, targets != eos_id
     right = {
         name: float(hits[scored & (groups == index)].float().mean())
-        for index, name in enumerate((*GROUPS, "leading"))
+        for index, name in enumerate(weighted)
         if bool((scored & (groups == index)).any())
     }
     return (losses * weights).sum() / weights.sum(), right

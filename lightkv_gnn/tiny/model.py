@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -35,15 +36,20 @@ PATCH_SIZE = 8
 _WIDTH = 96
 
 
-def build_processor() -> LlavaProcessor:
-    """Build the processor from code: a PIL image processor and a word-level tokenizer."""
-    side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+def build_processor(size: int = IMAGE_SIZE, words: Sequence[str] = ()) -> LlavaProcessor:
+    """Build the processor from code: a PIL image processor and a word-level tokenizer.
+
+    Args:
+        size: side of the pictures in pixels.
+        words: more words, after those of :func:`vocabulary`.
+    """
+    side = {"height": size, "width": size}
     image_processor = CLIPImageProcessorPil(
         size=side, crop_size=side, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
     return LlavaProcessor(
         image_processor=image_processor,
-        tokenizer=build_tokenizer(),
+        tokenizer=build_tokenizer(words),
         patch_size=PATCH_SIZE,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,

@@ -21,6 +21,7 @@ __all__ = [
     "IMAGE_SIZE",
     "SHAPES",
     "Background",
+    "Box",
     "Scene",
     "SceneObject",
     "render",
@@ -47,6 +48,10 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }
 
 
+Box = tuple[int, int, int, int]
+"""Left, top, right and bottom edge in pixels."""
+
+
 @dataclass(frozen=True)
 class SceneObject:
     """One object: ``x`` and ``y`` are the top-left corner of its box of ``size`` pixels a side."""
@@ -56,6 +61,11 @@ class SceneObject:
     x: int
     y: int
     size: int
+
+    @property
+    def box(self) -> Box:
+        """Its box."""
+        return self.x, self.y, self.x + self.size, self.y + self.size
 
     @property
     def centre(self) -> tuple[float, float]:

@@ -30,12 +30,18 @@ __all__ = ["Trainer"]
 class Trainer:
     """Trains the tiny model through its curriculum."""
 
-    def __init__(self, recipe: Recipe, device: str = "cpu") -> None:
-        """Build an untrained model and its optimiser on a device."""
+    def __init__(
+        self,
+        recipe: Recipe,
+        device: str = "cpu",
+        model: Any = None,
+        processor: LlavaProcessor | None = None,
+    ) -> None:
+        """Build a model, untrained if none is given, and its optimiser on a device."""
         self.recipe, self.device, self.progress = recipe, device, Progress()
         self.rng = np.random.default_rng(recipe.seed)
-        self.processor: LlavaProcessor = build_processor()
-        model: Any = build_model(recipe.seed)
+        self.processor: LlavaProcessor = processor or build_processor()
+        model = build_model(recipe.seed) if model is None else model
         self.model: LlavaForConditionalGeneration = model.to(device).train()
         self.optimiser = torch.optim.AdamW(
             self.model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
@@ -169,12 +175,14 @@ class Trainer:
         )
 
     def _ground(
-        self, features: torch.Tensor, labels: torch.Tensor
+        self,
+        features: torch.Tensor,
+        labels: torch.Tensor,
+        words: tuple[tuple[str, ...], ...] = (tuple(COLOURS), SHAPES),
     ) -> tuple[torch.Tensor, dict[str, float]]:
         table: Any = self.model.get_input_embeddings().weight
         tables = [
-            table[self.processor.tokenizer.convert_tokens_to_ids(list(names))]
-            for names in (COLOURS, SHAPES)
+            table[self.processor.tokenizer.convert_tokens_to_ids(list(names))] for names in words
         ]
         loss, (colour, shape) = grounding_loss(features, labels.flatten(0, 1), tables)
         return loss, {"patch colour": colour, "patch shape": shape}
@@ -185,8 +193,12 @@ class Trainer:
         for name, value in right.items():
             progress.running[name] = 0.95 * progress.running.get(name, value) + 0.05 * value
         progress.step += 1
-        if seeing:
-            return
+        if not seeing:
+            self._promote()
+
+    def _promote(self) -> None:
+        """Go on to the next stage of the curriculum, if this one has been learnt."""
+        progress = self.progress
         progress.stage_step += 1
         stage = STAGES[progress.stage]
         reached = min(progress.running[name] for name in stage.gate)

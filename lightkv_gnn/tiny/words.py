@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -53,13 +55,14 @@ def vocabulary() -> dict[str, int]:
     return {word: index for index, word in enumerate(dict.fromkeys(words))}
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Build the word-level tokenizer.
+def build_tokenizer(words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """Build the word-level tokenizer, with ``words`` after those of :func:`vocabulary`.
 
     The roles are added tokens matched before normalisation, so that lower-casing the question
     leaves them alone.
     """
-    ids = vocabulary()
+    known = vocabulary()
+    ids = known | {word: len(known) + index for index, word in enumerate(words)}
     core = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     core.normalizer = normalizers.Lowercase()
     core.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -26,6 +26,7 @@ FEW = "--steps 3 --vision-steps 1 --decay-steps 1 --batch-size 2 --questions 1"
         ("plan_deployment.py", "of those without"),
         (f"train_tiny.py --out trained {FEW}", "question first captioning"),
         ("before_the_decoder.py", "256 vision tokens, merged to 64"),
+        (f"train_photo.py --out trained {FEW}", "list       exact"),
     ],
 )
 def test_example_runs(command, printed, capsys, monkeypatch, tmp_path):

@@ -56,13 +56,16 @@ def test_patches_are_shown_where_a_box_has_pixels(patches):
                 canvas[item.y : item.y + item.size, item.x : item.x + item.size] = True
             size = IMAGE_SIZE // patches
             expected = canvas.reshape(patches, size, patches, size).any((1, 3)).reshape(-1)
-            assert shown(list(items), patches).tolist() == expected.tolist()
+            assert shown([item.box for item in items], patches, 128).tolist() == expected.tolist()
 
 
 def test_batches_know_what_is_relevant_to_each_question(subject):
     pairs = tiny.sample_questions("vqa", 60, 2)
     found = torch.cat([batch.relevant for batch in TinySuite().batches(subject, "vqa", 60, 2)])
-    assert torch.equal(found, torch.stack([shown(asked_about(*pair), 16) for pair in pairs]))
+    assert torch.equal(
+        found,
+        torch.stack([shown([item.box for item in asked_about(*pair)], 16, 128) for pair in pairs]),
+    )
 
 
 def test_what_is_relevant_is_what_changes_with_the_object():
@@ -73,7 +76,7 @@ def test_what_is_relevant_is_what_changes_with_the_object():
         without = replace(scene, objects=tuple(o for o in scene.objects if o not in items))
         changed = np.asarray(tiny.render(scene)) != np.asarray(tiny.render(without))
         by_patch = changed.any(2).reshape(16, PATCH_SIZE, 16, PATCH_SIZE).any((1, 3)).reshape(-1)
-        relevant = shown(items, 16).numpy()
+        relevant = shown([item.box for item in items], 16, 128).numpy()
         assert not (by_patch & ~relevant).any()
         assert by_patch.any()
 

@@ -1,0 +1,99 @@
+"""Objects and signs before photographs that the model has never seen, in six groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from lightkv_gnn.baselines.downsample import smaller
+from lightkv_gnn.evaluation.suite import Batch, Subject, Suite
+from lightkv_gnn.evaluation.tiny_suite import exactly_right, shown
+from lightkv_gnn.tiny.model import PATCH_SIZE
+from lightkv_gnn.tiny.photo.questions import GROUPS, MAX_NEW_TOKENS, ask
+from lightkv_gnn.tiny.photo.scenes import CANVAS, PhotoScene, render, sample_scene
+from lightkv_gnn.tiny.photo.things import PLURALS
+from lightkv_gnn.tiny.questions import Question
+from lightkv_gnn.tiny.scenes import COLOURS, Box
+from lightkv_gnn.tiny.words import format_prompt
+
+BATCH = 25
+_FRESH = 2026
+"""Keeps the questions' random numbers apart from those of training."""
+
+
+class PhotoSuite(Suite):
+    """Pictures of 576 vision tokens; answers are right if they are equal word by word.
+
+    The model was trained at three resolutions, so that smaller pictures are no surprise to it.
+    """
+
+    name: ClassVar[str] = "photo"
+    groups: ClassVar[tuple[str, ...]] = GROUPS
+    retentions: ClassVar[tuple[float, ...]] = (0.55, 0.3, 0.16)
+    resizable: ClassVar[bool] = True
+
+    def subject(self, seed: int, folder: Path, device: str = "cpu") -> Subject:
+        """The model that ``examples/train_photo.py`` trained with a seed.
+
+        Raises:
+            FileNotFoundError: That has not been trained yet; it takes some hours.
+        """
+        own = folder / f"photo-{seed}"
+        if not own.is_dir():
+            raise FileNotFoundError(
+                f"there is no photo LLaVA of seed {seed} in {folder}: train it, "
+                f"python examples/train_photo.py --seed {seed} --out {own}"
+            )
+        model: Any = AutoModelForImageTextToText.from_pretrained(own, local_files_only=True)
+        processor = AutoProcessor.from_pretrained(own, local_files_only=True)
+        return Subject(model.to(device).eval(), processor)
+
+    def batches(
+        self, subject: Subject, group: str, questions: int, seed: int, side: float = 1.0
+    ) -> Iterator[Batch]:
+        """Fresh questions, each from a seed of its own; see :meth:`Suite.batches`."""
+        if group not in self.groups:
+            raise ValueError(f"{self.name!r} has the groups {self.groups}: not {group!r}")
+        patches = round(side * CANVAS / PATCH_SIZE)
+        options = smaller(subject.processor, side)
+        for start in range(0, questions, BATCH):
+            numbers = range(start, min(start + BATCH, questions))
+            chunk = [draw(group, seed, number) for number in numbers]
+            inputs = subject.processor(
+                images=[render(scene) for scene, _ in chunk],
+                text=[format_prompt(question.prompt_text) for _, question in chunk],
+                images_kwargs=options,
+                padding=True,
+                return_tensors="pt",
+            )
+            relevant = [shown(boxes_of(*pair), patches, CANVAS) for pair in chunk]
+            answers = tuple(question.answer for _, question in chunk)
+            yield Batch(inputs.to(subject.model.device), answers, torch.stack(relevant))
+
+    def ask(self, subject: Subject, group: str, batch: Batch) -> list[float]:
+        """1 for each answer that is exactly right."""
+        return exactly_right(subject, batch, MAX_NEW_TOKENS[group])
+
+
+def draw(group: str, seed: int, number: int) -> tuple[PhotoScene, Question]:
+    """A scene before a photograph to test on, and a question of the group about it."""
+    rng = np.random.default_rng([_FRESH, GROUPS.index(group), seed, number])
+    scene = sample_scene(rng, "test", signed=True if group == "read" else None)
+    return scene, ask(scene, group, rng)
+
+
+def boxes_of(scene: PhotoScene, question: Question) -> list[Box]:
+    """What an answer depends on: the sign, objects named by colour, else by thing, else all."""
+    if question.group == "read" and scene.sign is not None:
+        return [scene.sign.box]
+    words = question.prompt_text.split()
+    named = [item for item in scene.objects if item.colour in words]
+    if not named and not any(colour in words for colour in COLOURS):
+        named = [item for item in scene.objects if PLURALS[item.shape] in words]
+        named = named or list(scene.objects)
+    return [item.box for item in named]
