@@ -3,6 +3,7 @@
 ``model`` builds and loads it, with its ``words``.  Pictures are ``scenes`` of ``shapes``; there are
 ``questions`` about them, which ``evaluate`` scores.  Training, from a ``recipe``: ``training`` goes
 through the ``curriculum``, with ``packing`` of many questions into a row, and ``losses``.
+``photo`` goes on with it, before photographs.
 """
 
 from __future__ import annotations
