@@ -13,6 +13,7 @@ from lightkv_gnn import machine
 from lightkv_gnn.baselines import METHODS, NONE, Method
 from lightkv_gnn.commands.options import Device, Json, ManyValues, Threads, make_app, one_of
 from lightkv_gnn.evaluation.ablations import ABLATIONS
+from lightkv_gnn.evaluation.cued.backgrounds import Background
 from lightkv_gnn.evaluation.rows import Row, read_rows, write_rows
 from lightkv_gnn.evaluation.runner import Evaluation
 from lightkv_gnn.evaluation.shards import Shard
@@ -67,6 +68,10 @@ Questions = Annotated[
     int | None,
     typer.Option(help="Of each group.", show_default=f"{QUESTIONS}, quick {QUICK_QUESTIONS}"),
 ]
+Behind = Annotated[
+    Background,
+    typer.Option(help="Behind the cells of suites on cells: photographs that training never saw."),
+]
 Fewer = Annotated[bool, typer.Option("--quick", help="Fewer questions.")]
 Out = Annotated[
     Path, typer.Option(help="Folder of the rows; a run goes on where one there was stopped.")
@@ -97,6 +102,7 @@ def evaluate(
     out: Out = Path("lightkv-eval"),
     models: Models = Path("lightkv-models"),
     cells: Cells = None,
+    background: Behind = "plain",
     device: Device = "cpu",
     threads: Threads = 1,
     as_json: Json = False,
@@ -118,7 +124,7 @@ def evaluate(
     with machine.threads(threads):
         rows = [
             row
-            for one, groups in asked_groups(suite or ["cued"], group, cells).items()
+            for one, groups in asked_groups(suite or ["cued"], group, cells, background).items()
             for row in Evaluation(
                 {one: groups},
                 chosen,
@@ -141,17 +147,23 @@ def evaluate(
 
 
 def asked_groups(
-    names: Sequence[str], groups: Sequence[str] | None, cells: int | None
+    names: Sequence[str],
+    groups: Sequence[str] | None,
+    cells: int | None,
+    background: Background = "plain",
 ) -> dict[Suite, list[str]]:
     """The groups to ask of each suite.
 
     Raises:
-        ValueError: A group that no suite has, or cells for a suite without any.
+        ValueError: A group that no suite has, or options of cells for a suite without any.
     """
-    if cells is not None and (other := sorted(set(names) - set(CELLS))):
-        raise ValueError(f"--cells is for {', '.join(CELLS)}: {other[0]} has no such pictures")
-    side = {} if cells is None else {"side": cells}
-    suites = [SUITES[name](**side) for name in names]
+    options: dict[str, Any] = {} if cells is None else {"side": cells}
+    if background != "plain":
+        options["background"] = background
+    if options and (other := sorted(set(names) - set(CELLS))):
+        option = "--cells" if cells is not None else "--background"
+        raise ValueError(f"{option} is for {', '.join(CELLS)}: {other[0]} has no such pictures")
+    suites = [SUITES[name](**options) for name in names]
     known = {group for suite in suites for group in suite.groups}
     unknown = sorted(set(groups or ()) - known)
     if unknown:

@@ -146,7 +146,7 @@ class Evaluation:
 
 def _key_of(suite: Suite, cell: Cell, seed: int) -> Key:
     budget = cell.budget
-    return Key(suite.name, cell.group, cell.method.name, budget.retention, budget.depth, seed)
+    return Key(suite.label, cell.group, cell.method.name, budget.retention, budget.depth, seed)
 
 
 def _row_of(key: Key, asked: Asked, full: Row | None) -> Row:

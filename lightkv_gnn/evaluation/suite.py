@@ -50,6 +50,11 @@ class Suite(ABC):
     resizable: ClassVar[bool] = False
     """Whether its pictures can be made smaller."""
 
+    @property
+    def label(self) -> str:
+        """What rows call it; its name, and what else its pictures depend on."""
+        return self.name
+
     @abstractmethod
     def subject(self, seed: int, folder: Path, device: str = "cpu") -> Subject:
         """The model of a seed: read from ``folder``, or trained and kept there.

@@ -172,7 +172,7 @@ def test_the_listening_layer_changes_no_bit_and_asks_what_the_next_layer_asks() 
     short = build(4, 2, seed=5).eval()
     long = with_listening_layer(short, lambda layers: build(4, layers, seed=0)).eval()
     lesson = Objects(4).draw(fresh(), 3)
-    inputs = inputs_of(lesson.codes, lesson.text, 4, "cpu")
+    inputs = inputs_of(lesson, lesson.text, 4, "cpu")
     with torch.no_grad():
         ours = long(**inputs, output_hidden_states=True)
         theirs = short(**inputs, output_hidden_states=True)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 from lightkv_gnn.evaluation.cued import words
+from lightkv_gnn.evaluation.cued.backgrounds import Background, photographs
 from lightkv_gnn.evaluation.cued.model import build, load
 from lightkv_gnn.evaluation.cued.training import CellRecipe, inputs_of, train
 from lightkv_gnn.evaluation.cued.worlds import Lesson, World
@@ -37,9 +39,11 @@ class CellSuite(Suite):
         listening: Layers that write nothing and stand before all others; see
             :func:`lightkv_gnn.evaluation.listening.with_listening_layer`.  A stage merges at most
             half of the tokens away, so that closed forms for a quarter need two.
+        background: What is behind the cells: "plain" black, or a "photo": other photographs than
+            those of training.
 
     Raises:
-        ValueError: No listening layer, or too few cells.
+        ValueError: No listening layer, too few cells, or an unknown background.
     """
 
     trained_as: ClassVar[str]
@@ -54,14 +58,25 @@ class CellSuite(Suite):
         recipe: CellRecipe | None = None,
         batch_size: int = 64,
         listening: int = 1,
+        background: Background = "plain",
     ) -> None:
         if listening < 1:
             raise ValueError(f"listening is {listening}: expected 1 or more layers")
         self.side = side
         self.recipe = recipe or self.own_recipe
         self.batch_size = batch_size
+        if background not in get_args(Background):
+            raise ValueError(
+                f"background is {background!r}: expected one of {get_args(Background)}"
+            )
         self.listening = listening
+        self.background = background
         self.worlds = self.make_worlds()
+
+    @property
+    def label(self) -> str:
+        """Its name, with the background if it is not plain."""
+        return self.name if self.background == "plain" else f"{self.name}_{self.background}"
 
     def lessons(self) -> Sequence[World]:
         """Worlds that the model is trained on, in turn; those it is asked about."""
@@ -74,10 +89,12 @@ class CellSuite(Suite):
     def subject(self, seed: int, folder: Path, device: str = "cpu") -> Subject:
         """The model of a seed; see :meth:`Suite.subject`."""
         size = "" if self.side == SIDE else f"{self.side}x{self.side}-"
-        own = Path(folder) / f"{self.trained_as}-{size}{seed}"
+        kind = "" if self.background == "plain" else f"{self.background}-"
+        own = Path(folder) / f"{self.trained_as}-{kind}{size}{seed}"
         if not own.is_dir():
-            save(train(self.lessons(), self.recipe, seed, device), own)
-        model: Any = load(own, self.side)
+            model: Any = train(self.lessons(), self.recipe, seed, device, self.background)
+            save(model, own)
+        model = load(own, self.side)
         for _ in range(self.listening - 1):
             model = with_listening_layer(model, lambda layers: build(self.side, layers, seed=0))
         return Subject(model.to(device).eval())
@@ -104,6 +121,7 @@ class CellSuite(Suite):
                 torch.cat([one.text for one in drawn]),
                 drawn[0].answer,
                 torch.cat([one.relevant for one in drawn]),
+                _together([one.behind for one in drawn]),
             )
             yield self.pose(group, lesson, device)
 
@@ -112,14 +130,18 @@ class CellSuite(Suite):
             [_FRESH, *self.name.encode(), *group.encode(), seed, number]
         )
         generator = Generator().manual_seed(int(stream.generate_state(1)[0]))
-        return self.worlds[group].draw(generator, 1)
+        lesson = self.worlds[group].draw(generator, 1)
+        if self.background == "plain":
+            return lesson
+        shape = (1, lesson.codes.shape[1])
+        return replace(lesson, behind=photographs(shape, self.side, generator, "test"))
 
     def pose(self, group: str, lesson: Lesson, device: str) -> Batch:
         """The first question of every sample of a lesson."""
         begins = (~lesson.answer).nonzero()[:, 0].tolist()
         end = begins[1] if len(begins) > 1 else lesson.text.shape[1]
         return Batch(
-            inputs_of(lesson.codes, lesson.text[:, :1], self.side, device),
+            inputs_of(lesson, lesson.text[:, :1], self.side, device),
             words.spell(lesson.text[:, 1:end]),
             lesson.relevant[:, 0].to(device),
         )
@@ -129,3 +151,9 @@ class CellSuite(Suite):
         length = len(batch.answers[0].split())
         ids = subject.model.generate(**batch.inputs, max_new_tokens=length, do_sample=False)
         return words.shares(words.spell(ids[:, -length:]), batch.answers)
+
+
+def _together(behind: list[Tensor | None]) -> Tensor | None:
+    """Photographs of several lessons, or None if they have none."""
+    there = [one for one in behind if one is not None]
+    return torch.cat(there) if there else None

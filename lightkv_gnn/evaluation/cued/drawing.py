@@ -69,18 +69,21 @@ def digit_code(digit: Tensor) -> Tensor:
     return 1 + len(COLOURS) * (len(SHAPES) + 1) + digit
 
 
-def draw(codes: Tensor, side: int) -> Tensor:
+def draw(codes: Tensor, side: int, behind: Tensor | None = None) -> Tensor:
     """Draws pictures.
 
     Args:
         codes: Codes of the cells in raster order, `[picture, cell]`.
         side: Cells per side.
+        behind: What is seen where cells are black, 0 to 1, `[picture, channel, row, column]`.
 
     Returns:
         Pixels from -1 to 1, `[picture, channel, row, column]`.
     """
     cells = _glyphs()[codes].unflatten(1, (side, side))
     pixels = cells.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+    if behind is not None:
+        pixels = torch.where(pixels.amax(dim=1, keepdim=True) > 0, pixels, behind)
     return 2 * pixels - 1
 
 

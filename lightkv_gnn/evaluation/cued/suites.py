@@ -118,7 +118,7 @@ class SecondQuestion(_ObjectSuite):
         """The first question, with the second one beside."""
         which = self.groups.index(group)
         return TwoQuestions(
-            inputs_of(lesson.codes, lesson.text[:, :1], self.side, device),
+            inputs_of(lesson, lesson.text[:, :1], self.side, device),
             words.spell(lesson.text[:, 2 * which + 1, None]),
             lesson.relevant[:, which].to(device),
             lesson.text[:, 2].to(device),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightkv_gnn.evaluation.cued import words
+from lightkv_gnn.evaluation.cued.backgrounds import Background, photographs
 from lightkv_gnn.evaluation.cued.drawing import draw
 from lightkv_gnn.evaluation.cued.model import build
 from lightkv_gnn.evaluation.cued.worlds import Lesson, World
@@ -28,7 +29,13 @@ class CellRecipe(Recipe):
     symmetric: bool = False
 
 
-def train(worlds: Sequence[World], recipe: CellRecipe, seed: int, device: str = "cpu") -> Any:
+def train(
+    worlds: Sequence[World],
+    recipe: CellRecipe,
+    seed: int,
+    device: str = "cpu",
+    background: Background = "plain",
+) -> Any:
     """Trains a model on worlds in turn, one each step.
 
     Args:
@@ -36,6 +43,7 @@ def train(worlds: Sequence[World], recipe: CellRecipe, seed: int, device: str = 
         recipe: How.
         seed: Of the initial weights and of the lessons; the same on a CPU gives the same model.
         device: Where to train.
+        background: Behind the cells; photographs are those to train on.
 
     Returns:
         The model with its listening layer, in evaluation mode.
@@ -50,6 +58,10 @@ def train(worlds: Sequence[World], recipe: CellRecipe, seed: int, device: str = 
 
     def loss_at(step: int) -> Tensor:
         lesson = worlds[step % len(worlds)].draw(generator, recipe.batch)
+        if background == "photo":
+            shape = (lesson.codes.shape[0], lesson.codes.shape[1])
+            behind = photographs(shape, side, generator, "train")
+            lesson = replace(lesson, behind=behind)
         return _loss(model, lesson, side, device)
 
     fit(model, recipe, loss_at, f"training on {type(worlds[0]).__name__.lower()}")
@@ -57,26 +69,27 @@ def train(worlds: Sequence[World], recipe: CellRecipe, seed: int, device: str = 
     return longer.to(device).eval()
 
 
-def inputs_of(codes: Tensor, text: Tensor, side: int, device: str) -> dict[str, Tensor]:
+def inputs_of(lesson: Lesson, text: Tensor, side: int, device: str) -> dict[str, Tensor]:
     """What the model takes: a start, the pictures, and the text.
 
     Args:
-        codes: Of cells, `[batch, image, cell]`.
+        lesson: Has the pictures.
         text: Ids, `[batch, word]`.
         side: Cells per side.
         device: Where to put it.
     """
-    batch, images, cells = codes.shape
+    batch, images, cells = lesson.codes.shape
     begin = torch.full((batch, 1), words.BEGIN)
     pictures = torch.full((batch, images * cells), words.IMAGE)
     ids = torch.cat([begin, pictures, text], dim=1).to(device)
-    pixels = draw(codes.flatten(0, 1), side).to(device)
+    behind = None if lesson.behind is None else lesson.behind.flatten(0, 1)
+    pixels = draw(lesson.codes.flatten(0, 1), side, behind).to(device)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
 
 
 def _loss(model: Any, lesson: Lesson, side: int, device: str) -> Tensor:
     """Mean cross entropy of the answers' words."""
-    inputs = inputs_of(lesson.codes, lesson.text[:, :-1], side, device)
+    inputs = inputs_of(lesson, lesson.text[:, :-1], side, device)
     hidden = model.model(**inputs, use_cache=False).last_hidden_state
     hidden = hidden[:, 1 - lesson.text.shape[1] :]
     answer = lesson.answer[1:].to(device)

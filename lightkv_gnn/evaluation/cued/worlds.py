@@ -30,12 +30,15 @@ class Lesson:
         text: Ids of the words behind the pictures, `[batch, word]`.
         answer: Which of the words are answers, `[word]` bool.
         relevant: Cells that each question depends on, `[batch, question, image * cell]` bool.
+        behind: Photographs behind the pictures, 0 to 1, `[batch, image, channel, row, column]`;
+            None for black.
     """
 
     codes: Tensor
     text: Tensor
     answer: Tensor
     relevant: Tensor
+    behind: Tensor | None = None
 
 
 class World(ABC):
