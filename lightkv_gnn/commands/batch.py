@@ -115,8 +115,8 @@ def batch(
     if done.failed_before:
         before += f", {done.failed_before} of them failed"
     print(
-        f"{done.rows} rows: {done.answered} answered and {done.failed} failed in "
-        f"{done.seconds:.1f} s, {before}"
+        f"{done.rows} {'row' if done.rows == 1 else 'rows'}: {done.answered} answered and "
+        f"{done.failed} failed in {done.seconds:.1f} s, {before}"
     )
     print(f"wrote {len(done.parts)} {'part' if len(done.parts) == 1 else 'parts'} in {out}")
     if done.failed or done.failed_before:

@@ -195,7 +195,8 @@ def _devices() -> tuple[str, ...]:
         f"{torch.cuda.get_device_properties(number).total_memory / 2**30:.0f} GiB"
         for number in range(torch.cuda.device_count())
     ]
-    return (f"cpu, {torch.get_num_threads()} threads", *gpus)
+    threads = torch.get_num_threads()
+    return (f"cpu, {threads} thread{'s' if threads > 1 else ''}", *gpus)
 
 
 def _families(optional: Sequence[Package]) -> tuple[Family, ...]:

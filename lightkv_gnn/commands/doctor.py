@@ -43,8 +43,9 @@ def _lines(found: Diagnosis) -> Iterator[str]:
         yield _line(package)
     if found.families:
         yield "\nmodel families"
-        for family in found.families:
-            yield f"{family.name:16} {_state(family)}"
+        width = max(16, *(len(family.name) for family in found.families))
+        for family in sorted(found.families, key=lambda family: family.name):
+            yield f"{family.name:{width}} {_state(family)}"
     yield ""
     for name, proof in (("interfaces", found.seams), ("a compression", found.proof)):
         yield f"{name:16} {'works' if proof.works else 'FAILED'}: {proof.detail}"

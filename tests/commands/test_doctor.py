@@ -60,8 +60,12 @@ def test_what_is_missing_comes_with_a_command(capsys, monkeypatch):
     lines = {line[:16].strip(): line[17:] for line in printed.out.splitlines()}
     assert lines["torchvision"].startswith("not installed (for processors of some families")
     assert lines["torchvision"].endswith(doctor.torchvision_command(torch.__version__))
-    assert lines["qwen2_vl"] == "its processor needs torchvision, as above"
-    assert lines["llava"] == "ready"
+    table = printed.out[printed.out.index("model families\n") :].split("\n\n")[0].splitlines()[1:]
+    assert len({len(line) - len(line.split(maxsplit=1)[1]) for line in table}) == 1
+    said = dict(line.split(maxsplit=1) for line in table)
+    assert list(said) == sorted(families())
+    assert said["qwen2_vl"] == "its processor needs torchvision, as above"
+    assert said["llava"] == "ready"
     assert lines["a compression"].startswith("works: ")
     assert printed.err == "importing everything, then compressing once ...\n"
 
