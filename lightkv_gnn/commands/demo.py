@@ -18,6 +18,7 @@ from PIL import Image
 
 from lightkv_gnn import __version__, tiny
 from lightkv_gnn.asking.loading import load
+from lightkv_gnn.commands import bundled
 from lightkv_gnn.commands import comparison as demos
 from lightkv_gnn.commands.comparison import Report
 from lightkv_gnn.commands.options import Json, Retention, make_app
@@ -84,6 +85,10 @@ def show(
     report(_machine(model))
     for name, config in configs.items():
         report(f"{name}: merged away {in_words(config.stages)}")
+    note = None
+    if own and source is None:
+        note = bundled.limits(list(asked), processor.tokenizer.get_vocab())
+        report(f"\n{note}")
     report("")
     answered = demos.ask_all(model, processor, picture, asked, configs)
     report(_answers(answered.answers))
@@ -104,6 +109,7 @@ def show(
         "version": __version__,
         "model": type(model).__name__,
         "questions": questions if table else 0,
+        "note": note,
         "configs": {name: config.to_dict() for name, config in configs.items()},
         "answers": [asdict(answer) for answer in answered.answers],
         "accuracy": {

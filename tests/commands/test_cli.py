@@ -50,6 +50,7 @@ def test_demo_reports_accuracy_ledger_and_files(capsys, tmp_path):
     assert len(result["answers"]) == len(tiny.GROUPS)
     assert {file.name for file in out.iterdir()} == {"picture.png", "merges.png"}
     assert result["files"] == [str(out / "picture.png"), str(out / "merges.png")]
+    assert result["note"] is None
 
 
 def test_demo_prints_the_same_for_people(capsys, tmp_path):
@@ -84,6 +85,8 @@ def test_demo_on_a_model_picture_and_question_of_ones_own(capsys, tmp_path, phot
     assert own["answers"] == bundled["answers"]
     assert own["answers"][0]["prompt"] == "what shape is the red object?"
     assert own["ledger"]["kv_bytes"] == bundled["ledger"]["kv_bytes"]
+    assert own["note"] is None
+    assert "never seen" in bundled["note"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,78 @@
+"""How redundant vision tokens are: drawn scenes beside scenes before photographs.
+
+python docs/evidence/redundancy.py [--model my-model/] [--pictures 100]
+
+Prints a table.  With ``--model``, also of a photo model's own tokens, at full resolution.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from lightkv_gnn import tiny
+from lightkv_gnn.evaluation.redundancy import nearest_divergence, patch_pixels, shares_below
+from lightkv_gnn.tiny.model import PATCH_SIZE
+from lightkv_gnn.tiny.photo import scenes as photo
+from lightkv_gnn.tiny.photo.model import features
+from lightkv_gnn.tiny.photo.photographs import sample_photograph
+
+LIMITS = (0.01, 0.05, 0.1, 0.2)
+DRAWN, BEFORE, ALONE = "drawn scenes", "scenes before photographs", "photographs alone"
+
+
+def pictures(kind: str, count: int, side: int) -> list[Image.Image]:
+    """Pictures of a kind; photographs are those that no model was trained on."""
+    rng = np.random.default_rng(2026)
+    if kind == DRAWN:
+        return [tiny.render(tiny.sample_scene(rng), side) for _ in range(count)]
+    if kind == BEFORE:
+        return [photo.render(photo.sample_scene(rng, "test"), side) for _ in range(count)]
+    return [sample_photograph(rng, "test").pixels(side) for _ in range(count)]
+
+
+def line(kind: str, what: str, divergence: torch.Tensor) -> str:
+    """A row of the table."""
+    shares = " | ".join(f"{share:.0%}" for share in shares_below(divergence, LIMITS))
+    tokens = divergence.shape[1]
+    return f"| {kind} | {what} | {tokens} | {divergence.median():.3f} | {shares} |"
+
+
+@torch.no_grad()
+def rows(model: Any, processor: Any, name: str, count: int) -> list[str]:
+    """Lines for all kinds of pictures: of the model's tokens, and of the pixels they show."""
+    side = model.config.vision_config.image_size
+    found = []
+    for kind in (DRAWN, BEFORE, ALONE):
+        shown: Sequence[Image.Image] = pictures(kind, count, side)
+        pixels = processor.image_processor(list(shown), return_tensors="pt")["pixel_values"]
+        tokens = features(model, pixels)
+        found.append(line(kind, f"{name}'s tokens", nearest_divergence(tokens)))
+        found.append(line(kind, "pixels", nearest_divergence(patch_pixels(pixels, PATCH_SIZE))))
+    return found
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, help="folder of a photo model")
+    parser.add_argument("--pictures", type=int, default=100, help="of each kind")
+    arguments = parser.parse_args()
+    print("| pictures | of what | tokens | median | " + " | ".join(f"< {x}" for x in LIMITS) + " |")
+    print("|---" * (4 + len(LIMITS)) + "|")
+    print(*rows(*tiny.load(), "the bundled model", arguments.pictures), sep="\n")
+    if arguments.model is not None:
+        model = AutoModelForImageTextToText.from_pretrained(arguments.model, local_files_only=True)
+        processor = AutoProcessor.from_pretrained(arguments.model, local_files_only=True)
+        print(*rows(model.eval(), processor, "the photo model", arguments.pictures), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
