@@ -45,6 +45,11 @@ def stop(module: nn.Module) -> None:
     module.__dict__.pop(_ATTRIBUTE, None)
 
 
+def is_recorded(module: nn.Module) -> bool:
+    """Whether somebody records this attention module already; a second one would take its place."""
+    return _ATTRIBUTE in module.__dict__
+
+
 def install(implementation: str) -> None:
     """Wraps a backend's function in the registry; calls nest."""
     with _lock:

@@ -1,6 +1,7 @@
 """Methods to compare with, each in a small file, all on the same hooks.
 
-``method`` says what a method is, ``schedules`` keep it to a budget, ``losses`` measure it.
+``method`` says what a method is, ``schedules`` keep it to a budget, ``losses`` measure it,
+and ``inspection`` what is left.
 Merging: ``merging``, ``pooling`` and ``square_folded``.  Pruning, on what ``pruning`` shares:
 ``blind_pruning``, ``divprune``, ``fastv``, ``pyramid_drop``, ``sparsevlm``, with ``attention``
 from few rows.  Pruning one token after the other, on what ``choosing`` shares: ``scope``,

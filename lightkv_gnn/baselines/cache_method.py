@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -42,6 +43,7 @@ class Shrinker(ABC):
         self.adapter, self.retention = adapter, retention
         self.request: PrefillRequest | None = None
         self.bytes = 0
+        self.seconds = 0.0
         self._vision = self._left = torch.zeros(())
         self._signature = inspect.signature(adapter.base.forward)
 
@@ -80,6 +82,8 @@ class Shrinker(ABC):
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.request = inspect_call(self.adapter, ModelCall.of(self._signature, args, kwargs))
+        if self.request is not None:
+            self.seconds = 0.0
         if self.request is not None and self.request.past:
             raise UnsupportedInputError(
                 "a picture comes after other tokens in the cache: methods that shorten the cache "
@@ -92,6 +96,7 @@ class Shrinker(ABC):
         request, self.request = self.request, None
         if request is None:
             return
+        started = time.perf_counter()
         cache = cache_in(output)
         if cache is None:
             raise UnsupportedInputError("there is no cache to shorten: leave use_cache on")
@@ -116,6 +121,7 @@ class Shrinker(ABC):
             layer.rewrite(keys, values, kept)
             self.bytes += sum(x.numel() * x.element_size() for x in (keys, values))
             self._left += (stays & vision).sum()
+        self.seconds += time.perf_counter() - started
 
     def planned(self, length: int) -> int:
         """Entries that stay of a prompt of that many tokens."""
@@ -147,6 +153,11 @@ class Shrunk(Applied):
     """
 
     shrinker: Shrinker | None = None
+
+    def method_seconds(self) -> float:
+        """Wall time of shortening the last prefill's cache, on the host."""
+        assert self.shrinker is not None
+        return self.shrinker.seconds
 
     def bill(self) -> Bill:
         """The last prefill's: all operations, and what is left of the cache."""

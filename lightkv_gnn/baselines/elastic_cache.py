@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack
 from functools import partial
 
@@ -32,10 +33,12 @@ class ElasticShrinker(Shrinker):
         self, number: int, query: Tensor, key: Tensor, scaling: float, softcap: float | None
     ) -> None:
         if self.request is not None:
+            started = time.perf_counter()
             real = self.request.real.to(query.device)
             with torch.no_grad():
                 own = key[:, :, : query.shape[2]]  # a cache may have room for more
                 self._sums[number] = received(query, own, real, scaling, softcap)
+            self.seconds += time.perf_counter() - started
 
     def importance(self, number: int, real: Tensor) -> Tensor:
         """Sums of the attention that entries got, `[batch, entry]`."""

@@ -85,6 +85,13 @@ class Applied:
     compressor: MeasuredCompressor
     side: float = 1.0
 
+    def method_seconds(self) -> float:
+        """Wall time of the method itself in the last prefill, whole batch; no measuring in it.
+
+        That of the stages, their guidance included.
+        """
+        return max(0.0, self.handle.ledger.compressor_seconds - self.compressor.seconds)
+
     def bill(self) -> Bill:
         """The last prefill's."""
         totals = self.handle.ledger.totals()

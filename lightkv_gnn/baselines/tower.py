@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack
 from typing import Any
 
@@ -24,6 +25,7 @@ class TowerAttention:
         saliency: Attention that each patch got, averaged over heads, `[patch]`, pictures one after
             the other; of the [CLS] token where the tower has one, else averaged over all patches.
         keys: Of each patch, all heads, `[patch, head * channel]`.
+        seconds: Wall time that listening to the last pictures took, on the host.
 
     Raises:
         UnsupportedInputError: The tower has no such layer that can be listened to.
@@ -31,6 +33,7 @@ class TowerAttention:
 
     def __init__(self, adapter: Adapter) -> None:
         self.saliency = self.keys = torch.zeros(0)
+        self.seconds = 0.0
         tower = getattr(adapter.base, "vision_tower", None)
         taken = getattr(adapter.base.config, "vision_feature_layer", None)
         layers = None if tower is None else _layers(tower)
@@ -72,11 +75,13 @@ class TowerAttention:
         return weight.masked_scatter(block.vision_mask, self.saliency.to(weight.device))
 
     def _record(self, query: Tensor, key: Tensor, scaling: float, softcap: float | None) -> None:
+        started = time.perf_counter()
         with torch.no_grad():
             rows = query[:, :, : self._begin] if self._begin else query
             share = attended(rows, key, scaling, softcap)[:, self._begin :]
             self.saliency = share.reshape(-1)
             self.keys = key[:, :, self._begin :].transpose(1, 2).flatten(0, 1).flatten(1)
+        self.seconds = time.perf_counter() - started
 
 
 def attended(query: Tensor, key: Tensor, scaling: float, softcap: float | None = None) -> Tensor:

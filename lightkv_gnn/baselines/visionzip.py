@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -49,6 +50,22 @@ def dominant_and_contextual(
     return join(stays * 2.0 + target, keys @ keys.transpose(1, 2), x, partition, target)
 
 
+@dataclass(frozen=True, eq=False)
+class Listening(Applied):
+    """A method that listens to the vision tower, at work.
+
+    Attributes:
+        tower: It is heard by.
+    """
+
+    tower: TowerAttention | None = None
+
+    def method_seconds(self) -> float:
+        """Wall time of the stages, and of listening to the tower."""
+        assert self.tower is not None
+        return super().method_seconds() + self.tower.seconds
+
+
 class VisionZip(Once):
     """One stage, that hears of the vision tower."""
 
@@ -68,7 +85,7 @@ class VisionZip(Once):
         with ExitStack() as undo:
             tower.install(undo)
             handle = undo.enter_context(attach(model, config, compressor=measured))
-            yield Applied(handle, hints, measured)
+            yield Listening(handle, hints, measured, tower=tower)
 
 
 VISIONZIP_LIKE = VisionZip(

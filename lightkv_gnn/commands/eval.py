@@ -11,6 +11,7 @@ import typer
 
 from lightkv_gnn import machine
 from lightkv_gnn.baselines import METHODS, NONE, Method
+from lightkv_gnn.baselines.blind_pruning import RANDOM_PRUNING
 from lightkv_gnn.commands.options import Device, Json, ManyValues, Threads, make_app, one_of
 from lightkv_gnn.evaluation.ablations import ABLATIONS
 from lightkv_gnn.evaluation.cued.backgrounds import Background
@@ -109,6 +110,7 @@ def evaluate(
 ) -> None:
     """Ask trained models questions, without compression and with many methods.
 
+    Random pruning, and smaller pictures where a suite has them, are always among them.
     Small models are fastest and most repeatable with one thread.  Started by "accelerate launch -m
     lightkv_gnn eval", or by torchrun, several processes share the work.
     """
@@ -127,7 +129,7 @@ def evaluate(
             for one, groups in asked_groups(suite or ["cued"], group, cells, background).items()
             for row in Evaluation(
                 {one: groups},
-                chosen,
+                with_random(chosen),
                 retention or one.retentions,
                 depth or [0],
                 seeds or [0],
@@ -144,6 +146,14 @@ def evaluate(
     for row in rows:
         print(_line(row))
     print(f"wrote {out / ROWS}; lightkv-gnn report {out / ROWS} makes a page of it")
+
+
+def with_random(methods: Sequence[Method]) -> list[Method]:
+    """The methods, with random pruning if there are any: it stands in every table."""
+    names = {method.name for method in methods}
+    if RANDOM_PRUNING.name in names or names <= {NONE.name}:
+        return [*methods]
+    return [*methods, RANDOM_PRUNING]
 
 
 def asked_groups(
@@ -187,7 +197,7 @@ def check_rows(rows: Sequence[Row], methods: Sequence[Method], out: Path) -> Non
 
 def _told(row: Row) -> dict[str, Any]:
     values = row.to_dict()
-    del values["scores"]
+    del values["scores"], values["answers"]
     return values
 
 

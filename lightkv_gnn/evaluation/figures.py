@@ -137,14 +137,6 @@ PLOTS = (
         layers=True,
     ),
     Plot(
-        "kv",
-        lambda entry: entry.mean("kv_ratio"),
-        "KV bytes after the prefill, text included, of those without compression",
-        lambda entry: entry.first.depth,
-        depth_title,
-        "Accuracy against the size of the KV cache, a panel per depth.",
-    ),
-    Plot(
         "flops",
         lambda entry: entry.mean("flops_ratio"),
         "prefill FLOPs, of those without compression",

@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lightkv_gnn.baselines.downsample import smaller
 from lightkv_gnn.evaluation.suite import Batch, Subject, Suite
-from lightkv_gnn.evaluation.tiny_suite import exactly_right, shown
+from lightkv_gnn.evaluation.tiny_suite import decoded, shown
 from lightkv_gnn.tiny.model import PATCH_SIZE
 from lightkv_gnn.tiny.photo.questions import GROUPS, MAX_NEW_TOKENS, ask
 from lightkv_gnn.tiny.photo.scenes import CANVAS, PhotoScene, render, sample_scene
@@ -75,9 +75,9 @@ class PhotoSuite(Suite):
             answers = tuple(question.answer for _, question in chunk)
             yield Batch(inputs.to(subject.model.device), answers, torch.stack(relevant))
 
-    def ask(self, subject: Subject, group: str, batch: Batch) -> list[float]:
-        """1 for each answer that is exactly right."""
-        return exactly_right(subject, batch, MAX_NEW_TOKENS[group])
+    def answer(self, subject: Subject, group: str, batch: Batch) -> list[str]:
+        """Each answer, decoded greedily."""
+        return decoded(subject, batch, MAX_NEW_TOKENS[group])
 
 
 def draw(group: str, seed: int, number: int) -> tuple[PhotoScene, Question]:

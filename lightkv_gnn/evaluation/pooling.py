@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -63,8 +64,9 @@ class Pooled:
         return Group(self.first.suite, self.first.group)
 
     def mean(self, field: str) -> float:
-        """Of a numeric field of the rows."""
-        return fmean(getattr(row, field) for row in self.rows)
+        """Of a numeric field of the rows that have it; NaN if none has."""
+        known = [value for row in self.rows if (value := getattr(row, field)) is not None]
+        return fmean(known) if known else math.nan
 
     @property
     def stages(self) -> tuple[StageLoss, ...]:

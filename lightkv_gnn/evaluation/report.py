@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lightkv_gnn.evaluation import figures
+from lightkv_gnn.baselines.downsample import DOWNSAMPLE
+from lightkv_gnn.evaluation import figures, pareto
 from lightkv_gnn.evaluation.formats import (
     as_bytes,
     as_code,
@@ -20,6 +22,7 @@ from lightkv_gnn.evaluation.formats import (
     as_share,
     as_text,
 )
+from lightkv_gnn.evaluation.hard import with_hard
 from lightkv_gnn.evaluation.pooling import BASELINE, Group, Pooled, best_at_budget, pool
 from lightkv_gnn.evaluation.rows import Row
 
@@ -35,9 +38,15 @@ HEAD = (
     "KV bytes (ratio)",
     "prefill FLOPs (ratio)",
     "accuracy, %",
+    "hard, %",
+    "agreement, %",
     "difference, points",
     "p",
     "s / question",
+    "prefill, ms",
+    "method, ms",
+    "effective rank",
+    "attention entropy",
     "divergence merged",
     "relative error",
 )
@@ -45,10 +54,14 @@ HEAD = (
 NOTES = """\
 **Columns.** *Retention*: vision tokens held, averaged over the layers, as *asked* for (the
 budget) and as *observed*. *KV bytes*: keys and values after the prefill, text included; *ratio*: of
-those without compression.
-*Accuracy*: mean score with its 95 % interval. *Difference*: to no compression on the same
-questions, with its 95 % interval and two-sided p value. *Divergence merged* (mean of 1 − cos
-between tokens that left and their survivors) and *relative error* (of the vision tokens' hidden
+those without compression. *Accuracy*: mean score with its 95 % interval. *Hard*: of the questions
+that the picture scaled down to the same budget gets wrong (`downsample`; in brackets how many; without compression, of those of
+each budget); a method that is better only elsewhere is better on easy questions. *Agreement*:
+answers that are those without compression, right or wrong. *Difference*: to no compression on the
+same questions, with its 95 % interval and two-sided p value. *Prefill* and *method*: wall time a
+question, of the method itself as a part of the prefill's. *Effective rank* (Roy and Vetterli 2007)
+of the vision tokens that are left, and entropy of the last token's *attention* to them in nats, in
+the layer after the last stage. *Divergence merged* (mean of 1 − cos between tokens that left and their survivors) and *relative error* (of the vision tokens' hidden
 states) are given stage by stage, first to last. **Bold**: better than every other method at that
 budget (p < 0.05 against each, paired; `none`, the oracles, and methods that save no
 prefill FLOPs do not count); where nothing is bold, no method is.
@@ -107,16 +120,26 @@ def write_report(
         parts.append("Figures are drawn with matplotlib: `pip install 'lightkv-gnn[draw]'`.")
     for number, (group, entries) in enumerate(groups.items(), start=1):
         parts += [f"## {as_text(group.suite)}: {as_text(group.group)}", *_tables(entries)]
-        for plot in figures.PLOTS if drawing else ():
-            canvas = figures.draw(plot, entries, look)
-            if canvas is not None:
-                file = folder / f"{number:02}-{_slug(group)}-{plot.name}.png"
-                figures.save(canvas, file)
-                files.append(file)
-                parts += [f"![{plot.caption}]({file.name})", f"*{plot.caption}*"]
+        for name, caption, canvas in _drawn(entries, look) if drawing else ():
+            file = folder / f"{number:02}-{_slug(group)}-{name}.png"
+            figures.save(canvas, file)
+            files.append(file)
+            parts += [f"![{caption}]({file.name})", f"*{caption}*"]
     parts += _missing(left_out)
     page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return files
+
+
+def _drawn(
+    entries: Sequence[Pooled], look: dict[str, dict[str, Any]]
+) -> Iterator[tuple[str, str, Any]]:
+    """Name, caption and picture of each figure of a group; the one of what is kept comes first."""
+    plots = [(pareto.NAME, pareto.CAPTION, lambda: pareto.draw(entries))] * bool(figures.PLOTS)
+    for plot in figures.PLOTS:
+        plots.append((plot.name, plot.caption, partial(figures.draw, plot, entries, look)))
+    for name, caption, draw in plots:
+        if (canvas := draw()) is not None:
+            yield name, caption, canvas
 
 
 def _check(rows: Sequence[Row]) -> None:
@@ -175,7 +198,8 @@ def _tables(entries: Sequence[Pooled]) -> list[str]:
         here.sort(key=lambda entry: (-entry.first.retention, -entry.accuracy))
         best = best_at_budget(here)
         table = [HEAD, ("---",) * len(HEAD)]
-        table += [_cells(entry, entry in best) for entry in base + here]
+        small = [entry for entry in here if entry.first.method == DOWNSAMPLE.name]
+        table += [_cells(entry, entry in best, small) for entry in base + here]
         if others:
             parts.append(f"### {figures.depth_title(depth).capitalize()}")
         parts.append(_asked(base + here))
@@ -196,7 +220,23 @@ def _asked(entries: Sequence[Pooled]) -> str:
     return "; ".join(f"{words}: {', '.join(dict.fromkeys(who))}" for words, who in kinds.items())
 
 
-def _cells(entry: Pooled, best: bool) -> tuple[str, ...]:
+def _hard(entry: Pooled, small: Sequence[Pooled]) -> str:
+    """Accuracy on the questions that smaller pictures get wrong."""
+    if entry.first.method != BASELINE:
+        value = as_share(entry.mean("hard_accuracy")).rstrip("%")
+        return f"{value} ({entry.mean('hard_questions'):.0f})" if entry in small else value
+    seeds = {row.seed: row for row in entry.rows}
+    found = []
+    for other in small:
+        pairs = [(seeds[row.seed], row) for row in other.rows if row.seed in seeds]
+        values = [with_hard(*pair).hard_accuracy for pair in pairs]
+        known = [value for value in values if value is not None]
+        if known:
+            found.append(f"{100 * sum(known) / len(known):.1f} ({other.first.retention:.0%})")
+    return ", ".join(found) or "–"
+
+
+def _cells(entry: Pooled, best: bool, small: Sequence[Pooled]) -> tuple[str, ...]:
     first, value, difference = entry.first, f"{entry.accuracy:.1%}", entry.difference
     baseline = first.method == BASELINE
     value = value.rstrip("%")
@@ -207,11 +247,15 @@ def _cells(entry: Pooled, best: bool) -> tuple[str, ...]:
         f"{as_bytes(entry.mean('kv_bytes'))} ({as_share(entry.mean('kv_ratio'))})",
         f"{as_count(entry.mean('flops'))} ({as_share(entry.mean('flops_ratio'))})",
         (f"**{value}**" if best else value) + " " + as_points(*entry.interval, sign=""),
+        _hard(entry, small),
+        as_share(entry.mean("agreement")).rstrip("%"),
         ""
         if baseline
         else f"{100 * difference.value:+.1f} {as_points(difference.low, difference.high)}",
         "" if baseline else as_p_value(difference.p_value),
         f"{entry.mean('seconds'):.3g}",
+        *(as_list([1e3 * entry.mean(name)]) for name in ("prefill_seconds", "method_seconds")),
+        *(as_list([entry.mean(name)]) for name in ("effective_rank", "attention_entropy")),
         as_list([stage.divergence for stage in entry.stages]),
         as_list([stage.error for stage in entry.stages]),
     )

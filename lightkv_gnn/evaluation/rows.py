@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,10 @@ class Key(NamedTuple):
     retention: float
     depth: int
     seed: int
+
+
+LISTS = ("stages", "scores", "answers")
+"""Fields of a row that have an entry for each stage or question."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,20 @@ class Row:
         stages: What each stage lost.
         scores: Score of each question, in the order they were drawn.
         version: Of this package, by which the row was made.
+        agreement: Share of answers that are those without compression, word by word, right or not;
+            None where a suite has scores alone.
+        hard_accuracy: Mean score of the questions that the picture scaled down to the same budget
+            gets wrong; None where there is no such picture, or no such question.
+        hard_questions: How many those are.
+        prefill_seconds: Wall time of the prefill, a question, the method's own included.
+        method_seconds: Wall time of the method itself, in the prefill, a question.
+        effective_rank: Of the vision tokens left, in the layer after the last stage (the second one
+            if there is none), mean of the first questions; see
+            :func:`~lightkv_gnn.baselines.inspection.effective_rank`.
+        attention_entropy: Of the last token's attention to them there, in nats, likewise.
+        answers: To the questions, of rows without compression; none in others.
+
+    What follows the version is missing in rows of before it was measured.
     """
 
     suite: str
@@ -95,6 +113,14 @@ class Row:
     stages: tuple[StageLoss, ...]
     scores: tuple[float, ...]
     version: str
+    agreement: float | None = None
+    hard_accuracy: float | None = None
+    hard_questions: int = 0
+    prefill_seconds: float | None = None
+    method_seconds: float | None = None
+    effective_rank: float | None = None
+    attention_entropy: float | None = None
+    answers: tuple[str, ...] = ()
 
     @property
     def key(self) -> Key:
@@ -116,7 +142,8 @@ class Row:
             ValueError: Fields are missing, unknown, or of another shape.
         """
         known = {field.name for field in fields(cls)}
-        if not isinstance(values, dict) or set(values) != known:
+        needed = {field.name for field in fields(cls) if field.default is MISSING}
+        if not isinstance(values, dict) or not needed <= set(values) <= known:
             given = sorted(values) if isinstance(values, dict) else values
             raise ValueError(f"a row has the fields {sorted(known)}; here: {given}")
         try:
@@ -124,7 +151,8 @@ class Row:
             scores = tuple(float(score) for score in values["scores"])
         except TypeError as error:
             raise ValueError(f"a row's stages or scores cannot be read: {error}") from error
-        return cls(**{**values, "stages": stages, "scores": scores})
+        answers = tuple(values.get("answers", ()))
+        return cls(**{**values, "stages": stages, "scores": scores, "answers": answers})
 
 
 def write_rows(rows: Iterable[Row], file: Path) -> None:
@@ -139,7 +167,7 @@ def write_rows(rows: Iterable[Row], file: Path) -> None:
         file.write_text(text, encoding="utf-8")
     elif file.suffix == ".csv":
         with file.open("w", newline="", encoding="utf-8") as stream:
-            names = [field.name for field in fields(Row) if field.name not in ("stages", "scores")]
+            names = [field.name for field in fields(Row) if field.name not in LISTS]
             names += ["divergence", "error"]
             table = csv.writer(stream)
             table.writerow(names)

@@ -13,14 +13,19 @@ from tqdm import tqdm
 
 from lightkv_gnn import __version__, machine
 from lightkv_gnn.baselines import NONE, Budget, Method
+from lightkv_gnn.baselines.downsample import DOWNSAMPLE
 from lightkv_gnn.choices import check_retention
 from lightkv_gnn.errors import ScheduleError, UnsupportedInputError
 from lightkv_gnn.evaluation.asking import Asked, ask_all
+from lightkv_gnn.evaluation.hard import agreement, with_hard
 from lightkv_gnn.evaluation.rows import Key, Row
 from lightkv_gnn.evaluation.shards import Shard, known_rows, merge
 from lightkv_gnn.evaluation.statistics import paired_difference, score_interval
 from lightkv_gnn.evaluation.store import Store
 from lightkv_gnn.evaluation.suite import Subject, Suite
+
+REFERENCES = (NONE.name, DOWNSAMPLE.name)
+"""Methods that others are compared with."""
 
 
 class Cell(NamedTuple):
@@ -37,7 +42,8 @@ class Evaluation:
 
     Attributes:
         suites: The suites, each with the groups of it to ask.
-        methods: What to compare; no compression is always run too.
+        methods: What to compare; no compression is always run too, and before all others the
+            picture scaled down, where a suite has such: what it gets wrong is hard.
         retentions: Vision tokens to hold, averaged over the layers; fractions.
         depths: First decoder layers after which tokens may leave.
         seeds: Of models and questions.
@@ -85,8 +91,8 @@ class Evaluation:
             device: Where to run.
             command: That this was called by; noted beside the machine.
             progress: Whether to show a bar.
-            shard: The share of this process; rows without compression are everyone's, since others
-                are compared with them.
+            shard: The share of this process; rows without compression and of smaller pictures are
+                everyone's, since others are compared with them.
 
         Returns:
             The rows of this evaluation, old and new; of rank 0 in the end those of all processes,
@@ -106,12 +112,12 @@ class Evaluation:
                 for seed in self.seeds:
                     with shard.alone(models):  # the first one trains it
                         subject = suite.subject(seed, models, shard.device(device))
-                    cells = list(self._cells(subject, groups))
+                    cells = list(self._cells(suite, subject, groups))
                     keys += [_key_of(suite, cell, seed) for cell in cells]
                     mine = [
                         cell
                         for cell in cells
-                        if cell.method.name == NONE.name or shard.owns(next(shared))
+                        if cell.method.name in REFERENCES or shard.owns(next(shared))
                     ]
                     bar.total += len(mine)
                     for cell in mine:
@@ -128,10 +134,13 @@ class Evaluation:
             return [row for key in keys if (row := store.get(key)) is not None]
         return merge(folder, keys, wait=shard.world > 1)
 
-    def _cells(self, subject: Subject, groups: Sequence[str]) -> Iterator[Cell]:
-        others = [method for method in self.methods if method.name != NONE.name]
+    def _cells(self, suite: Suite, subject: Subject, groups: Sequence[str]) -> Iterator[Cell]:
+        others = [method for method in self.methods if method.name not in REFERENCES]
+        small = suite.resizable and len(others) > 0
+        asked_for = any(method.name == DOWNSAMPLE.name for method in self.methods)
+        first = (NONE, DOWNSAMPLE) if small or asked_for else (NONE,)
         for group in groups:
-            for method in (NONE, *others):
+            for method in (*first, *others):
                 for budget in method.budgets(subject.model, self.retentions, self.depths):
                     yield Cell(group, method, budget)
 
@@ -141,7 +150,10 @@ class Evaluation:
             return
         asked = ask_all(suite, subject, *cell, self.questions, key.seed)
         full = key._replace(method=NONE.name, retention=1.0, depth=-1)
-        store.add(_row_of(key, asked, None if key == full else store[full]))
+        row = _row_of(key, asked, None if key == full else store[full])
+        small = key._replace(method=DOWNSAMPLE.name, depth=-1)
+        reference = row if key == small else store.get(small)
+        store.add(row if reference is None else with_hard(row, reference))
 
 
 def _key_of(suite: Suite, cell: Cell, seed: int) -> Key:
@@ -174,4 +186,10 @@ def _row_of(key: Key, asked: Asked, full: Row | None) -> Row:
         stages=asked.stages,
         scores=tuple(asked.scores),
         version=__version__,
+        agreement=agreement(asked.answers, asked.answers if full is None else full.answers),
+        prefill_seconds=asked.prefill_seconds,
+        method_seconds=asked.method_seconds,
+        effective_rank=asked.effective_rank,
+        attention_entropy=asked.attention_entropy,
+        answers=asked.answers if full is None else (),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -41,7 +41,11 @@ class Batch:
 
 
 class Suite(ABC):
-    """Questions of one kind, in groups, and a model that was trained to answer them."""
+    """Questions of one kind, in groups, and a model that was trained to answer them.
+
+    A suite overrides :meth:`answer`, and :meth:`score` where an answer may be right in part; or
+    :meth:`ask`, if it has scores alone: then nobody can tell how often two methods agree.
+    """
 
     name: ClassVar[str]
     groups: ClassVar[tuple[str, ...]]
@@ -82,12 +86,32 @@ class Suite(ABC):
             ValueError: An unknown group, or a ``side`` that the model cannot take.
         """
 
-    @abstractmethod
     def ask(self, subject: Subject, group: str, batch: Batch) -> list[float]:
-        """Score of each answer, 0 to 1; runs the model, compressed or not, as the caller left it.
+        """Score of each answer, 0 to 1; arguments as of :meth:`answer`."""
+        return self.score(group, batch, self.answer(subject, group, batch))
+
+    def answer(self, subject: Subject, group: str, batch: Batch) -> list[str]:
+        """Each answer; runs the model, compressed or not, as the caller left it.
 
         Args:
             subject: Who is asked.
             group: Of the batch.
             batch: The questions.
         """
+        raise NotImplementedError(f"{type(self).__name__} overrides neither answer() nor ask()")
+
+    def score(self, group: str, batch: Batch, answers: Sequence[str]) -> list[float]:
+        """Score of each answer, 0 to 1: 1 if it is the right one, blanks around it aside.
+
+        Args:
+            group: Of the batch.
+            batch: The questions.
+            answers: From :meth:`answer`.
+        """
+        pairs = zip(answers, batch.answers, strict=True)
+        return [float(text.strip() == answer) for text, answer in pairs]
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether there are answers to compare, and not only scores."""
+        return type(self).ask is Suite.ask

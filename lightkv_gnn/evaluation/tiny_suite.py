@@ -70,19 +70,18 @@ class TinySuite(Suite):
             answers = tuple(question.answer for _, question in chunk)
             yield Batch(inputs.to(subject.model.device), answers, relevant)
 
-    def ask(self, subject: Subject, group: str, batch: Batch) -> list[float]:
-        """1 for each answer that is exactly right."""
-        return exactly_right(subject, batch, tiny.MAX_NEW_TOKENS[group])
+    def answer(self, subject: Subject, group: str, batch: Batch) -> list[str]:
+        """Each answer, decoded greedily."""
+        return decoded(subject, batch, tiny.MAX_NEW_TOKENS[group])
 
 
-def exactly_right(subject: Subject, batch: Batch, words: int) -> list[float]:
-    """1 for each answer that is right word by word, of ``words`` at most, decoded greedily."""
+def decoded(subject: Subject, batch: Batch, words: int) -> list[str]:
+    """Answers of ``words`` words at most, decoded greedily."""
     with torch.no_grad():
         tokens = subject.model.generate(**batch.inputs, do_sample=False, max_new_tokens=words)
     new = tokens[:, batch.inputs["input_ids"].shape[1] :]
-    found = subject.processor.batch_decode(new, skip_special_tokens=True)
-    pairs = zip(found, batch.answers, strict=True)
-    return [float(text.strip() == answer) for text, answer in pairs]
+    found: list[str] = subject.processor.batch_decode(new, skip_special_tokens=True)
+    return found
 
 
 def asked_about(scene: tiny.Scene, question: tiny.Question) -> list[tiny.SceneObject]:

@@ -17,6 +17,7 @@ from lightkv_gnn.evaluation.suites import SUITES
 from lightkv_gnn.evaluation.tiny_suite import TinySuite
 
 TINY = ("eval", "--suite", "tiny", "--group", "vqa", "--questions", "8", "--retention", "0.55")
+HONEST = ("agreement", "hard_accuracy", "method_seconds", "effective_rank")
 CONTRACT = ("suite", "method", "retention", "depth", "seed", "accuracy", "low", "high")
 
 
@@ -34,12 +35,14 @@ def test_json_is_a_list_of_rows_and_nothing_else(capsys, tmp_path):
     rows = json.loads(printed.out)
     assert [(row["method"], row["depth"]) for row in rows] == [
         ("none", -1),
+        ("downsample", -1),
         ("guided", 0),
         ("mean", 0),
+        ("random_pruning", 0),
     ]
     for row in rows:
-        assert {*CONTRACT, "kv_bytes", "flops"} <= set(row)
-        assert "scores" not in row
+        assert {*CONTRACT, *HONEST, "kv_bytes", "flops"} <= set(row)
+        assert not {"scores", "answers"} & set(row)
         assert row["questions"] == 8
     assert "left out: guided at 55%: no stages from layer 6 of 8 on keep 55%" in printed.err
     kept = read_rows(out / "rows.jsonl")
@@ -59,7 +62,8 @@ def test_the_table_has_the_rows_of_earlier_runs_too(capsys, tmp_path):
         status, printed = run(capsys, *TINY, "--methods", method, "--out", tmp_path)
         assert status == 0, printed.err
     with (tmp_path / "rows.csv").open(newline="") as stream:
-        assert [line["method"] for line in csv.DictReader(stream)] == ["none", "guided", "mean"]
+        found = [line["method"] for line in csv.DictReader(stream)]
+    assert found == ["none", "downsample", "guided", "random_pruning", "mean"]
 
 
 def test_people_get_a_line_a_row(capsys, tmp_path):
@@ -68,7 +72,9 @@ def test_people_get_a_line_a_row(capsys, tmp_path):
     )
     assert status == 0, printed.err
     lines = printed.out.splitlines()
-    assert [line.split()[2] for line in lines[:-1]] == ["none", "preserve", "reindex"]
+    assert [line.split()[2] for line in lines[:-1]] == [
+        *("none", "downsample", "preserve", "reindex", "random_pruning")
+    ]
     assert lines[-1].startswith("wrote ")
     (noted,) = json.loads((tmp_path / "rows" / MACHINE).read_text())
     assert noted["command"].startswith("lightkv-gnn eval --suite tiny --group vqa")
@@ -120,7 +126,39 @@ def test_nothing_but_no_compression_is_no_evaluation(capsys, tmp_path):
     status, printed = run(capsys, *command)
     assert status == 1
     assert "no method could be evaluated" in printed.err.splitlines()[-1]
-    assert [row.method for row in read_rows(tmp_path / "rows" / "rows.jsonl")] == ["none"]
+    kept = read_rows(tmp_path / "rows" / "rows.jsonl")
+    assert [row.method for row in kept] == ["none", "downsample"]
+
+
+def test_honest_columns_are_what_one_counts_by_hand(capsys, tmp_path):
+    """Questions that smaller pictures get wrong, and answers that are those without compression."""
+    group = ("eval", "--suite", "tiny", "--group", "vqa", "--questions", "16")
+    status, printed = run(
+        capsys, *group, "--retention", "0.3", "--methods", "fastv", "--out", tmp_path
+    )
+    assert status == 0, printed.err
+    rows = {row.method: row for row in read_rows(tmp_path / "rows.jsonl")}
+    none, small = rows["none"], rows["downsample"]
+    hard = [number for number, score in enumerate(small.scores) if score < 1]
+    assert hard
+    for row in rows.values():
+        if row is none:
+            assert row.hard_accuracy is None
+            continue
+        assert row.hard_questions == len(hard)
+        assert row.hard_accuracy == sum(row.scores[n] for n in hard) / len(hard)
+        assert row.answers == ()
+    assert len(none.answers) == 16
+    assert none.agreement == 1.0
+    right = [score == 1 for score in none.scores]
+    for row in (small, rows["fastv"]):
+        # Where all of them answer right or wrong alike, they answer the same word by word.
+        both = sum(a == 1 and b for a, b in zip(row.scores, right, strict=True)) / 16
+        assert both <= row.agreement <= 1 - abs(sum(row.scores) / 16 - sum(right) / 16)
+    assert rows["fastv"].effective_rank < none.effective_rank
+    assert rows["fastv"].method_seconds > 0 == none.method_seconds
+    assert rows["fastv"].prefill_seconds > rows["fastv"].method_seconds
+    assert all(row.prefill_seconds < row.seconds for row in rows.values())
 
 
 def test_threads_are_as_asked_while_it_runs(capsys, tmp_path, monkeypatch):

@@ -77,9 +77,15 @@ def test_cells_are_the_row(tmp_path, undrawn):
         "1.1 KiB (55.0%)",
         "2.75 M (55.0%)",
         f"80.0 [{100 * row.low:.1f}, {100 * row.high:.1f}]",
+        "20.0",
+        "40.0",
         f"-20.0 [{low:+.1f}, {high:+.1f}]",
         "< 0.001",
         "0.0123",
+        "10.000",
+        "2.000",
+        "4.500",
+        "1.250",
         "0.250, –",
         "0.500, 0.125",
     ]
@@ -131,6 +137,37 @@ def test_methods_before_the_decoder_are_in_every_table(tmp_path, undrawn):
         assert "smaller" in [row["method"] for row in table]
 
 
+def test_hard_questions_are_told_of_all_budgets(tmp_path, undrawn):
+    """Without compression of each budget's own, and of smaller pictures how many they are."""
+    small = [
+        make_row(
+            "downsample", right, depth=-1, retention=share, hard_questions=60 - round(60 * right)
+        )
+        for share, right in ((0.55, 0.8), (0.25, 0.4))
+    ]
+    none = make_row("none", 0.9)
+    page, _ = report([none, make_row("mean"), *small], tmp_path)
+    (table,) = tables(page)
+    by_name = {row["method"] + row["budget"]: row["hard, %"] for row in table}
+    # All get the easiest right: of the 12 hardest without compression 6, of the 36 hardest 30.
+    assert by_name["none"] == "50.0 (55%), 83.3 (25%)"
+    assert by_name["downsample55.0%"] == "20.0 (12)"
+    assert by_name["mean55.0%"] == "20.0"
+
+
+def test_rows_from_before_the_honest_columns_are_read(tmp_path, undrawn):
+    added = ("agreement", "hard_accuracy", "hard_questions", "prefill_seconds", "method_seconds")
+    added += ("effective_rank", "attention_entropy", "answers")
+    values = make_row("mean").to_dict()
+    old = Row.from_dict({name: value for name, value in values.items() if name not in added})
+    assert (old.agreement, old.hard_accuracy, old.answers) == (None, None, ())
+    assert Row.from_dict(values) == make_row("mean")
+    page, _ = report([old], tmp_path)
+    ((cells,),) = tables(page)
+    for name in ("hard, %", "agreement, %", "prefill, ms", "method, ms", "effective rank"):
+        assert cells[name] == "–"
+
+
 def best_of(rows: list[Row]) -> list[str]:
     return [entry.first.method for entry in best_at_budget(pool(rows))]
 
@@ -173,7 +210,7 @@ def test_names_cannot_break_the_page(tmp_path, monkeypatch):
     assert len(re.findall(r"^#+ ", page, re.MULTILINE)) == 1 + 2 + 4
     named = re.findall(r"\]\(([^)]*\.png)\)", page)
     assert named == [file.name for file in files[1:]]
-    assert len(set(named)) == 2 * len(figures.PLOTS)
+    assert len(set(named)) == 2 * (1 + len(figures.PLOTS))
     assert all((tmp_path / name).is_file() for name in named)
 
 
@@ -181,7 +218,7 @@ def test_names_cannot_break_the_page(tmp_path, monkeypatch):
 def test_figures_are_pictures_of_page_width(tmp_path, binary):
     _, files = report(make_rows(seeds=2, binary=binary), tmp_path)
     names = [file.stem.split("-")[-1] for file in files[1:]]
-    assert names == ["retention", "depth", "kv", "flops", "loss"]
+    assert names == ["kv", "retention", "depth", "flops", "loss"]
     for file in files[1:]:
         with Image.open(file) as picture:
             assert picture.width == pytest.approx(130 * figures.INCHES, abs=2)
@@ -227,7 +264,7 @@ def test_depth_is_drawn_where_it_varies():
     entries = [entry for entry in pool(make_rows()) if entry.first.depth < 2]
     look = figures.styles([entry.first.method for entry in entries])
     drawn = [plot.name for plot in figures.PLOTS if figures.draw(plot, entries, look)]
-    assert drawn == ["retention", "kv", "flops", "loss"]
+    assert drawn == ["retention", "flops", "loss"]
 
 
 def test_panels_have_something_to_compare():

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def untimed(rows):
-    return [replace(row, seconds=0) for row in rows]
+    return [replace(row, seconds=0, prefill_seconds=0, method_seconds=0) for row in rows]
 
 
 @pytest.fixture(scope="module")

@@ -146,11 +146,15 @@ class CellSuite(Suite):
             lesson.relevant[:, 0].to(device),
         )
 
-    def ask(self, subject: Subject, group: str, batch: Batch) -> list[float]:
-        """Share of right words in each answer, decoded greedily."""
+    def answer(self, subject: Subject, group: str, batch: Batch) -> list[str]:
+        """As many words as the right answer has, decoded greedily."""
         length = len(batch.answers[0].split())
         ids = subject.model.generate(**batch.inputs, max_new_tokens=length, do_sample=False)
-        return words.shares(words.spell(ids[:, -length:]), batch.answers)
+        return [*words.spell(ids[:, -length:])]
+
+    def score(self, group: str, batch: Batch, answers: Sequence[str]) -> list[float]:
+        """Share of right words in each answer."""
+        return words.shares(answers, batch.answers)
 
 
 def _together(behind: list[Tensor | None]) -> Tensor | None:

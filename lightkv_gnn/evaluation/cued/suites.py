@@ -125,8 +125,8 @@ class SecondQuestion(_ObjectSuite):
         )
 
     @torch.no_grad()
-    def ask(self, subject: Subject, group: str, batch: Batch) -> list[float]:
-        """1 for each right answer, else 0.
+    def answer(self, subject: Subject, group: str, batch: Batch) -> list[str]:
+        """One word for each question.
 
         Raises:
             TypeError: The batch is of another suite.
@@ -144,7 +144,7 @@ class SecondQuestion(_ObjectSuite):
                 **{cache: output[cache]},
             )
             answer = output.logits[:, -1].argmax(-1)
-        return words.shares(words.spell(answer[:, None]), batch.answers)
+        return [*words.spell(answer[:, None])]
 
 
 class CountingSuite(CellSuite):

@@ -84,11 +84,10 @@ class Rectangles(Suite):
         return picture, about[rng.integers(len(about))]
 
     @torch.no_grad()
-    def ask(self, subject: Subject, group: str, batch: Batch) -> list[float]:
-        """1 for each right answer, else 0."""
+    def answer(self, subject: Subject, group: str, batch: Batch) -> list[str]:
+        """One word for each question."""
         ids = subject.model.generate(**batch.inputs, max_new_tokens=1, do_sample=False)[:, -1]
-        given = [WORDS[word] for word in ids.tolist()]
-        return [float(one == right) for one, right in zip(given, batch.answers, strict=True)]
+        return [WORDS[word] for word in ids.tolist()]
 
 
 def _relevant(drawn: list[tuple[Picture, Question]]) -> Tensor:
