@@ -21,6 +21,13 @@ SEEDS = "--seeds 0 1 2 3 4"
 
 
 CUED = f"--suite cued {SEEDS} --questions 500 --retention 0.6 0.47 --ablation"
+FIELD = (
+    "ours coverage guided mean random_pruning stride pooling fastv window_fastv pyramid_drop "
+    "sparsevlm_like divprune_like scope_like cdpruner_like anchorprune_like d2pruner_like "
+    "apet_like visiontrim_like visionzip_like"
+)
+"""Methods that are published, and what to compare them with."""
+
 TINY = "--suite tiny --group hallucination --questions 500 --ablation"
 
 
@@ -49,6 +56,11 @@ RUNS = {
         "--suite tiny --group captioning --questions 300 --retention 0.3 0.2 --ablation default",
         "--suite tiny --group captioning --questions 300 --retention 0.75 0.55 --methods ours "
         "--depth 0 1 2 3 4 5",
+    ],
+    "field": [
+        f"--suite cued counting --seeds 0 1 2 --questions 300 --retention 0.55 0.4 --methods {FIELD}",
+        "--suite tiny --group vqa hallucination captioning --questions 200 --retention 0.55 0.3 "
+        f"--methods {FIELD}",
     ],
     "limits": [
         "--suite counting second_question dense --seeds 0 1 2 --questions 256 "

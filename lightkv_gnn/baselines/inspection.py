@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import time
 from collections.abc import Iterator
@@ -15,9 +14,7 @@ from torch import Tensor, nn
 
 from lightkv_gnn.adapters import adapter_for
 from lightkv_gnn.attention import capture
-from lightkv_gnn.seams import ModelCall
 from lightkv_gnn.session.attach import Handle
-from lightkv_gnn.session.request import PrefillRequest, inspect_call
 from lightkv_gnn.stage.guidance import attention_logits
 
 MOST = 64
@@ -57,7 +54,6 @@ class Inspection:
     ) -> None:
         self._model, self._handle = model, handle
         self._adapter = adapter_for(model, adapter)
-        self._signature = inspect.signature(self._adapter.base.forward)
         stages = handle.config.stages
         self._layer = min(stages[-1].layer + 1 if stages else 1, self._adapter.layers - 1)
         self._left = most
@@ -66,7 +62,6 @@ class Inspection:
     def _begin(self) -> None:
         self._seen = Seen()
         self._started: float | None = None
-        self._request: PrefillRequest | None = None
         self._hidden: Tensor | None = None
         self._attention: tuple[Tensor, Tensor, float, float | None] | None = None
 
@@ -82,13 +77,12 @@ class Inspection:
             if self._left > 0:
                 self._listen(undo)
             yield seen
-        if self._request is not None and self._hidden is not None:
-            self._look(self._request, self._hidden)
+        if self._hidden is not None and self._handle.has_pictures:
+            self._look(self._hidden)
         self._begin()
 
     def _listen(self, undo: ExitStack) -> None:
-        base, layer = self._adapter.base, self._adapter.decoder.layers[self._layer]
-        undo.callback(base.register_forward_pre_hook(self._open, with_kwargs=True).remove)
+        layer = self._adapter.decoder.layers[self._layer]
         undo.callback(layer.register_forward_pre_hook(self._take, with_kwargs=True).remove)
         attention = getattr(layer, "self_attn", None)
         if attention is not None and not capture.is_recorded(attention):
@@ -106,30 +100,29 @@ class Inspection:
         if self._seen.seconds is None and self._started is not None:
             self._seen.seconds = self._now() - self._started
 
-    def _open(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._request is None:
-            call = ModelCall.of(self._signature, args, kwargs)
-            self._request = inspect_call(self._adapter, call)
-
     def _take(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._request is not None and self._hidden is None:
+        if self._hidden is None:
             self._hidden = (args[0] if args else kwargs["hidden_states"]).detach()
 
     def _record(self, query: Tensor, key: Tensor, scaling: float, softcap: float | None) -> None:
-        if self._request is not None and self._attention is None:
+        if self._attention is None:
             own = key[:, :, : query.shape[2]]  # a cache may have room for more
             self._attention = query.detach(), own.detach(), scaling, softcap
 
-    def _look(self, request: PrefillRequest, hidden: Tensor) -> None:
-        trace = self._handle.trace
-        vision = torch.stack([*request.masks.values()]).any(dim=0) & request.real
-        stays, rows = request.real.clone(), torch.arange(vision.shape[1]).expand_as(vision)
+    def _look(self, hidden: Tensor) -> None:
+        trace, (vision, real) = self._handle.trace, self._handle.masks
+        stays, rows = real.clone(), torch.arange(vision.shape[1]).expand_as(vision)
         if len(trace):
             place = vision.reshape(-1).nonzero()[:, 0]
             gone = torch.ones_like(place, dtype=torch.bool)
             gone[trace.kept().cpu()] = False
             stays.view(-1)[place[gone]] = False
-            rows = hidden.shape[1] - stays.long().flip(1).cumsum(1).flip(1)
+            width = int(stays.sum(dim=1).max())
+            rows = width - stays.long().flip(1).cumsum(1).flip(1)
+        else:
+            width = vision.shape[1]
+        if hidden.shape[:2] != (len(vision), width):
+            return  # the first call in the block was another
         for sample in range(min(len(hidden), self._left)):
             there, seen = rows[sample, stays[sample]], rows[sample, stays[sample] & vision[sample]]
             if len(seen):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 
+from lightkv_gnn.baselines.inspection import Seen
 from lightkv_gnn.harness.compression import Cost
 
 
@@ -19,6 +20,13 @@ class Account:
         kv_bytes: Keys and values after the prefills, text and padding included.
         kv_bytes_full: Without compression.
         first_token: Seconds to the first token, each question's being its batch's.
+        method: Seconds of the method in the prefill, likewise.
+        ranked: Questions whose vision tokens were looked at.
+        rank: Their effective ranks.
+        spread: Questions in which the last token's attention was looked at too.
+        entropy: Of that attention.
+        compared: Questions that were asked without compression too.
+        agreed: Those with the same answer, word by word.
     """
 
     questions: int = 0
@@ -27,10 +35,25 @@ class Account:
     kv_bytes: int = 0
     kv_bytes_full: int = 0
     first_token: float = 0.0
+    method: float = 0.0
+    ranked: int = 0
+    rank: float = 0.0
+    spread: int = 0
+    entropy: float = 0.0
+    compared: int = 0
+    agreed: int = 0
 
     @classmethod
-    def of(cls, questions: int, cost: Cost, first_token: float) -> Account:
+    def of(
+        cls,
+        questions: int,
+        cost: Cost,
+        first_token: float,
+        method: float = 0.0,
+        seen: Seen | None = None,
+    ) -> Account:
         """Of one batch with pictures."""
+        ranks, entropies = ([], []) if seen is None else (seen.ranks, seen.entropies)
         return cls(
             questions,
             cost.vision,
@@ -38,7 +61,19 @@ class Account:
             cost.kv_bytes,
             cost.kv_bytes_full,
             questions * first_token,
+            questions * method,
+            len(ranks),
+            sum(ranks),
+            len(entropies),
+            sum(entropies),
         )
+
+    @classmethod
+    def of_agreement(cls, answers: Sequence[str], full: Sequence[str]) -> Account:
+        """Of answers to questions with pictures, and those without compression."""
+        pairs = zip(answers, full, strict=True)
+        same = sum(one.split() == other.split() for one, other in pairs)
+        return cls(compared=len(answers), agreed=same)
 
     def __add__(self, other: Account) -> Account:
         return Account(*map(sum, zip(astuple(self), astuple(other), strict=True)))
@@ -47,12 +82,20 @@ class Account:
         """Means, by the names they are reported under; nothing if there were none."""
         if not self.questions:
             return {}
-        return {
+        found = {
             "retention": self.vision / self.vision_full,
             "kv_bytes": self.kv_bytes / self.questions,
             "kv_bytes_full": self.kv_bytes_full / self.questions,
             "seconds_to_first_token": self.first_token / self.questions,
+            "method_seconds": self.method / self.questions,
         }
+        if self.ranked:
+            found["effective_rank"] = self.rank / self.ranked
+        if self.spread:
+            found["attention_entropy"] = self.entropy / self.spread
+        if self.compared:
+            found["agreement"] = self.agreed / self.compared
+        return found
 
 
 Accounts = Mapping[str, Account]

@@ -51,6 +51,8 @@ class Arguments:
         device: None for a GPU of each process's own if there is one, else the CPU.
         dtype: Of the weights, by name; "auto" is float32 on a CPU, else the checkpoint's.
         attention: Of transformers' attention implementations; None for the model's default.
+        agreement: Whether questions with pictures are asked without compression too, to tell how
+            many answers are the same.
     """
 
     pretrained: str
@@ -65,6 +67,7 @@ class Arguments:
     device: str | None = None
     dtype: str = "auto"
     attention: str | None = None
+    agreement: bool = False
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Arguments:
@@ -118,7 +121,7 @@ def _check_company(given: Mapping[str, Any]) -> None:
         return
     idle = ["schedule", "adapter", *PARTS]
     if name == NONE.name:
-        idle += ["retention", "depth"]
+        idle += ["retention", "depth", "agreement"]
     elif not BASELINES[name].has_depth:
         idle += ["depth"]
     for other in idle:
@@ -153,6 +156,10 @@ def _read(name: str, value: Any) -> Any:
             return float(value)
         except ValueError as error:
             raise ValueError(f"--model_args retention={value}: expected a fraction") from error
+    if name == "agreement":
+        if str(value) not in ("True", "False"):
+            raise ValueError(f"--model_args agreement={value}: expected True or False")
+        return str(value) == "True"
     return value if name == "rotary" or value is None else str(value)
 
 

@@ -54,6 +54,12 @@ class Books:
         full = sum(row.full.vision_tokens for row in ledger.rows)
         return Cost(retention * full, full, kv_bytes, totals["kv_bytes_full"])
 
+    def method_seconds(self) -> float:
+        """Seconds that the method took in the last prefill, whole batch."""
+        if self.applied is not None:
+            return self.applied.method_seconds()
+        return self.handle.ledger.compressor_seconds
+
     def measuring(self) -> float:
         """Seconds that a baseline spent on measuring what it lost, since this was last asked."""
         if self.applied is None:

@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -17,10 +17,12 @@ from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from lmms_eval.protocol import ChatMessages
 from loguru import logger
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from lightkv_gnn.asking.loading import load
 from lightkv_gnn.asking.scores import answer_ids, score
+from lightkv_gnn.baselines.inspection import Inspection, Seen
 from lightkv_gnn.costs.schedule import in_words
 from lightkv_gnn.errors import UnsupportedInputError
 from lightkv_gnn.harness.account import Account, metrics, together
@@ -29,6 +31,9 @@ from lightkv_gnn.harness.compression import Books, at_work
 from lightkv_gnn.harness.decoding import GREEDY, Decoding, FirstToken, Stop
 from lightkv_gnn.harness.likelihoods import NOTHING, Likelihood, Question, questions, told
 from lightkv_gnn.harness.prompts import Chat, as_inputs, as_text, pictures_of
+
+LOOKED_AT = 16
+"""Questions of each block of requests whose vision tokens are looked at."""
 
 
 class LightKV(lmms):
@@ -69,6 +74,7 @@ class LightKV(lmms):
         self._accounts: dict[str, Account] = defaultdict(Account)
         self._seconds, self._tokens = 0.0, 0
         self._warned: set[tuple[str, str]] = set()
+        self._inspected: tuple[Books, Inspection] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -97,7 +103,24 @@ class LightKV(lmms):
                         answers[number] = answer
                     progress.update(len(batch.numbers))
         progress.close()
+        if self.arguments.agreement:
+            self._compare(requests, real, answers)
         return answers
+
+    def _compare(
+        self, requests: Sequence[Instance], real: list[int], answers: Sequence[GenerationResult]
+    ) -> None:
+        """Asks questions with pictures again, without compression; their time is in no account."""
+        for numbers in batches(requests, real, self.batch_size):
+            for batch in self._batches(requests, numbers):
+                if not any(batch.pictures):
+                    continue
+                decoding = Decoding.of(batch.options, self.arguments.max_new_tokens)
+                new = self._generate(batch, decoding).new
+                texts = self.processor.batch_decode(new, skip_special_tokens=True)
+                given = [answers[number].text for number in batch.numbers]
+                full = [decoding.cut(text) for text in texts]
+                self._accounts[batch.task] += Account.of_agreement(given, full)
 
     def _batches(self, requests: Sequence[Instance], numbers: Sequence[int]) -> list[Batch]:
         """Some requests as conversations, those without pictures apart from the others."""
@@ -118,9 +141,23 @@ class LightKV(lmms):
         decoding = Decoding.of(batch.options, self.arguments.max_new_tokens)
         self._warn(batch.task, decoding)
         tokenizer = self.processor.tokenizer
+        with self._inspection(books).of_prefill() as seen:
+            generated = self._generate(batch, decoding)
+        self._seconds += generated.seconds
+        lengths = (generated.new != tokenizer.pad_token_id).sum(1).tolist()
+        self._tokens += sum(lengths)
+        self._accounts[batch.task] += cost_of(books, batch, generated.first, seen)
+        texts = self.processor.batch_decode(generated.new, skip_special_tokens=True)
+        return [
+            GenerationResult(decoding.cut(text), TokenCounts(before, length))
+            for text, before, length in zip(texts, generated.given, lengths, strict=True)
+        ]
+
+    def _generate(self, batch: Batch, decoding: Decoding) -> Generated:
+        tokenizer = self.processor.tokenizer
         inputs = as_inputs(self.model, self.processor, batch.chats, batch.pictures)
-        stop = Stop(decoding.until, tokenizer, inputs["input_ids"].shape[1])
-        first = FirstToken(self.model.device)
+        begin = inputs["input_ids"].shape[1]
+        stop, first = Stop(decoding.until, tokenizer, begin), FirstToken(self.model.device)
         started = time.perf_counter()
         with torch.no_grad():
             tokens = self.model.generate(
@@ -129,17 +166,16 @@ class LightKV(lmms):
                 pad_token_id=tokenizer.pad_token_id,
                 stopping_criteria=[first, stop],
             )
-        new = tokens[:, inputs["input_ids"].shape[1] :].cpu()
-        self._seconds += time.perf_counter() - started
-        lengths = (new != tokenizer.pad_token_id).sum(1).tolist()
-        self._tokens += sum(lengths)
-        self._accounts[batch.task] += cost_of(books, batch, first.seconds)
-        given = inputs["attention_mask"].sum(1).tolist()
-        texts = self.processor.batch_decode(new, skip_special_tokens=True)
-        return [
-            GenerationResult(decoding.cut(text), TokenCounts(before, length))
-            for text, before, length in zip(texts, given, lengths, strict=True)
-        ]
+        new = tokens[:, begin:].cpu()
+        seconds = time.perf_counter() - started
+        return Generated(new, inputs["attention_mask"].sum(1).tolist(), first.seconds, seconds)
+
+    def _inspection(self, books: Books) -> Inspection:
+        """Looks at the first questions of each block of requests."""
+        if self._inspected is None or self._inspected[0] is not books:
+            adapter = None if self.arguments.baseline else self.arguments.adapter
+            self._inspected = books, Inspection(self.model, books.handle, LOOKED_AT, adapter)
+        return self._inspected[1]
 
     def _warn(self, task: str, decoding: Decoding) -> None:
         """Tells once which options of a task have no effect."""
@@ -228,11 +264,29 @@ class Batch:
     pictures: list[list[Image.Image]] = field(default_factory=list)
 
 
-def cost_of(books: Books, batch: Batch, seconds: float | None) -> Account:
+class Generated(NamedTuple):
+    """What a batch was answered.
+
+    Attributes:
+        new: Tokens of the answers, `[batch, token]`.
+        given: Tokens of each prompt.
+        first: Seconds to the first token; None if there was none.
+        seconds: To the last one.
+    """
+
+    new: Tensor
+    given: list[int]
+    first: float | None
+    seconds: float
+
+
+def cost_of(books: Books, batch: Batch, seconds: float | None, seen: Seen | None = None) -> Account:
     """What a batch has just cost, with the time to its first token, if it has any."""
     if seconds is None or not any(batch.pictures):
         return Account()
-    return Account.of(len(batch.numbers), books.cost(), seconds - books.measuring())
+    method = books.method_seconds()
+    measured = seconds - books.measuring()
+    return Account.of(len(batch.numbers), books.cost(), measured, method, seen)
 
 
 def device_of(asked: str | None, accelerator: Accelerator) -> str:

@@ -65,7 +65,7 @@ class Prefill:
         self._behind = _behind_pictures(vision & real, real)
         self.layout = self.first_layout = layout
         self.planned = plan_stages(config.stages, layout, self.lengths)
-        self._host_vision, self._host_real = vision & real, real
+        self.host_vision, self.host_real = vision & real, real
         self.source: Tensor | None = None
         self.ragged = False
         self.merged_before: Tensor | None = None
@@ -85,9 +85,9 @@ class Prefill:
     def start(self, device: torch.device) -> None:
         """Puts the call's bookkeeping on the device of the first layer's hidden states."""
         self.layout = self.first_layout = self.layout.to(device)
-        self.is_vision = self._host_vision.to(device, non_blocking=True)
+        self.is_vision = self.host_vision.to(device, non_blocking=True)
         self.padded = None if self.padded is None else self.padded.to(device, non_blocking=True)
-        self.all_real = self.real = self._host_real.to(device, non_blocking=True)
+        self.all_real = self.real = self.host_real.to(device, non_blocking=True)
         self.is_text = self._host_text.to(device, non_blocking=True)
         self.token = torch.arange(self.length, device=device).expand(self.batch, -1)
         self.row_of = self.token

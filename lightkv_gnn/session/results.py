@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL.Image import Image
+from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from lightkv_gnn.costs.ledger import Ledger
@@ -46,6 +47,20 @@ class Results:
             return trace
         texts = [self._tokenizer.decode(one, skip_special_tokens=True).strip() for one in ids]
         return trace.with_prompts(texts)
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether the last prefill had any, so that there is something to tell."""
+        return self._call is not None
+
+    @property
+    def masks(self) -> tuple[Tensor, Tensor]:
+        """Which tokens of the call are vision tokens, and which are no padding.
+
+        Each `[batch, token]` bool, on the CPU.
+        """
+        prefill = self._last().prefill
+        return prefill.host_vision, prefill.host_real
 
     @property
     def ledger(self) -> Ledger:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lightkv_gnn.baselines.inspection import Seen
 from lightkv_gnn.harness.account import Account, metrics, together
 from lightkv_gnn.harness.compression import Cost
 
@@ -50,7 +51,20 @@ def test_a_batch_counts_as_often_as_it_has_questions():
         "kv_bytes": 10,
         "kv_bytes_full": 20,
         "seconds_to_first_token": 0.5,
+        "method_seconds": 0,
     }
+
+
+def test_what_was_looked_at_counts_as_often_as_it_was():
+    one = Account.of(2, Cost(1, 1, 1, 1), 1.0, 0.25, Seen(1.0, [2.0, 4.0], [1.0]))
+    other = Account.of(4, Cost(1, 1, 1, 1), 1.0, 0.5, Seen(1.0, [9.0], []))
+    found = (one + other).metrics()
+    assert found["method_seconds"] == (2 * 0.25 + 4 * 0.5) / 6
+    assert found["effective_rank"] == 5.0
+    assert found["attention_entropy"] == 1.0
+    assert "agreement" not in found
+    compared = Account.of_agreement(["a  b", "c", ""], ["a b", "d", ""])
+    assert (one + compared).metrics()["agreement"] == 2 / 3
 
 
 def test_several_tasks_are_told_apart():

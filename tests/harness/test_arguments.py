@@ -33,6 +33,7 @@ def test_every_argument_is_read():
             "device": "cuda:1",
             "dtype": "bfloat16",
             "attn_implementation": "sdpa",
+            "agreement": True,
         }
     )
     assert read == Arguments(
@@ -51,6 +52,7 @@ def test_every_argument_is_read():
         device="cuda:1",
         dtype="bfloat16",
         attention="sdpa",
+        agreement=True,
     )
     baseline = Arguments.of(
         {"pretrained": "tiny", "lightkv_baseline": "fastv", "retention": 1, "depth": 2}
@@ -94,6 +96,8 @@ def test_parts_of_ones_own_come_by_import_path(tmp_path, monkeypatch):
         ({"lightkv_baseline": "none", "retention": 0.5}, "retention= means nothing .*=none"),
         ({"lightkv_baseline": "fastv", "guidance": "none"}, "guidance= means nothing .*=fastv"),
         ({"lightkv_baseline": "random_cache", "depth": 2}, "depth= means nothing .*=random_cache"),
+        ({"lightkv_baseline": "none", "agreement": True}, "agreement= means nothing .*=none"),
+        ({"agreement": "often"}, "agreement=often: expected True or False"),
         ({"depth": 2}, "depth= is for baselines"),
         ({"adapter": "llama"}, "adapter=llama: .*expected 'auto' or one of .*llava"),
         ({"lightkv_baseline": "fastv", "adapter": "auto"}, "adapter= means nothing .*=fastv"),

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lightkv_gnn.baselines.inspection import Seen
 from lightkv_gnn.harness.account import Account
 from lightkv_gnn.harness.arguments import BASELINES, KNOWN, Arguments
 from lightkv_gnn.harness.compression import Cost
@@ -63,7 +64,9 @@ def test_every_argument_is_in_the_table():
 
 def test_every_reported_name_is_in_the_table():
     table = PAGE.partition("## What is reported")[2].partition("\n## ")[0]
-    reported = Account.of(1, Cost(1, 1, 1, 1), 1).metrics()
+    account = Account.of(1, Cost(1, 1, 1, 1), 1, 1, Seen(1.0, [1.0], [1.0]))
+    reported = (account + Account.of_agreement(["yes"], ["yes"])).metrics()
+    assert len(reported) == 8
     assert {f"avg_{name}" for name in reported} <= set(re.findall(r"`(\w+)`", table))
 
 

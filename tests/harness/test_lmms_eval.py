@@ -46,7 +46,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "twin, in batches": {"model_args": TWIN, "batch_size": "5"},
     "lossy": {"model_args": LOSSY, "batch_size": "4"},
     "31": {"model_args": LOSSY, "limit": 31},
-    "fastv": {"model_args": FASTV},
+    "fastv": {"model_args": f"{FASTV},agreement=True"},
     "choices": {
         "model_args": LOSSY,
         "tasks": ["lightkv_choices"],
@@ -220,6 +220,11 @@ def test_baselines_are_those_of_the_library(results):
         sum(bill.retention for bill in bills) / len(bills)
     )
     assert cost["avg_kv_bytes"] == sum(bill.kv_bytes for bill in bills) / len(bills)
+    full, _ = asked_directly(model, processor, lambda: None)
+    same = sum(one == other for one, other in zip(expected, full, strict=True))
+    assert cost["avg_agreement"] == same / len(full)
+    assert 0 < cost["avg_method_seconds"] < cost["avg_seconds_to_first_token"]
+    assert cost["avg_effective_rank"] < results["twin"]["throughput"]["avg_effective_rank"]
 
 
 def test_the_simple_model_answers_and_pays_as_the_one_for_conversations(results):
