@@ -58,7 +58,8 @@ RUNS = {
         "--depth 0 1 2 3 4 5",
     ],
     "field": [
-        f"--suite cued counting --seeds 0 1 2 --questions 300 --retention 0.55 0.4 --methods {FIELD}",
+        "--suite cued counting --seeds 0 1 2 --questions 300 --retention 0.55 0.4 "
+        f"--methods {FIELD}",
         "--suite tiny --group vqa hallucination captioning --questions 200 --retention 0.55 0.3 "
         f"--methods {FIELD}",
     ],
