@@ -36,11 +36,8 @@ LONGEST = 24
 """Characters of a name."""
 
 CAPTION = (
-    "Accuracy against the size of the KV cache (bytes after the prefill, text included, of those "
-    "without compression), a row of panels per depth; where the picture scaled down tells which "
-    "questions are hard, accuracy on those beside it. Bars are 95 % intervals. The dashed line is "
-    "no compression, the dotted one the front: what no other method beats at its size or less, "
-    "oracles aside. Methods without a line are dots; the table names them."
+    "Accuracy against the size of the KV cache, a row of panels per depth; accuracy on hard "
+    "questions beside it, where there are any."
 )
 
 Value = Callable[[Pooled], float]

@@ -52,19 +52,20 @@ HEAD = (
 )
 
 NOTES = """\
-**Columns.** *Retention*: vision tokens held, averaged over the layers, as *asked* for (the
-budget) and as *observed*. *KV bytes*: keys and values after the prefill, text included; *ratio*: of
-those without compression. *Accuracy*: mean score with its 95 % interval. *Hard*: of the questions
-that the picture scaled down to the same budget gets wrong (`downsample`; in brackets how many; without compression, of those of
-each budget); a method that is better only elsewhere is better on easy questions. *Agreement*:
-answers that are those without compression, right or wrong. *Difference*: to no compression on the
-same questions, with its 95 % interval and two-sided p value. *Prefill* and *method*: wall time a
-question, of the method itself as a part of the prefill's. *Effective rank* (Roy and Vetterli 2007)
-of the vision tokens that are left, and entropy of the last token's *attention* to them in nats, in
-the layer after the last stage. *Divergence merged* (mean of 1 − cos between tokens that left and their survivors) and *relative error* (of the vision tokens' hidden
-states) are given stage by stage, first to last. **Bold**: better than every other method at that
-budget (p < 0.05 against each, paired; `none`, the oracles, and methods that save no
-prefill FLOPs do not count); where nothing is bold, no method is.
+**Columns.** *Retention*: vision tokens held, averaged over the layers, as *asked* for (the budget)
+and as *observed*. *KV bytes*: keys and values after the prefill, text included; *ratio*: of those
+without compression. *Accuracy*: mean score with its 95 % interval. *Hard*: of the questions that
+the picture scaled down to the same budget gets wrong (`downsample`; in brackets how many; without
+compression, of those of each budget); a method that is better only elsewhere is better on easy
+questions. *Agreement*: answers that are those without compression, right or wrong. *Difference*:
+to no compression on the same questions, with its 95 % interval and two-sided p value. *Prefill*
+and *method*: wall time a question, of the method itself as a part of the prefill's. *Effective
+rank* (Roy and Vetterli 2007) of the vision tokens that are left, and entropy of the last token's
+*attention* to them in nats, in the layer after the last stage. *Divergence merged* (mean of 1 −
+cos between tokens that left and their survivors) and *relative error* (of the vision tokens'
+hidden states) are given stage by stage, first to last. **Bold**: better than every other method at
+that budget (p < 0.05 against each, paired; `none`, the oracles, and methods that save no prefill
+FLOPs do not count); where nothing is bold, no method is.
 
 **One seed.** Wilson's interval where every score is 0 or 1, else the percentile bootstrap's;
 differences with the bootstrap's interval, and McNemar's exact test or the bootstrap's.
@@ -74,7 +75,9 @@ rows. An interval of width 0 means that no question differs, not that none could
 
 **Figures.** Bars are 95 % intervals. The dashed line is no compression, or no difference to it,
 and the grey band its interval. Points that share a place are set apart a little sideways. The
-tables name what is grey, and have what had nothing beside it to be compared with."""
+tables name what is grey, and have what had nothing beside it to be compared with. Of the KV cache
+few methods have a line, named where it ends, and the others dots; the dotted line is the front:
+what no other method beats at its size or less, oracles aside."""
 
 
 def write_report(

@@ -148,7 +148,7 @@ def test_hard_questions_are_told_of_all_budgets(tmp_path, undrawn):
     none = make_row("none", 0.9)
     page, _ = report([none, make_row("mean"), *small], tmp_path)
     (table,) = tables(page)
-    by_name = {row["method"] + row["budget"]: row["hard, %"] for row in table}
+    by_name = {row["method"] + row["retention asked"]: row["hard, %"] for row in table}
     # All get the easiest right: of the 12 hardest without compression 6, of the 36 hardest 30.
     assert by_name["none"] == "50.0 (55%), 83.3 (25%)"
     assert by_name["downsample55.0%"] == "20.0 (12)"
