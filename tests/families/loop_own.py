@@ -12,11 +12,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
 
-from families.loop_families import places_of
+from families.loop_families import decoder_of, places_of
 from families.loop_rotary import Tile
 from families.loop_stage import Row, StageLoop
 
@@ -24,6 +25,10 @@ Heads = tuple[Tensor, Tensor, float]
 """Queries and keys, `[head, token, channel]`, and what scales their products."""
 
 CACHES = ("cache", "past_key_values")
+
+TOKENS_LAST = ("position_ids", "moe_mm_token_type_ids", "mm_token_type_ids")
+TOKENS_FIRST = ("per_layer_input",)
+"""What else has something for each token, `[..., token]` and `[sample, token, ...]`."""
 
 
 @dataclass
@@ -36,20 +41,21 @@ class Seen:
 
 
 @contextmanager
-def watched(model: Any) -> Iterator[Seen]:
-    """Records what a model's layers are given, in eager mode."""
-    seen, layers = Seen(), model.get_decoder().layers
-    file = sys.modules[type(layers[0].self_attn).__module__]
+def watched(decoder: Any) -> Iterator[Seen]:
+    """Records what a decoder's layers are given, in eager mode."""
+    seen, layers = Seen(), decoder.layers
+    attending = [getattr(layer, "self_attn", None) for layer in layers]  # others hold a state
+    file = sys.modules[type(next(filter(None, attending))).__module__]
     attend = file.eager_attention_forward
-    numbers = {layer.self_attn: number for number, layer in enumerate(layers)}
 
     def enter(number: int, layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        seen.hidden[number] = args[0] if args else kwargs["hidden_states"]
-        seen.arguments[number] = {k: v for k, v in kwargs.items() if k != "hidden_states"}
+        given = {**dict(zip(signature(layer.forward).parameters, args, strict=False)), **kwargs}
+        seen.hidden[number] = given.pop("hidden_states")
+        seen.arguments[number] = given
 
     def listen(module: nn.Module, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if module in numbers:
-            seen.heads[numbers[module]] = query[0], key[0], kwargs["scaling"]
+        if module in attending:
+            seen.heads[attending.index(module)] = query[0], key[0], kwargs["scaling"]
         return attend(module, query, key, *args, **kwargs)
 
     hooks = [
@@ -81,7 +87,8 @@ def own_layers(
         tiles: Of its pictures.
         stages: ``(layer, windows, ratio)`` of each stage, in order.
     """
-    with watched(model) as seen:
+    decoder = decoder_of(model)
+    with watched(decoder) as seen:
         model(**inputs)
         plain, places = dict(seen.arguments), iter(places_of(tiles))
         rows = [
@@ -90,7 +97,7 @@ def own_layers(
         ]
         grids, first = [(tile.rows, tile.cols) for tile in tiles], stages[0][0]
         hidden = seen.hidden[first + 1][0]  # with what was added after the layer
-        for number, layer in enumerate(model.get_decoder().layers):
+        for number, layer in enumerate(decoder.layers):
             if number < first:
                 continue
             if number > first:
@@ -107,10 +114,15 @@ def own_layers(
 
 def without_others(arguments: dict[str, Any], left: list[int]) -> dict[str, Any]:
     """The arguments of a layer for the rows that are left, without a cache."""
-    mask, tables = arguments["attention_mask"], arguments["position_embeddings"]
-    changed = {name: None for name in CACHES if name in arguments}
-    changed["attention_mask"] = mask[:, :, left][..., left]
-    changed["position_embeddings"] = tables and tuple(table[..., left, :] for table in tables)
-    if arguments.get("position_ids") is not None:
-        changed["position_ids"] = arguments["position_ids"][..., left]
+    changed: dict[str, Any] = {name: None for name in CACHES if name in arguments}
+    if (mask := arguments["attention_mask"]) is not None:
+        changed["attention_mask"] = mask[:, :, left][..., left]
+    tables = arguments["position_embeddings"]
+    if isinstance(tables, Tensor):  # of complex numbers
+        changed["position_embeddings"] = tables[..., left, :]
+    elif tables is not None:
+        changed["position_embeddings"] = tuple(table[..., left, :] for table in tables)
+    for name in (*TOKENS_LAST, *TOKENS_FIRST):
+        if (given := arguments.get(name)) is not None:
+            changed[name] = given[..., left] if name in TOKENS_LAST else given[:, left]
     return {**arguments, **changed}

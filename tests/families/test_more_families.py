@@ -14,8 +14,8 @@ from models import CACHE, check_ledger, left_untouched, near
 from torch import Tensor
 
 import lightkv_gnn as lk
-from families import loop_families
-from families.decoders import DECODERS, HYBRID
+from families import loop_families, models
+from families.decoders import HYBRID
 from families.geometry import TileTruth
 from families.loop import FamilyLoop
 from families.loop_dropping import answered, dropping
@@ -26,6 +26,7 @@ from families.models import IMAGE, LAYERS
 from families.more import FILMED, MORE, RECIPES, model_of
 from families.more_inputs import as_in_batch, film, samples, together
 from families.processors import skipped_without_needs, square
+from lightkv_gnn.adapters.base import families
 from lightkv_gnn.planning import model as planning
 
 STEPS = 3
@@ -78,11 +79,11 @@ QUICK_FILMS = ("qwen3_5", "ernie4_5_vl_moe", "kimi_k25", "gemma4")
 MIXED = ("cohere2_vision", "molmo2", "hunyuan_vl")
 """Layers side by side; tiles that see each other; tokens beside a grid."""
 
-PLAIN_DECODERS = ("granite4_vision", "muse_spark", "gemma4_unified")
-"""Of the newer decoders, those whose layers can be called one by one."""
+OWN_DECODERS = ("lfm2_vl", "qwen3_5", "ernie4_5_vl_moe", "llama4", "gemma4")
+"""Convolutions; linear attention; kinds of tokens; complex tables; inputs of each layer."""
 
-OTHERWISE = {*MIXED, *LIKE_LLAMA, *DECODERS, *HYBRID}
-"""Those that are shown elsewhere, or have layers that the loop cannot call one by one."""
+OTHERWISE = {*MIXED, *OWN_DECODERS, *LIKE_LLAMA}
+"""Those whose case always runs, or that another loop shows."""
 
 
 def known(*families: str) -> list[str]:
@@ -131,6 +132,14 @@ def gone_from(
             for layer in range(stage.layer + 1, LAYERS):
                 gone[sample][layer].add(place - int(padding[sample]))
     return gone
+
+
+def test_every_type_that_is_served_is_in_a_table() -> None:
+    """And so has its plan compared with what its cache holds, to the byte."""
+    recipes = [*models.RECIPES.values(), *(recipe for recipe, _ in RECIPES.values())]
+    configs = [getattr(hf, f"{recipe.name}Config", None) for recipe in recipes]
+    tested = {config.model_type for config in configs if config is not None}
+    assert tested == {name for name in families() if name in hf.CONFIG_MAPPING}
 
 
 @pytest.mark.parametrize("attention", ["eager", pytest.param("sdpa", marks=pytest.mark.full)])
@@ -235,8 +244,7 @@ def test_merged_equals_the_layer_loop(family: str, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(
     "family",
-    known(*MIXED)
-    + full(*(name for name in MORE if name not in OTHERWISE), *known(*PLAIN_DECODERS)),
+    known(*MIXED, *OWN_DECODERS) + full(*(name for name in MORE if name not in OTHERWISE)),
 )
 @torch.no_grad()
 def test_merged_equals_its_own_layers_called_one_by_one(family: str) -> None:
@@ -247,7 +255,7 @@ def test_merged_equals_its_own_layers_called_one_by_one(family: str) -> None:
     vision = (single["input_ids"][0] == IMAGE).tolist()
     expected = own_layers(model, single, vision, tiles, stages)
     found: list[Any] = []
-    last = model.get_decoder().layers[-1]
+    last = loop_families.decoder_of(model).layers[-1]
     hook = last.register_forward_hook(lambda *call: found.append(call[-1]))
     with lk.attach(model, config_of(model, 0.5, 0.25)):
         model(**single)
