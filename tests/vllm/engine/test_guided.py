@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +25,10 @@ from test_qwen_families import (
 from test_qwen_families import (
     reference as qwen_reference,
 )
+from test_tiled_families import FAMILIES as TILED
+from test_tiled_families import HEADS as TILED_HEADS
+from test_tiled_families import prompts as tiled_prompts
+from tiny_models import rename
 from transformers import AutoProcessor
 
 import lightkv_gnn as lk
@@ -149,9 +154,9 @@ def test_without_the_text_in_the_hash_they_would_not_be(
     assert wrong >= 4
 
 
-def hashes(engine: Engine, one: Any, prompt: str) -> tuple[str, ...]:
+def hashes(engine: Engine, one: Any, prompt: str, **kwargs: Any) -> tuple[str, ...]:
     processor = engine.llm.llm_engine.renderer.get_mm_processor()
-    made = processor(prompt, processor.info.parse_mm_data({"image": one}))
+    made = processor(prompt, processor.info.parse_mm_data({"image": one}), **kwargs)
     return tuple(made["mm_hashes"]["image"])
 
 
@@ -183,7 +188,6 @@ def test_a_failed_request_fails_alone(engines: Any, questions: Any) -> None:
     engine, (one, prompt) = engines(GUIDED), questions[0]
     (expected,) = alone(engine, [(one, prompt)])
     small = {"size": {"height": 64, "width": 64}, "crop_size": {"height": 64, "width": 64}}
-    mine = {"lightkv_guides": {"image": [[1, 2]]}}
     for asked, options, says in [
         ((one, prompt.replace("<image>", "")), {}, "0 placeholders for 1 items of image"),
         (([one, one], prompt), {}, "1 placeholders for 2 items of image"),
@@ -194,9 +198,13 @@ def test_a_failed_request_fails_alone(engines: Any, questions: Any) -> None:
         with pytest.raises(Exception, match=says):
             engine.ask([asked], **options)
         close(engine.ask([(one, prompt)])[0], expected)
-    # What goes from prompts to pictures is no option of a request.
-    engine.forget()
-    close(engine.ask([(one, prompt)], mm_processor_kwargs=mine)[0], expected)
+
+
+def test_what_goes_from_prompts_to_pictures_is_no_option(engines: Any, questions: Any) -> None:
+    one, prompt = questions[0]
+    mine = {"lightkv_guides": {"image": [(1, 2)]}}
+    known = hashes(engines(GUIDED), one, prompt)
+    assert hashes(engines(GUIDED), one, prompt, hf_processor_mm_kwargs=mine) == known
 
 
 def middle(block: GuidanceBlock) -> torch.Tensor:
@@ -273,3 +281,51 @@ def test_qwen_is_merged_by_the_first_layers_attention(qwen: Case) -> None:
     expected = merged(full, compared, (rows // 2, cols // 2), guidance)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
     assert full.shape[1] > compared
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", TILED)
+def test_tiles_and_frames(name: str, tmp_path: Path, closing: list[Engine]) -> None:
+    """As many are left as blind, others for each question, and no two are mixed up."""
+    family = TILED[name]
+    save_checkpoint(name, tmp_path / name, text=TILED_HEADS, **family.options)
+    if name != "internvl":
+        rename(tmp_path / name)
+    architecture = f"LightKV{family.architecture}"
+    options = {"max_model_len": 768, "limit_mm_per_prompt": {"image": 2, "video": 1}}
+    blind, guided = (
+        start(tmp_path / name, own, architecture, **options) for own in (QUARTER, GUIDED)
+    )
+    closing += [blind, guided]
+    asked: list[Any] = [
+        (one.data(), one.text(family) + more)
+        for one in tiled_prompts(family)
+        for more in ("", " c d e")
+    ]
+    expected = alone(guided, asked)
+    lengths = [one.prompt for one in blind.ask(asked)]
+    for order in (1, -1):
+        found = guided.ask(asked[::order])
+        for one, other in zip(found, expected[::order], strict=True):
+            close(one, other)
+        assert [one.prompt for one in found][::order] == lengths
+    embedded = [guided.embed_each(*one)[0] for one in asked]
+    for short, long in zip(embedded[::2], embedded[1::2], strict=True):
+        assert short.shape == long.shape
+        assert not torch.equal(short, long)
+
+
+@pytest.mark.full
+def test_two_processes_answer_as_one(
+    checkpoint: Any,
+    closing: list[Engine],
+    engines: Any,
+    questions: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each of two workers has two heads of four."""
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else a socket for each
+    engine = start(checkpoint, GUIDED, tensor_parallel_size=2)
+    closing.append(engine)
+    for found, expected in zip(engine.ask(questions), engines(GUIDED).ask(questions), strict=True):
+        close(found, expected)
