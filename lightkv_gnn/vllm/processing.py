@@ -69,11 +69,11 @@ class CompressedProcessor(BaseMultiModalProcessor):
 
     def apply(self, inputs: ProcessorInputs, timing_ctx: Any) -> Any:
         """Finds the text that guides each picture, and processes them."""
+        kwargs, _ = _parted(inputs.hf_processor_mm_kwargs)  # none that came with the request
         if self.info.settings.guided:
-            guides = self.prompts.guides(inputs.prompt, inputs.mm_data_items.get_all_counts())
-            kwargs = {**inputs.hf_processor_mm_kwargs, GUIDES: guides}
-            inputs = replace(inputs, hf_processor_mm_kwargs=kwargs)
-        return super().apply(inputs, timing_ctx)
+            counts = inputs.mm_data_items.get_all_counts()
+            kwargs[GUIDES] = self.prompts.guides(inputs.prompt, counts)
+        return super().apply(replace(inputs, hf_processor_mm_kwargs=kwargs), timing_ctx)
 
     def get_dummy_inputs(
         self, seq_len: int, mm_counts: Mapping[str, int], mm_options: Any
