@@ -2,5 +2,6 @@
 
 A file for each: ``demo``, ``run``, ``batch``, ``serve``, ``plan``, ``view``, ``eval``, ``report``,
 ``bench``, ``doctor``.  What is more than options and printing is beside it: ``comparison`` and
-``bundled`` for the demo, ``running`` for run, ``diagnosis`` for the doctor.  Nothing imports this room.
+``bundled`` for the demo, ``running`` for run, ``diagnosis`` for the doctor.  Nothing imports this
+room.
 """

@@ -8,8 +8,7 @@ a model is started with an architecture of :data:`ARCHITECTURES` and with settin
 placeholders before any is computed, and ``merging`` computes the survivors; ``libraries`` imports
 what they need when they need it.  ``processing``, ``tiled`` and a module per kind of family,
 ``llava``, ``llava_next``, ``qwen`` and ``internvl``, fit it into vLLM.  Where the prompt guides,
-``prompts`` finds its text, ``scout`` is the layer that hears it, and ``guidance`` names what may
-guide.
+``guidance`` says by what, ``prompts`` finds its text, and ``scout`` is the layer that hears it.
 ``serving`` says how vLLM's server is started.  ``versions`` checks that it is the vLLM that they
 know; ``refusing`` is found in their place where it is not.
 """
