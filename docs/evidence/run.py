@@ -63,6 +63,10 @@ RUNS = {
         "--suite tiny --group vqa hallucination captioning --questions 200 --retention 0.55 0.3 "
         f"--methods {FIELD}",
     ],
+    "photographs": [
+        f"--suite cued counting second_question --background photo {SEEDS} --questions 300 "
+        f"--retention 0.75 0.6 0.47 --methods {FIELD}",
+    ],
     "limits": [
         "--suite counting second_question dense --seeds 0 1 2 --questions 256 "
         "--methods guided mean mass_mean fastv oracle"
