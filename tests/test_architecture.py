@@ -303,3 +303,28 @@ def test_a_planted_violation_is_found(path: str, source: str, culprit: str) -> N
 )
 def test_what_is_allowed_is_not_found(path: str, source: str) -> None:
     assert violations({path: source}) == []
+
+
+MAKERS = {
+    *("arange", "as_tensor", "empty", "eye", "full", "linspace", "ones", "rand", "randint"),
+    *("randn", "randperm", "tensor", "zeros"),
+}
+LABORATORY = ("bench", "evaluation", "tiny")
+
+
+def test_tensors_are_made_on_a_device_that_is_named() -> None:
+    """torch's default device is the user's, and sizes stay on the host."""
+    unnamed = []
+    for path, source in sources().items():
+        if path.split("/")[1] in LABORATORY:
+            continue
+        for node in ast.walk(ast.parse(source)):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and ast.unparse(node.func.value) == "torch"
+                and node.func.attr in MAKERS
+                and all(word.arg not in ("device", None) for word in node.keywords)
+            ):
+                unnamed.append(f"{path}:{node.lineno}: {ast.unparse(node)}")
+    assert unnamed == []

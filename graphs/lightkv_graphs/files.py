@@ -152,9 +152,11 @@ def _decode(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Parts:
                 f"{name} has shape {list(tensors[name].shape)}: expected [{sum(counts)}], as the "
                 "images have tokens"
             )
-    image = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.int64))
+    image = torch.arange(len(counts), device="cpu").repeat_interleave(
+        torch.tensor(counts, dtype=torch.int64, device="cpu")
+    )
     first = layout = TokenLayout.from_tokens(
-        sample=torch.tensor(header["samples"], dtype=torch.int64)[image],
+        sample=torch.tensor(header["samples"], dtype=torch.int64, device="cpu")[image],
         image=image,
         grids=header["grids"],
         **{name: tensors[name] for name in _LAYOUT},
@@ -198,7 +200,7 @@ def _whole(own: dict[str, Any], tokens: int) -> dict[str, Any]:
                 f"{name} has shape {list(own[name].shape)}: expected [merged] = [{merged}]"
             )
     survivor = (stays.cumsum(0) - 1).masked_scatter(~stays, own["survivor"].long())
-    similarity = torch.ones(tokens).masked_scatter(~stays, own["similarity"])
+    similarity = torch.ones(tokens, device="cpu").masked_scatter(~stays, own["similarity"])
     if "certificate" in own:
         own["certificate"] = _certificate(own["certificate"])
     return {**own, "kept": stays.nonzero()[:, 0], "survivor": survivor, "similarity": similarity}

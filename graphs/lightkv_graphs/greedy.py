@@ -127,7 +127,7 @@ def _with_numpy(
     """The same as :func:`_with_torch`; sums are torch's, of memory that both share."""
     slots = weight.shape[1]
     rows, guidance = cosine.reshape(-1, slots).numpy(), heard.numpy()
-    chosen = torch.empty(steps, len(weight), dtype=torch.int64)
+    chosen = torch.empty(steps, len(weight), dtype=torch.int64, device="cpu")
     covered = torch.zeros_like(weight)
     shown, urgency = covered.numpy(), urgent.flatten().clone().numpy()
     gain, uncovered = np.empty_like(shown), np.empty_like(shown)

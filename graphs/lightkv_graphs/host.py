@@ -35,7 +35,7 @@ def to_device(numbers: Numbers, device: torch.device) -> Tensor:
     if known is not None:
         return _ready(*known)
     with torch.inference_mode(False):
-        made = torch.tensor(numbers, dtype=torch.int64).to(device, non_blocking=True)
+        made = torch.tensor(numbers, dtype=torch.int64, device="cpu").to(device, non_blocking=True)
     if type(made) is Tensor:  # not one that only a mode such as FakeTensorMode can use
         copied = None
         if device.type == "cuda":

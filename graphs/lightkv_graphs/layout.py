@@ -173,7 +173,9 @@ class TokenLayout:
         }
         host["protected"] = host["protected"].bool()
         _check_tokens(host, grids)
-        starts = torch.searchsorted(host["image"], torch.arange(len(grids) + 1)).tolist()
+        starts = torch.searchsorted(
+            host["image"], torch.arange(len(grids) + 1, device="cpu")
+        ).tolist()
         occupancy = []
         for (rows, cols), (start, stop) in zip(grids, pairwise(starts), strict=True):
             free = ~host["protected"][start:stop]
@@ -203,12 +205,14 @@ def _of_tiles(tiles: Tiles) -> TokenLayout:
                 f"image {number} has a grid of {tile.rows}x{tile.cols} tokens with "
                 f"{tile[2:]} around it: expected 1x1 or more, and 0 or more around it"
             )
-    sizes = torch.tensor([tile.tokens for _, tile in flat], dtype=torch.int64)
-    none = torch.zeros(0, 2, dtype=torch.int64)
+    sizes = torch.tensor([tile.tokens for _, tile in flat], dtype=torch.int64, device="cpu")
+    none = torch.zeros(0, 2, dtype=torch.int64, device="cpu")
     place = torch.cat([none, *(_places(tile) for _, tile in flat)])
     return TokenLayout.from_tokens(
-        sample=torch.tensor([s for s, _ in flat], dtype=torch.int64).repeat_interleave(sizes),
-        image=torch.arange(len(flat)).repeat_interleave(sizes),
+        sample=torch.tensor(
+            [s for s, _ in flat], dtype=torch.int64, device="cpu"
+        ).repeat_interleave(sizes),
+        image=torch.arange(len(flat), device="cpu").repeat_interleave(sizes),
         row=place[:, 0],
         col=place[:, 1],
         grids=[(tile.rows, tile.cols) for _, tile in flat],
@@ -219,7 +223,9 @@ def _of_tiles(tiles: Tiles) -> TokenLayout:
 @lru_cache(maxsize=64)
 def _places(tile: Tile) -> Tensor:
     """Row and column of each token of a tile, `[token, 2]`; -1 without a place."""
-    cells = torch.cartesian_prod(torch.arange(tile.rows), torch.arange(tile.cols))
+    cells = torch.cartesian_prod(
+        torch.arange(tile.rows, device="cpu"), torch.arange(tile.cols, device="cpu")
+    )
     cells = pad(cells.view(tile.rows, tile.cols, 2), (0, 0, 0, tile.row_end), value=-1)
     return pad(cells.view(-1, 2), (0, 0, tile.before, tile.after), value=-1)
 
@@ -229,7 +235,9 @@ _PER_TOKEN = ("sample", "image", "row", "col", "mass", "protected")
 
 def _check_tokens(host: dict[str, Tensor], grids: Sequence[Grid]) -> None:
     sample, image, row, col = (host[name] for name in ("sample", "image", "row", "col"))
-    size = torch.tensor([tuple(grid) for grid in grids], dtype=torch.int64).reshape(-1, 2)
+    size = torch.tensor([tuple(grid) for grid in grids], dtype=torch.int64, device="cpu").reshape(
+        -1, 2
+    )
 
     def where(token: int) -> str:
         return (

@@ -66,7 +66,7 @@ class Occupancy:
 
     def blurred(self, merges: int) -> Occupancy:
         """One block for the whole image: all that is known after windows of unknown sizes."""
-        whole = torch.tensor([[self.tokens - merges]])
+        whole = torch.tensor([[self.tokens - merges]], device="cpu")
         return Occupancy(self.row_edges[[0, -1]], self.col_edges[[0, -1]], whole)
 
 
@@ -77,15 +77,19 @@ def cell_occupancy(rows: int, cols: int, row: Tensor, col: Tensor) -> Occupancy:
     """
     if len(row) == rows * cols:
         return _full_occupancy(rows, cols)
-    counts = torch.zeros(rows, cols, dtype=torch.int64)
+    counts = torch.zeros(rows, cols, dtype=torch.int64, device="cpu")
     counts[row, col] = 1
-    return Occupancy(torch.arange(rows + 1), torch.arange(cols + 1), counts)
+    return Occupancy(
+        torch.arange(rows + 1, device="cpu"), torch.arange(cols + 1, device="cpu"), counts
+    )
 
 
 @lru_cache(maxsize=64)
 def _full_occupancy(rows: int, cols: int) -> Occupancy:
-    cells = torch.ones(rows, cols, dtype=torch.int64)
-    return Occupancy(torch.arange(rows + 1), torch.arange(cols + 1), cells)
+    cells = torch.ones(rows, cols, dtype=torch.int64, device="cpu")
+    return Occupancy(
+        torch.arange(rows + 1, device="cpu"), torch.arange(cols + 1, device="cpu"), cells
+    )
 
 
 def balanced_cut(coordinate: Tensor, size: Tensor | int, windows: int) -> Tensor:
@@ -126,9 +130,11 @@ def largest_piece(size: int, windows: int, cut: Cut) -> int:
 
 
 def _piece_edges(size: int, windows: int, cut: Cut) -> Tensor:
-    pieces = cut(torch.arange(size), size, windows)
-    lengths = torch.zeros(windows, dtype=torch.int64).index_add_(0, pieces, torch.ones_like(pieces))
-    return torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    pieces = cut(torch.arange(size, device="cpu"), size, windows)
+    lengths = torch.zeros(windows, dtype=torch.int64, device="cpu").index_add_(
+        0, pieces, torch.ones_like(pieces)
+    )
+    return torch.cat([torch.zeros(1, dtype=torch.int64, device="cpu"), lengths.cumsum(0)])
 
 
 def _block_pieces(edges: Tensor, windows: int, cut: Cut) -> Tensor | None:

@@ -124,7 +124,7 @@ def _plan_image(
         tokens = image.tokens
         spread = windows**2  # at worst every window holds a token that cannot leave
         most = tokens - spread if ratio > 0.5 else (tokens - spread + 1) // 2
-        total = max(0, min(int(count(torch.tensor(tokens), ratio)), most))
+        total = max(0, min(int(count(torch.tensor(tokens, device="cpu"), ratio)), most))
         return total, image.largest_window(windows, cut), image.blurred(total), None
     gone = count(per_window, ratio)
     leaving = tuple(int(number) for number in gone.flatten())

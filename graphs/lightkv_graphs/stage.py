@@ -203,9 +203,12 @@ def _check_lineage(before: TokenLayout, kept: Tensor, survivor: Tensor) -> None:
     _require((survivor >= 0) & (survivor < count), "survivor", survivor, f"a row of {count}")
     own = survivor[kept]
     _require(
-        own == torch.arange(count), "survivor[kept]", own, "the number of its own row, as it stays"
+        own == torch.arange(count, device="cpu"),
+        "survivor[kept]",
+        own,
+        "the number of its own row, as it stays",
     )
-    stays = torch.zeros(tokens, dtype=torch.bool).index_fill_(0, kept, True)
+    stays = torch.zeros(tokens, dtype=torch.bool, device="cpu").index_fill_(0, kept, True)
     _require(stays | ~before.protected, "survivor", survivor, "its own row, as it is protected")
 
 
@@ -220,7 +223,9 @@ def _check_windows(before: TokenLayout, windows: int, window: Tensor, into: Tens
 
 def _check_weights(weight: Tensor, survivor: Tensor, count: int) -> None:
     _require(weight.isfinite() & (weight >= 0), "weight", weight, "a share of 0 or more")
-    total = torch.zeros(count, dtype=torch.float64).index_add_(0, survivor, weight.double())
+    total = torch.zeros(count, dtype=torch.float64, device="cpu").index_add_(
+        0, survivor, weight.double()
+    )
     _require((total - 1).abs() <= TOLERANCE, "sum of weights", total, "1 for each survivor")
 
 

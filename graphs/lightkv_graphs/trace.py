@@ -67,7 +67,7 @@ class MergeTrace:
         before, guidance = self.before(stage), self.stages[self._number(stage)].guidance
         if guidance is None:
             return None
-        relative = torch.full((len(before),), torch.nan, dtype=torch.float64)
+        relative = torch.full((len(before),), torch.nan, dtype=torch.float64, device="cpu")
         relative = relative.to(guidance.device)
         for sample in before.sample.unique():
             here = (before.sample == sample) & ~before.protected

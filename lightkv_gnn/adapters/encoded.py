@@ -42,7 +42,7 @@ class Encoded:
                 f"the {self.kind}s were encoded without {name}, so the shape of their token grids "
                 "is unknown: pass everything that the processor returns"
             )
-        return [tuple(torch.as_tensor(row).flatten().tolist()) for row in value]
+        return [tuple(torch.as_tensor(row, device="cpu").flatten().tolist()) for row in value]
 
     def crops(self) -> list[int]:
         """Of each picture, how many crops it has beside the whole; none where that is not told."""

@@ -163,7 +163,7 @@ class Gemma4Adapter(Adapter):
         return [list(islice(frames, int(count))) for count in counts]
 
     def _tiles(self, places: Sequence[Tensor]) -> list[Tile]:
-        ends = [(torch.as_tensor(own).amax(0) + 1).tolist() for own in places]
+        ends = [(torch.as_tensor(own, device="cpu").amax(0) + 1).tolist() for own in places]
         return [Tile(rows // self.pooled, cols // self.pooled) for cols, rows in ends]
 
     def seen(self, encoded: Encoded, pixels: Tensor) -> Sequence[Sequence[Tensor]]:

@@ -149,7 +149,7 @@ def real_tokens(
     if isinstance(mask, dict):  # the same padding in all of them; no mask where there is none
         mask = next((one for one in mask.values() if one is not None), None)
     if mask is None:
-        return torch.ones(batch, length, dtype=torch.bool)
+        return torch.ones(batch, length, dtype=torch.bool, device="cpu")
     if not isinstance(mask, Tensor):
         raise UnsupportedInputError(
             f"attention_mask is a {type(mask).__name__}, which does not tell what is padding: pass "

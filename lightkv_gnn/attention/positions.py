@@ -136,7 +136,7 @@ def padding_before(mask: Any, real: Tensor, past: int) -> Tensor:
         mask = next((one for one in mask.values() if one is not None), None)
     batch, length = real.shape
     if mask is None or past == 0:
-        return torch.zeros(batch, 2, dtype=torch.int64)
+        return torch.zeros(batch, 2, dtype=torch.int64, device="cpu")
     if mask.ndim == 4:  # the last token that is none sees all that is none
         if mask.shape[3] < past + length:
             raise UnsupportedInputError(
@@ -144,8 +144,8 @@ def padding_before(mask: Any, real: Tensor, past: int) -> Tensor:
                 'so far: positions="reindex" has to know what was padding, so pass it as '
                 f"[{batch}, {past + length}]"
             )
-        last = (real * torch.arange(1, length + 1)).argmax(1)
-        mask = mask[:, 0].cpu().expand(batch, -1, -1)[torch.arange(batch), last]
+        last = (real * torch.arange(1, length + 1, device="cpu")).argmax(1)
+        mask = mask[:, 0].cpu().expand(batch, -1, -1)[torch.arange(batch, device="cpu"), last]
         mask = mask if mask.dtype == torch.bool else mask >= 0
     count = (~mask[:, :past].bool()).sum(1).cpu()
     return torch.stack([count, torch.zeros_like(count)], dim=1)

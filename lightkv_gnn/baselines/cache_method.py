@@ -44,7 +44,7 @@ class Shrinker(ABC):
         self.request: PrefillRequest | None = None
         self.bytes = 0
         self.seconds = 0.0
-        self._vision = self._left = torch.zeros(())
+        self._vision = self._left = torch.zeros((), device="cpu")
         self._signature = inspect.signature(adapter.base.forward)
 
     def install(self, undo: ExitStack) -> None:

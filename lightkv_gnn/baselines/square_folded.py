@@ -49,11 +49,11 @@ class SquareFolded(TokenCompressor):
 
 def folded_layout(layout: TokenLayout) -> TokenLayout:
     """Each image's tokens, in the order of the sequence, on a square of side ceil(sqrt(count))."""
-    number = torch.tensor(layout.counts)
-    image = torch.arange(len(number)).repeat_interleave(number)
-    token = torch.arange(len(layout)) - (number.cumsum(0) - number)[image]
+    number = torch.tensor(layout.counts, device="cpu")
+    image = torch.arange(len(number), device="cpu").repeat_interleave(number)
+    token = torch.arange(len(layout), device="cpu") - (number.cumsum(0) - number)[image]
     sides = [math.isqrt(count - 1) + 1 for count in layout.counts]
-    side = torch.tensor(sides)[image]
+    side = torch.tensor(sides, device="cpu")[image]
     folded = TokenLayout.from_tokens(
         sample=layout.sample,
         image=image,

@@ -32,7 +32,7 @@ class TowerAttention:
     """
 
     def __init__(self, adapter: Adapter) -> None:
-        self.saliency = self.keys = torch.zeros(0)
+        self.saliency = self.keys = torch.zeros(0, device="cpu")
         self.seconds = 0.0
         tower = getattr(adapter.base, "vision_tower", None)
         taken = getattr(adapter.base.config, "vision_feature_layer", None)

@@ -29,7 +29,7 @@ class TextLogits:
     """
 
     def __init__(self) -> None:
-        self.by_token = torch.zeros(0, 0)
+        self.by_token = torch.zeros(0, 0, device="cpu")
 
     def __call__(self, block: GuidanceBlock) -> Tensor:
         """Attention of each sample's last text token, `[batch, vision]`."""

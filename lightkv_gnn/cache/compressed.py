@@ -196,7 +196,11 @@ class CompressedMixin:
 
     def _state(self) -> tuple[Tensor, int, bool]:
         """``logical``, ``shift`` and ``ragged`` once what was announced is committed."""
-        known = torch.empty(1, 0, dtype=torch.int64) if self.logical is None else self.logical
+        known = (
+            torch.empty(1, 0, dtype=torch.int64, device="cpu")
+            if self.logical is None
+            else self.logical
+        )
         new = self._pending
         if new is None:
             return known, self.shift, self.ragged

@@ -197,7 +197,7 @@ def _prompt(pictures: Sequence[Encoded], text: int, batch: int) -> VisionTokens:
         name: [row for encoded in pictures for row in encoded.arguments[name]] * batch
         for name in pictures[0].arguments
     }
-    mask = (torch.arange(sum(lengths) + text) < sum(lengths)).repeat(batch, 1)
+    mask = (torch.arange(sum(lengths) + text, device="cpu") < sum(lengths)).repeat(batch, 1)
     kind = pictures[0].kind
     shapes = [encoded.shape for encoded in pictures]
     shape = (sum(shape[0] for shape in shapes) * batch, *shapes[0][1:]) if all(shapes) else ()

@@ -87,7 +87,7 @@ def _as_picture(pixels: Tensor, processing: Any) -> Image.Image:
     pixels = pixels.detach().float().cpu()
     if getattr(processing, "do_normalize", True):
         spread, middle = (
-            torch.tensor(values).view(-1, 1, 1)
+            torch.tensor(values, device="cpu").view(-1, 1, 1)
             for values in (processing.image_std, processing.image_mean)
         )
         pixels = pixels * spread + middle

@@ -41,7 +41,7 @@ def prompt_mask(prompt: Prompt, real: Tensor) -> Tensor:
         f"{list(real.shape)}"
     )
     try:
-        lengths = torch.as_tensor(prompt).cpu()
+        lengths = torch.as_tensor(prompt, device="cpu").cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise UnsupportedInputError(f"prompt is {prompt!r}: {expected}") from error
     if lengths.shape != (batch,) or lengths.dtype not in _WHOLE:

@@ -71,7 +71,9 @@ class StageRecord(NamedTuple):
         _, position, mask = self.recorded
         sample, rank = mask.nonzero(as_tuple=True)
         owner = graph["vision"].sample
-        place = torch.cat([torch.arange(count) for count in self.vision_counts]).to(owner.device)
+        place = torch.cat([torch.arange(count, device="cpu") for count in self.vision_counts]).to(
+            owner.device
+        )
         vision, text = (owner[:, None] == sample[None, :]).nonzero(as_tuple=True)
         share = by_text[owner[vision], rank[text], place[vision]].exp()
         edge_index = torch.stack([text, vision])

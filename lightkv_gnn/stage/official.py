@@ -70,7 +70,9 @@ def compress_sequence(
     plan = plan_stage(
         layout.occupancy, windows, min(ratio, 0.5), cut=leading_cut, count=float32_count
     )
-    vision = torch.cat([torch.arange(*span) for span in spans]).to(hidden_states.device)
+    vision = torch.cat([torch.arange(*span, device="cpu") for span in spans]).to(
+        hidden_states.device
+    )
     text = _text_positions(hidden_states.shape[1], spans).to(hidden_states.device)
     guidance = _guidance(attention_logits, vision, text)
     sequence = hidden_states[0]
@@ -96,10 +98,10 @@ def _guidance(attention_logits: Tensor, vision: Tensor, text: Tensor) -> Tensor 
 
 def _folded(counts: list[int]) -> TokenLayout:
     """Each image's tokens, in sequence order, on a square of side ceil(sqrt(count))."""
-    number = torch.tensor(counts)
-    image = torch.arange(len(counts)).repeat_interleave(number)
-    token = torch.arange(int(number.sum())) - (number.cumsum(0) - number)[image]
-    side = torch.tensor([math.isqrt(count - 1) + 1 for count in counts])
+    number = torch.tensor(counts, device="cpu")
+    image = torch.arange(len(counts), device="cpu").repeat_interleave(number)
+    token = torch.arange(int(number.sum()), device="cpu") - (number.cumsum(0) - number)[image]
+    side = torch.tensor([math.isqrt(count - 1) + 1 for count in counts], device="cpu")
     return TokenLayout.from_tokens(
         sample=torch.zeros_like(image),
         image=image,
@@ -110,7 +112,7 @@ def _folded(counts: list[int]) -> TokenLayout:
 
 
 def _text_positions(length: int, spans: tuple[Span, ...]) -> Tensor:
-    is_text = torch.ones(length, dtype=torch.bool)
+    is_text = torch.ones(length, dtype=torch.bool, device="cpu")
     for start, end in spans:
         is_text[start:end] = False
     return is_text.nonzero()[:, 0]

@@ -83,7 +83,7 @@ def thinned(planned: PicturePlan, full: Sequence[int], places: Tensor | None) ->
     import torch
 
     if places is None:
-        places = torch.ones(len(full), dtype=torch.bool)
+        places = torch.ones(len(full), dtype=torch.bool, device="cpu")
     counts = planned.layout.counts
     if int(places.sum()) != sum(counts):
         raise ValueError(
@@ -92,7 +92,10 @@ def thinned(planned: PicturePlan, full: Sequence[int], places: Tensor | None) ->
         )
     stays = ~places
     stays[places] = torch.cat(
-        [torch.arange(n) < kept for n, kept in zip(counts, planned.tiles, strict=True)]
+        [
+            torch.arange(n, device="cpu") < kept
+            for n, kept in zip(counts, planned.tiles, strict=True)
+        ]
     )
     return [token for token, stay in zip(full, stays.tolist(), strict=True) if stay]
 
@@ -132,13 +135,15 @@ def spread_positions(tokens: int, pictures: Sequence[Placed]) -> Tensor:
 
     parts, done, now = [], 0, 0
     for one in pictures:
-        parts.append(torch.arange(now, now + one.begin - done).expand(3, -1))
+        parts.append(torch.arange(now, now + one.begin - done, device="cpu").expand(3, -1))
         now += one.begin - done
         rows, cols = one.grid
         for kept, time in zip(one.kept, one.times, strict=True):
-            cell = ((2 * torch.arange(kept) + 1) * rows * cols).div(2 * kept, rounding_mode="floor")
+            cell = ((2 * torch.arange(kept, device="cpu") + 1) * rows * cols).div(
+                2 * kept, rounding_mode="floor"
+            )
             place = torch.stack([torch.full_like(cell, time), cell // cols, cell % cols])
             parts.append(now + place)
         done, now = one.begin + sum(one.kept), now + max(*one.times, rows - 1, cols - 1) + 1
-    parts.append(torch.arange(now, now + tokens - done).expand(3, -1))
+    parts.append(torch.arange(now, now + tokens - done, device="cpu").expand(3, -1))
     return torch.cat(parts, dim=1)

@@ -112,7 +112,9 @@ class CompressedProcessor(BaseMultiModalProcessor):
         made = super()._apply_hf_processor_main(mm_items, plain)
         for modality, texts in guides.items():
             if texts:
-                made[TEXT + modality] = [torch.tensor(text, dtype=torch.int64) for text in texts]
+                made[TEXT + modality] = [
+                    torch.tensor(text, dtype=torch.int64, device="cpu") for text in texts
+                ]
         return made
 
     def _get_mm_fields_config(

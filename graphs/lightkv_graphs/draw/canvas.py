@@ -55,11 +55,13 @@ def show(picture: Image, cells: Tensor, ax: Axes | None, *, mean: bool = False) 
 def cells_of(trace: MergeTrace, stage: int | None, image: int) -> Tensor:
     """Survivor of each cell, `[row, col]`; -1 where no token lies."""
     layout = trace.layout
-    rows = torch.arange(len(layout)) if stage is None else trace.survivor_of(stage).cpu()
+    rows = (
+        torch.arange(len(layout), device="cpu") if stage is None else trace.survivor_of(stage).cpu()
+    )
     row, col, (height, width) = layout.row.cpu(), layout.col.cpu(), layout.grids[image]
     placed = (row >= 0) & (row < height) & (col >= 0) & (col < width)
     here = (layout.image == image).cpu() & placed
-    cells = torch.full((height, width), -1)
+    cells = torch.full((height, width), -1, device="cpu")
     cells[row[here], col[here]] = rows[here]
     return cells
 

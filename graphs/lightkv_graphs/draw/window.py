@@ -141,7 +141,9 @@ def _edges(graph: HeteroData, spots: Spots, unit: float) -> LineCollection:
     pairs = zip(*merges.edge_index.tolist(), strict=True)
     starts_ends = [(spots.leaving[source], spots.staying[end]) for source, end in pairs]
     divergence = (1 - merges.similarity).masked_fill(~merges.similarity.isfinite(), torch.nan)
-    colours = ListedColormap(colormaps["viridis"](torch.linspace(0, 0.85, 256).numpy()))
+    colours = ListedColormap(
+        colormaps["viridis"](torch.linspace(0, 0.85, 256, device="cpu").numpy())
+    )
     return LineCollection(
         [[(left + 0.5, y), (right - 0.5, z)] for (left, y), (right, z) in starts_ends],
         linewidths=(unit / 0.34 * (0.6 + 5 * merges.weight)).tolist(),

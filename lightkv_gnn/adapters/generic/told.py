@@ -83,7 +83,7 @@ def readings(
     if not sizes:
         return []
     if by_picture is not None:
-        own = [int(one) for one in torch.as_tensor(by_picture).flatten().tolist()]
+        own = [int(one) for one in torch.as_tensor(by_picture, device="cpu").flatten().tolist()]
         tiles = _merged(sizes, own, encoded.lengths) if len(own) == len(sizes) else None
         return [] if tiles is None else [Reading(f"{name} over its merge sizes", tiles)]
     units, sides = "patches", set(_merges(sizes, encoded.lengths, merges))
@@ -100,7 +100,7 @@ def readings(
 
 def sizes_in(value: Any) -> list[Size]:
     """Sizes of pictures, a row for each; or found from positions of patches, `[patch, 2]` each."""
-    rows = [torch.as_tensor(row) for row in value]
+    rows = [torch.as_tensor(row, device="cpu") for row in value]
     if all(row.ndim == 2 and row.shape[-1] == 2 for row in rows):
         return _from_positions([row[(row >= 0).all(-1)] for row in rows])
     if not all(row.ndim == 1 and len(row) in (2, 3) for row in rows):
@@ -116,7 +116,9 @@ def _from_positions(pictures: Sequence[Tensor]) -> list[Size]:
         for places in pictures:
             ordered = places if first == 0 else places.flip(-1)
             rows, cols = (ordered.amax(0) + 1).tolist() if len(ordered) else (0, 0)
-            grid = torch.cartesian_prod(torch.arange(rows), torch.arange(cols)).view(-1, 2)
+            grid = torch.cartesian_prod(
+                torch.arange(rows, device="cpu"), torch.arange(cols, device="cpu")
+            ).view(-1, 2)
             if not torch.equal(grid.to(ordered), ordered):
                 break
             sizes.append(Size(1, rows, cols))
