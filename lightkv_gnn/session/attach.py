@@ -207,7 +207,8 @@ class Handle(Results):
         """Says what of a call is the prompt: in this block and thread its text alone guides.
 
         Scores of an answer, in one call with its prompt, are then those of generating it.  Not
-        needed where ``labels`` are given: what is not learnt, -100, is the prompt.
+        needed where ``labels`` are given: what is not learnt, -100, is the prompt.  An asynchronous
+        task counts as a thread, with those that ``asyncio.to_thread`` begins.
 
         Args:
             prompt: Tokens of each sample's prompt, with the placeholders of its pictures and

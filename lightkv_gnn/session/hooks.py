@@ -6,6 +6,7 @@ import inspect
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, Protocol
 
@@ -46,6 +47,8 @@ from lightkv_gnn.session.request import PrefillRequest, begins_anew, inspect_cal
 from lightkv_gnn.stage.compressor import TokenCompressor
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+_prompts: ContextVar[tuple[tuple[Hooks, Prompt], ...]] = ContextVar("prompts", default=())
 
 
 class Removable(Protocol):
@@ -167,16 +170,17 @@ class Hooks:
 
     @contextmanager
     def prompt(self, prompt: Prompt) -> Iterator[None]:
-        """In this block and thread, what is the prompt of calls."""
-        before, self._running.prompt = getattr(self._running, "prompt", None), prompt
+        """In this block and thread or task, what is the prompt of calls."""
+        before = _prompts.get()
+        _prompts.set((*before, (self, prompt)))
         try:
             yield
         finally:
-            self._running.prompt = before
+            _prompts.set(before)
 
     def _prompt(self, request: PrefillRequest, vision: Tensor) -> Tensor | None:
         """Tokens of a call that guide, `[batch, token]` bool; None for all."""
-        prompt: Prompt | None = getattr(self._running, "prompt", None)
+        prompt = next((said for hooks, said in reversed(_prompts.get()) if hooks is self), None)
         if prompt is not None:
             return prompt_mask(prompt, request.real)
         if request.labels is not None:

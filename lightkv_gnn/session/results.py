@@ -167,7 +167,11 @@ class Watch(Results):
     """
 
     def __init__(self, tokenizer: Any = None) -> None:
-        super().__init__("no prefill with pictures has run in this block and thread", tokenizer)
+        missing = (
+            "no prefill with pictures has run in this block and thread; where another thread calls "
+            "the model, watch there"
+        )
+        super().__init__(missing, tokenizer)
         self._calls: list[Results] = []
 
     def _tell_of(self, call: Call | None) -> None:

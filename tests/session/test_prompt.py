@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
@@ -135,6 +136,34 @@ def test_what_guides_is_said_for_a_block_and_a_thread() -> None:
         assert torch.equal(model(**inputs, labels=labels).logits, inside)
         assert torch.equal(model.model(**inputs)[0], without_head)
         assert torch.equal(model(**inputs).logits, everything)
+
+
+def test_what_guides_is_said_for_an_asynchronous_task() -> None:
+    """On one thread, and in those that it awaits; another task's prompt is not heard."""
+    model, inputs = tiny_llava(), with_answer(0)
+    inputs.pop("labels")
+
+    @torch.no_grad()
+    def scored() -> Tensor:
+        logits: Tensor = model(**inputs).logits
+        return logits
+
+    with lk.attach(model, CONFIGS["the default"]) as handle:
+
+        async def work(lengths: list[int]) -> list[Tensor]:
+            with handle.prompt(lengths):
+                await asyncio.sleep(0)
+                return [scored(), await asyncio.to_thread(scored)]
+
+        async def both() -> list[list[Tensor]]:
+            return await asyncio.gather(work(LENGTHS), work([1, 1]))
+
+        expected = []
+        for lengths in (LENGTHS, [1, 1]):
+            with handle.prompt(lengths):
+                expected.append(scored())
+        for found, own in zip(asyncio.run(both()), expected, strict=True):
+            assert all(torch.equal(one, own) for one in found)
 
 
 @torch.no_grad()
