@@ -111,7 +111,7 @@ class Inspection:
 
     def _look(self, hidden: Tensor) -> None:
         trace, (vision, real) = self._handle.trace, self._handle.masks
-        stays, rows = real.clone(), torch.arange(vision.shape[1]).expand_as(vision)
+        stays, rows = real.clone(), torch.arange(vision.shape[1], device="cpu").expand_as(vision)
         if len(trace):
             place = vision.reshape(-1).nonzero()[:, 0]
             gone = torch.ones_like(place, dtype=torch.bool)
