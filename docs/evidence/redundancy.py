@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -18,12 +18,18 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lightkv_gnn import tiny
+from lightkv_gnn.evaluation.cued.backgrounds import Background
+from lightkv_gnn.evaluation.cued.drawing import PATCH
+from lightkv_gnn.evaluation.cued.model import build
 from lightkv_gnn.evaluation.redundancy import nearest_divergence, patch_pixels, shares_below
+from lightkv_gnn.evaluation.suite import Subject
+from lightkv_gnn.evaluation.suites import CELLS
 from lightkv_gnn.tiny.model import PATCH_SIZE
 from lightkv_gnn.tiny.photo import scenes as photo
 from lightkv_gnn.tiny.photo.model import features
 from lightkv_gnn.tiny.photo.photographs import sample_photograph
 
+BACKGROUNDS: tuple[Background, ...] = get_args(Background)
 LIMITS = (0.01, 0.05, 0.1, 0.2)
 DRAWN, BEFORE, ALONE = "drawn scenes", "scenes before photographs", "photographs alone"
 
@@ -59,6 +65,17 @@ def rows(model: Any, processor: Any, name: str, count: int) -> list[str]:
     return found
 
 
+def cells(name: str, background: Background, count: int) -> str:
+    """A line for the pictures of a suite on cells, by their pixels."""
+    suite = CELLS[name](background=background)
+    subject = Subject(build(side=6, layers=1, seed=0))
+    batches = list(suite.batches(subject, suite.groups[0], count, seed=0))
+    pixels = torch.cat([batch.inputs["pixel_values"] for batch in batches])
+    divergence = nearest_divergence(patch_pixels(pixels, PATCH))
+    behind = {"plain": "on black", "photo": "on photographs"}[background]
+    return line(f"{name}, {behind}", "pixels", divergence)
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -68,6 +85,8 @@ def main() -> None:
     print("| pictures | of what | tokens | median | " + " | ".join(f"< {x}" for x in LIMITS) + " |")
     print("|---" * (4 + len(LIMITS)) + "|")
     print(*rows(*tiny.load(), "the bundled model", arguments.pictures), sep="\n")
+    for name in ("cued", "counting"):
+        print(*(cells(name, behind, arguments.pictures) for behind in BACKGROUNDS), sep="\n")
     if arguments.model is not None:
         model = AutoModelForImageTextToText.from_pretrained(arguments.model, local_files_only=True)
         processor = AutoProcessor.from_pretrained(arguments.model, local_files_only=True)
