@@ -60,8 +60,7 @@ RUNS = {
     "field": [
         "--suite cued counting --seeds 0 1 2 --questions 300 --retention 0.55 0.4 "
         f"--methods {FIELD}",
-        "--suite tiny --group vqa hallucination captioning --questions 200 --retention 0.55 0.3 "
-        f"--methods {FIELD}",
+        f"--suite tiny --group captioning vqa --questions 300 --retention 0.3 --methods {FIELD}",
     ],
     "photographs": [
         f"--suite cued counting second_question --background photo {SEEDS} --questions 300 "

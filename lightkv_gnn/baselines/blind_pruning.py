@@ -5,7 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightkv_gnn.baselines.method import Budget
 from lightkv_gnn.baselines.pruning import Staged
+from lightkv_gnn.baselines.schedules import single
+from lightkv_gnn.costs.schedule import Stage
+from lightkv_gnn.errors import ScheduleError
 from lightkv_graphs import Matching, WindowPartition, drop_lowest
 
 
@@ -26,9 +30,21 @@ def drop_evenly(x: Tensor, partition: WindowPartition) -> Matching:
     return drop_lowest(score[:-1], x, partition)
 
 
-RANDOM_PRUNING = Staged(
+class Anyhow(Staged):
+    """In the stages of merging, or in one where they cannot keep to the budget."""
+
+    def stages(self, budget: Budget) -> tuple[Stage, ...]:
+        """As in merging, where no stage takes more than half; else one that takes what it must."""
+        try:
+            return super().stages(budget)
+        except ScheduleError:
+            return single(budget.layers, budget.retention, budget.depth)
+
+
+RANDOM_PRUNING = Anyhow(
     "random_pruning",
-    "vision tokens dropped at random, in the stages of merging (ImgRand)",
+    "vision tokens dropped at random, in the stages of merging (ImgRand), or in one where those "
+    "cannot keep to the budget",
     {"guidance": "none", "matcher": drop_at_random},
 )
 STRIDE = Staged(

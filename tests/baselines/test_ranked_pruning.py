@@ -9,7 +9,7 @@ from reference import cosine, features, make_layout
 from torch import Tensor
 
 import lightkv_gnn as lk
-from lightkv_gnn.baselines import METHODS, Budget, keep_top
+from lightkv_gnn.baselines import METHODS, Budget, StageMethod, keep_top
 from lightkv_gnn.baselines.blind_pruning import drop_at_random, drop_evenly
 from lightkv_gnn.baselines.divprune import keep_diverse
 from lightkv_gnn.baselines.sparsevlm import clusters, recycling
@@ -117,6 +117,20 @@ def test_random_pruning_is_uniform() -> None:
         assert freedom - 5 * (2 * freedom) ** 0.5 < statistic < freedom + 5 * (2 * freedom) ** 0.5
     pairs = [drop_at_random(x, partition).edge_index[0].tolist() for _ in range(2)]
     assert pairs[0] != pairs[1]
+
+
+def test_random_pruning_stands_in_tables_of_any_budget() -> None:
+    """In the stages of merging, and in one where none of those could take as much as it must."""
+    random, merging = METHODS["random_pruning"], METHODS["stride"]
+    assert isinstance(random, StageMethod)
+    assert isinstance(merging, StageMethod)
+    usual, small = Budget(0.55, 0, 4), Budget(0.4, 0, 4)
+    assert random.stages(usual) == merging.stages(usual)
+    assert random.stages(small) == (lk.Stage(0, 1, 0.8),)
+    with pytest.raises(lk.ScheduleError, match="no stages from layer 0 of 4 on keep 40%"):
+        merging.stages(small)
+    with pytest.raises(lk.ScheduleError, match="no stages from layer 0 of 4 on keep 20%"):
+        random.stages(Budget(0.2, 0, 4))
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.25, 0.5, 0.7, 0.9])
