@@ -67,6 +67,8 @@ def check_pixels(family: str, model: Any, inputs: dict[str, Tensor], kind: str) 
     layout = adapter.layout(tokens)
     before, seen = features(model, inputs, kind), adapter.seen(encoded, pixels)
     tiles = [tile for picture in seen for tile in picture]
+    for tile, (rows, cols) in zip(tiles, layout.grids, strict=True):
+        assert tile.shape[-2] * cols == tile.shape[-1] * rows  # cells are squares
     generator = torch.Generator().manual_seed(0)
     found = set()
     for real in pixels.nonzero().chunk(8):  # from the first picture to the last

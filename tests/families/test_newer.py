@@ -15,10 +15,11 @@ import lightkv_gnn as lk
 from families.loop_stock import hidden_from_layers
 from families.models import LAYERS, VIDEO
 from families.more import MORE, model_of
-from families.more_inputs import film, samples
+from families.more_inputs import film, places, samples
 from families.newer_tiles import CODES
 from families.processors import skipped_without_needs
 from families.test_more_pictures import CODED, WITHOUT_PLACES
+from lightkv_graphs import Tile
 
 AUDIO = 118
 THINKERS = [name for name in ("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker") if name in MORE]
@@ -106,6 +107,21 @@ def test_transformers_itself_fails_with_an_odd_number_of_frames_that_share_token
     grid = torch.tensor([[5, 4, 6]])
     with pytest.raises(RuntimeError, match="split_with_sizes"):
         model.model.get_video_features(patches, grid)
+
+
+def test_frames_are_laid_out_video_by_video() -> None:
+    """Told how many each has, or one video above another, as transformers had it before 5.19."""
+    adapter = lk.adapter_for(model_of("gemma4"))
+    frames = torch.stack([places(4, 6, 30), places(4, 6, 30), places(6, 4, 30), places(6, 4, 30)])
+    told = {"video_position_ids": frames, "num_frames_per_video": torch.tensor([1, 3])}
+    tiles = adapter.tiles(lk.Encoded("video", told, (6, 18)))
+    assert tiles == [[Tile(2, 3)], [Tile(2, 3), Tile(3, 2), Tile(3, 2)]]
+    stacked = {"video_position_ids": frames.unflatten(0, (2, 2))}
+    tiles = adapter.tiles(lk.Encoded("video", stacked, (12, 12)))
+    assert tiles == [[Tile(2, 3)] * 2, [Tile(3, 2)] * 2]
+    pixels = torch.rand(4, 30, 48)
+    seen = adapter.seen(lk.Encoded("video", stacked, (12, 12)), pixels.unflatten(0, (2, 2)))
+    assert [[tile.shape[-2:] for tile in own] for own in seen] == [[(16, 24)] * 2, [(24, 16)] * 2]
 
 
 PATCHED = {
