@@ -14,6 +14,7 @@ from torch import Tensor
 import lightkv_gnn as lk
 from families.more import FILMED, MORE, model_of
 from families.more_inputs import film, samples, together
+from families.test_more_families import LIKE_OTHERS
 from lightkv_gnn.session.encoders import record_of
 from lightkv_gnn.session.request import vision_tokens
 
@@ -26,7 +27,14 @@ CODED = ("emu3", "apertus1p5")
 """Their encoders spread a pixel all over the picture, and may well find the same codes."""
 
 
-@pytest.mark.parametrize("family", [name for name in MORE if name not in (*WITHOUT_PLACES, *CODED)])
+PLACED = [name for name in MORE if name not in (*WITHOUT_PLACES, *CODED)]
+
+
+@pytest.mark.parametrize(
+    "family",
+    [name for name in PLACED if name not in LIKE_OTHERS]
+    + full(*(name for name in PLACED if name in LIKE_OTHERS)),
+)
 @torch.no_grad()
 def test_a_pixel_is_shown_where_the_token_lies_that_it_changes(family: str) -> None:
     model = unmixed(family)
