@@ -70,7 +70,7 @@ ON_TOP = {
     "asking": ("sources", "session", "tiny"),
     "baselines": ("session",),
     "evaluation": ("machine", "intervals", "session", "baselines", "tiny", "__version__"),
-    "bench": ("machine", "session", "planning", "baselines"),
+    "bench": ("machine", "session", "planning", "baselines", "vllm"),
     "batch": ("sources", "machine", "session", "asking", "__version__"),
     "harness": ("sources", "session", "asking", "baselines"),
 }

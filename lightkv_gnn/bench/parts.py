@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from lightkv_gnn.bench.cases import StageCase
 from lightkv_gnn.bench.check import check_all
 from lightkv_gnn.bench.growth import growth
 from lightkv_gnn.bench.prefill import Contest, compare_decode, compare_prefill
+from lightkv_gnn.bench.serving import ServeCase, compare_serving
 from lightkv_gnn.bench.stage import compare, sweep
 
 Row = dict[str, Any]
@@ -77,3 +78,10 @@ def decodes(contests: Iterator[Contest], rounds: int, memory: float | None) -> I
         row = asdict(compare_decode(contest, rounds, None if contest.name in fits else limit))
         known = {name: row[name] for name in ("largest_batch", "largest_batch_full")}
         yield row | fits.setdefault(contest.name, known)
+
+
+def serves(cases: Iterable[ServeCase], threads: int) -> Iterator[Row]:
+    """Of every case, one row for each engine."""
+    for case in cases:
+        for row in compare_serving(case, threads):
+            yield asdict(row)

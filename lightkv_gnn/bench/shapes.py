@@ -69,8 +69,8 @@ SHAPES = {
 small vocabulary, since only the decoder is compared."""
 
 
-def build(shape: Shape, dtype: torch.dtype, device: torch.device) -> Any:
-    """A LLaVA whose decoder has that shape."""
+def config_of(shape: Shape) -> LlavaConfig:
+    """The configuration of a LLaVA whose decoder has that shape."""
     vision = CLIPVisionConfig(
         hidden_size=16,
         intermediate_size=16,
@@ -94,7 +94,7 @@ def build(shape: Shape, dtype: torch.dtype, device: torch.device) -> Any:
         eos_token_id=None,
         tie_word_embeddings=False,
     )
-    config = LlavaConfig(
+    return LlavaConfig(
         vision_config=vision,
         text_config=text,
         image_token_index=IMAGE_TOKEN,
@@ -103,6 +103,11 @@ def build(shape: Shape, dtype: torch.dtype, device: torch.device) -> Any:
         vision_feature_select_strategy="default",
         tie_word_embeddings=False,
     )
+
+
+def build(shape: Shape, dtype: torch.dtype, device: torch.device) -> Any:
+    """A LLaVA with random weights whose decoder has that shape."""
+    config = config_of(shape)
     with _made_as(dtype), device, torch.random.fork_rng():
         torch.manual_seed(0)
         model = LlavaForConditionalGeneration(config)

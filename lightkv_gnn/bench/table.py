@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+MILLISECONDS = ("seconds", "low", "high", "seconds_full", "first_token", "first_token_loaded")
+"""Fields in seconds that are printed in milliseconds."""
+
 
 def as_table(rows: Sequence[dict[str, Any]]) -> str:
     """One line a row, under the names of its fields; rows have the same fields."""
@@ -24,7 +27,7 @@ def _cell(name: str, value: Any) -> str:
         return "-"
     if isinstance(value, tuple | list):
         return " ".join(_cell(name, one) for one in value)
-    if name in ("seconds", "low", "high", "seconds_full"):
+    if name in MILLISECONDS:
         return f"{value * 1e3:.3f} ms"
     if name == "extra_bytes":
         return f"{value / 2**20:.2f} MiB"

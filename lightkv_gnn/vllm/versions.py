@@ -23,7 +23,7 @@ PROCESSOR = {
 """Methods of vLLM's processor that are overridden, and what they take."""
 
 
-class UnsupportedEngineError(RuntimeError):
+class UnsupportedEngineError(ImportError):
     """The installed vLLM is not one that compression was made for."""
 
 

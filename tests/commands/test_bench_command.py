@@ -10,6 +10,7 @@ import torch
 from models import CACHE
 
 from lightkv_gnn.bench.prefill import Contest, DecodeRow, compare_decode
+from lightkv_gnn.bench.serving import ServeCase, rows_of
 from lightkv_gnn.bench.shapes import Shape, build, inputs_of
 from lightkv_gnn.bench.subjects import USUAL
 from lightkv_gnn.commands import bench as command
@@ -117,6 +118,8 @@ def test_growth_has_an_exponent_for_each_subject(capsys: pytest.CaptureFixture[s
         ([*STAGE, "--out", "nowhere/rows.json"], "there is no folder nowhere"),
         (["bench", "growth", "--tokens", "16"], "tokens has 1 sizes"),
         ([*STAGE, "--device", "nowhere"], "--device nowhere cannot be used"),
+        (["bench", "serve", "--retention", "2"], "retention is 2"),
+        (["bench", "serve", "--memory", "0.001"], "memory is 1073741 bytes: expected"),
     ],
 )
 def test_bad_options_end_with_one_line(
@@ -124,6 +127,38 @@ def test_bad_options_end_with_one_line(
 ) -> None:
     assert main(arguments) == 1
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_serving_wants_vllm(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lightkv_gnn.vllm.serving.find_spec", lambda name: None)
+    assert main(["bench", "serve", "--quick"]) == 1
+    assert "vLLM is not installed here: pip install" in capsys.readouterr().err
+
+
+def test_planned_for_engines_by_hand() -> None:
+    """Of 8 x 8 tokens in two pictures and 64 of text, in blocks of 32 with 15 of an answer."""
+    case = ServeCase("own", TINY, retentions=(0.25,), requests=9)
+    assert [case.prompt(one) for one in (None, *case.settings)] == [128 + 64, 32 + 64]
+    assert [case.blocks(one) for one in (None, *case.settings)] == [7, 4]
+    assert [case.blocks(one, 0) for one in (None, *case.settings)] == [6, 3]
+    assert case.block_bytes == 2 * 6 * 2 * (32 // 4) * 32 * 4
+    assert case.cache_bytes == case.block_bytes * (3 * 7 + 1)
+
+
+def test_rows_are_beside_the_uncompressed() -> None:
+    case = ServeCase("own", TINY, retentions=(0.25,), requests=9)
+    seen = {"blocks": 6, "cache_blocks": 22, "at_once": 3, "rate": 2.0, "first": 0.5}
+    full = {**seen, "tokens": 192, "first_loaded": 4.0}
+    less = {**seen, "tokens": 96, "blocks": 3, "rate": 5.0, "first": 0.25, "first_loaded": 1.0}
+    one, two = rows_of(case, {"vllm": "0.32.0", "engines": [full, less]})
+    assert (one.retention, one.rate_ratio, one.first_ratio, one.loaded_ratio) == (1, 1, 1, 1)
+    assert (two.retention, two.rate_ratio, two.first_ratio, two.loaded_ratio) == (
+        *(0.25, 2.5, 0.5, 0.25),
+    )
+    assert (one.fits, two.fits) == (3, 5)
+    assert (one.planned_blocks, two.planned_blocks) == (6, 3)
 
 
 def test_a_compressed_prefill_never_holds_more() -> None:

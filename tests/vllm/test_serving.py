@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,10 +24,14 @@ LLAVA = {"architectures": ["LlavaForConditionalGeneration"]}
 
 @pytest.fixture(autouse=True)
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if vLLM were."""
+    """As if vLLM were, whatever is."""
     found = ModuleType("vllm")
     found.__dict__["origin"] = "vllm/__init__.py"
     monkeypatch.setattr(serving, "find_spec", lambda name: found)
+    monkeypatch.setattr(serving, "packages_distributions", dict)
+    plugin = EntryPoint("lightkv", serving.PLUGIN, serving.GROUP)
+    monkeypatch.setattr(serving, "entry_points", lambda group: [plugin])
+    monkeypatch.delenv("VLLM_PLUGINS", raising=False)
 
 
 def test_the_command_has_the_settings_and_the_rest(
@@ -108,6 +113,52 @@ def test_without_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'vllm>=0\.32,<0\.34'"):
         serving.server_command("my-model", Settings(0.5), LLAVA)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("packages_distributions", {"vllm": ["vllm-of-old"]}, "vLLM is 0.31.0"),
+        ("entry_points", [], "is not\ninstalled: pip install it in the environment of vLLM"),
+    ],
+)
+def test_a_vllm_that_would_not_compress(
+    name: str,
+    value: Any,
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("started"))
+    monkeypatch.setattr(serving, "version", lambda package: "0.31.0")
+    monkeypatch.setattr(serving, name, lambda **_: value)
+    assert main(["serve", str(tiny.WEIGHTS)]) == 1
+    assert says.replace("\n", " ") in capsys.readouterr().err
+
+
+def test_plugins_that_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = EntryPoint("own", serving.PLUGIN, serving.GROUP)
+    monkeypatch.setattr(serving, "entry_points", lambda group: [found])
+    monkeypatch.setenv("VLLM_PLUGINS", "other, own")
+    serving.check_installed()
+    monkeypatch.setenv("VLLM_PLUGINS", "other")
+    with pytest.raises(ImportError, match=r"VLLM_PLUGINS is 'other'.*expected own among"):
+        serving.check_installed()
+
+
+@pytest.mark.parametrize("option", ["--retentoin", "--retentions=0.3", "--window"])
+def test_options_of_ours_that_are_misspelt(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", str(tiny.WEIGHTS), option, "0.3"]) == 2
+    assert f"No such option: {option.partition('=')[0]}; did you mean" in capsys.readouterr().err
+
+
+def test_matchers_have_short_names(capsys: pytest.CaptureFixture[str]) -> None:
+    told = []
+    for name in ("stride", "stride_matching"):
+        asked = ["serve", str(tiny.WEIGHTS), "--retention", "0.5", "--matcher", name, "--json"]
+        assert main(asked) == 0
+        told.append(json.loads(capsys.readouterr().out))
+    assert told[0] == told[1]
 
 
 def test_what_is_wrong_ends_with_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

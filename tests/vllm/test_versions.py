@@ -22,6 +22,13 @@ class ModelRegistry:
     @staticmethod
     def register_model(model_arch, model_cls):
         registered[model_arch] = model_cls
+    @staticmethod
+    def get_supported_archs():
+        return {{"LlamaForCausalLM", *registered}}
+class VerifyAndUpdateConfig:
+    @staticmethod
+    def verify_and_update_model_config({checked}): ...
+checks = {{}}
 class BaseMultiModalProcessor:
     def apply(self, inputs, timing_ctx): ...
     def get_dummy_inputs(self, seq_len, mm_counts, mm_options): ...
@@ -31,6 +38,13 @@ class BaseMultiModalProcessor:
     def _get_mm_fields_config(self, hf_inputs, hf_processor_mm_kwargs): ...
     def _get_mm_prompt_updates(self, mm_items, hf_processor_mm_kwargs, out_mm_kwargs): ...
 module("vllm", __version__="{version}", ModelRegistry=ModelRegistry)
+module("vllm.model_executor")
+module("vllm.model_executor.models")
+module(
+    "vllm.model_executor.models.config",
+    MODELS_CONFIG_MAP=checks,
+    VerifyAndUpdateConfig=VerifyAndUpdateConfig,
+)
 module("vllm.multimodal")
 module("vllm.multimodal.processing", BaseMultiModalProcessor=BaseMultiModalProcessor)
 from lightkv_gnn.vllm import register
@@ -41,8 +55,10 @@ assert "torch" not in sys.modules and not [name for name in sys.modules if "numb
 """
 
 
-def registered(version: str, argument: str = "inputs") -> tuple[dict[str, str], str]:
-    code = STAND_IN.format(version=version, argument=argument)
+def registered(
+    version: str, argument: str = "inputs", checked: str = "model_config"
+) -> tuple[dict[str, str], str]:
+    code = STAND_IN.format(version=version, argument=argument, checked=checked)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return eval(done.stdout), done.stderr
 
@@ -54,11 +70,16 @@ def test_registering_imports_little() -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "argument", "says"),
-    [("0.34.1", "inputs", "vLLM is 0.34.1"), ("0.33.0", "items", "takes ['self', 'items']")],
+    ("given", "says"),
+    [
+        (("0.34.1",), "vLLM is 0.34.1"),
+        (("0.33.0", "items"), "takes ['self', 'items']"),
+        (("0.33.0", "inputs", "config"), "takes ['config']"),
+    ],
+    ids=["version", "processor", "check"],
 )
-def test_another_engine_is_refused_and_runs_nothing(version: str, argument: str, says: str) -> None:
-    found, said = registered(version, argument)
+def test_another_engine_is_refused_and_runs_nothing(given: tuple[str, ...], says: str) -> None:
+    found, said = registered(*given)
     assert set(found.values()) == {"lightkv_gnn.vllm.refusing:Refused"}
     assert says in said
 

@@ -1,4 +1,4 @@
-"""Exact match of the bundled tiny LLaVA in vLLM, by budget: the table of docs/serving.md.
+"""Exact match of the bundled tiny LLaVA by budget, in vLLM and between layers: docs/serving.md.
 
 .venv-vllm/bin/python tests/vllm/engine/measure.py [QUESTIONS OF EACH KIND, 300]
 """
@@ -16,6 +16,7 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 from asking import start
 from tiny_models import convert_tiny
 
+import lightkv_gnn as lk
 from lightkv_gnn import tiny
 from lightkv_gnn.intervals import wilson
 
@@ -27,6 +28,8 @@ SETTINGS = [
     *({"retention": share, "guidance": "text_to_vision"} for share in (0.5, 0.25, 0.125)),
     PARITY,
 ]
+BETWEEN = (0.5, 0.25, 0.16)
+"""Budgets of merging between layers, whose first layer holds an eighth of all by itself."""
 
 
 def main(count: int) -> None:
@@ -48,9 +51,29 @@ def main(count: int) -> None:
                     text.strip() == question.answer
                     for text, (_, question) in zip(texts, pairs, strict=True)
                 )
-                low, high = wilson(right, count)
-                print(f"  {group}: {right / count:.1%} [{low:.1%}, {high:.1%}]", flush=True)
+                tell(group, right, count)
             engine.close()
+    between_layers(count)
+
+
+def between_layers(count: int) -> None:
+    """The same questions of transformers, with the library's defaults."""
+    model, processor = tiny.load()
+    for retention in BETWEEN:
+        config = lk.LightKVConfig.for_model(model, retention)
+        print(f"between layers, {retention}: {config.stages}")
+        with lk.attach(model, config) as handle:
+            for group in GROUPS:
+                found = tiny.accuracy(model, processor, group, count, seed=0, batch_size=25)
+                tell(group, sum(found.correct), count)
+            assert handle.ledger is not None
+            print(f"  held: {handle.ledger.totals()['retention']:.3f}", flush=True)
+
+
+def tell(group: str, right: int, count: int) -> None:
+    """Prints a share with its interval."""
+    low, high = wilson(right, count)
+    print(f"  {group}: {right / count:.1%} [{low:.1%}, {high:.1%}]", flush=True)
 
 
 if __name__ == "__main__":
