@@ -221,6 +221,26 @@ def test_a_step_that_fails_leaves_no_state_open(error: type[BaseException]) -> N
     assert all(map(torch.equal, held(cache), before))
 
 
+@pytest.mark.full
+@torch.no_grad()
+def test_compiled_steps_go_on_from_states_in_one_graph() -> None:
+    model = model_of("lfm2_vl", "sdpa")
+    single, _ = samples("lfm2_vl", model)
+    torch.compiler.reset()
+    found = []
+    with lk.attach(model, config_of(model, 0.5, 0.25)):
+        for run in (model, torch.compile(model, fullgraph=True, backend="eager")):
+            cache = cache_of(model, static=True)
+            model(**single, **{CACHE: cache})
+            length = single["input_ids"].shape[1]
+            for step in range(3):
+                ids, places = torch.tensor([[7 + step]]), torch.tensor([[length + step]])
+                found.append(run(input_ids=ids, position_ids=places, **{CACHE: cache}).logits)
+    with pytest.raises(RuntimeError, match="used outside the context"):
+        cache.has_previous_state()
+    near(torch.cat(found[3:]), torch.cat(found[:3]))
+
+
 @pytest.mark.parametrize("act", ["repeat", "pick", "reorder"])
 @torch.no_grad()
 def test_copies_of_samples_are_refused_or_made_by_all_layers(
