@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ ASKED = ["bench", "serve", "--shape", "small", "--requests", "6", "--answer", "3
 
 
 def test_blocks_are_those_that_were_planned(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(command.SHAPES, "small", TINY)
     monkeypatch.setattr(
@@ -26,9 +27,12 @@ def test_blocks_are_those_that_were_planned(
         "_in_a_process",
         lambda folder, case, threads: engines.measure(serving.orders(folder, case)),
     )
-    assert main([*ASKED, "--json"]) == 0
-    rows: list[dict[str, Any]] = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert list(rows[0]) == [one.name for one in fields(serving.ServeRow)]
+    file = tmp_path / "rows.json"
+    assert main([*ASKED, "--out", str(file)]) == 0
+    names = [one.name for one in fields(serving.ServeRow)]
+    assert capsys.readouterr().out.splitlines()[-4].split() == names
+    rows: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    assert list(rows[0]) == names
     assert [row["retention"] for row in rows] == [1, 0.5, 0.25]
     assert [row["tokens"] for row in rows] == [64 + 2 * kept for kept in (64, 32, 16)]
     assert [row["blocks"] for row in rows] == [6, 4, 3]
@@ -46,7 +50,7 @@ def test_in_a_process_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     assert [row.split()[2] for row in rows] == ["1.000", "0.500", "0.250"]
 
 
-def test_another_device_is_refused(tmp_path: Any) -> None:
+def test_another_device_is_refused(tmp_path: Path) -> None:
     asked = serving.orders(tmp_path, serving.ServeCase("own", TINY, device="cuda"))
     with pytest.raises(ValueError, match="runs on cpu: expected that"):
         engines.measure(asked)
