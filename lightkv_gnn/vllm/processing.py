@@ -166,13 +166,13 @@ def taken_texts(kwargs: dict[str, Any]) -> dict[int, Tensor]:
     """The texts that guide the items of a model's call, taken out of its arguments.
 
     Args:
-        kwargs: Arguments of ``embed_multimodal``, of one modality.
+        kwargs: Arguments of ``embed_multimodal``; of each modality, one text for each item.
 
     Returns:
         By the number of the item; none if no prompt guides.
     """
-    (texts,) = [kwargs.pop(name) for name in list(kwargs) if name.startswith(TEXT)] or [()]
-    return dict(enumerate(texts))
+    names = [name for name in kwargs if name.startswith(TEXT)]
+    return dict(enumerate(text for name in names for text in kwargs.pop(name)))
 
 
 def _parted(kwargs: Mapping[str, object]) -> tuple[dict[str, object], dict[str, list[Text]]]:
