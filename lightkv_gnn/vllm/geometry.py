@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lightkv_gnn.vllm.libraries import adapters_module
+from lightkv_gnn.vllm.settings import Settings
 
 if TYPE_CHECKING:
     from lightkv_gnn.adapters import Encoded
@@ -36,8 +37,8 @@ class Geometry(ABC):
         self.adapter = adapters_module().geometry_of(config)
 
     @property
-    def edge(self) -> int | None:
-        """Pixels per side of what is encoded, where it is always the same square."""
+    def edge(self) -> int:
+        """Pixels per side of what is encoded, always the same square; 0 where it is not."""
         size = self.adapter.model.config.vision_config.image_size
         return int(size if isinstance(size, int) else size[0])
 
@@ -76,7 +77,7 @@ class GridGeometry(Geometry):
     """Qwen: frames, rows and columns of patches."""
 
     told: ClassVar[Told] = {"image": ("image_grid_thw",), "video": ("video_grid_thw",)}
-    edge = None
+    edge = 0
 
     def encoded(self, kind: str, made: Mapping[str, Any]) -> Encoded:
         """By its grid."""
@@ -130,3 +131,21 @@ class NextGeometry(Geometry):
             return self._encoded(kind, {"image_sizes": [size]}, (self.adapter.side**2 + 1,))
         cut: Encoded = self.adapter.expected(size, 1, None)
         return cut
+
+    def most(self, settings: Settings) -> int:
+        """Tokens that a picture leaves at most: each window rounds up, and newlines stay."""
+        config, side = self.adapter.model.config, self.adapter.side
+
+        def left(tokens: int) -> int:
+            return min(tokens, tokens - int(tokens * settings.ratio) + settings.windows**2)
+
+        most = 0
+        for height, width in config.image_grid_pinpoints:
+            rows, cols = height // self.edge * side, width // self.edge * side
+            for grid in [
+                *((rows - cut, cols) for cut in range(0, rows, 2)),  # without padding
+                *((rows, cols - cut) for cut in range(0, cols, 2)),
+            ]:
+                high, wide = self.adapter.shrunk(grid)
+                most = max(most, left(high * wide) + high)
+        return left(side**2) + most

@@ -9,7 +9,9 @@ from torch import Tensor
 from vllm.model_executor.models import llava as stock
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
+from lightkv_gnn.vllm.libraries import adapters_module
 from lightkv_gnn.vllm.merging import merger_of
+from lightkv_gnn.vllm.plan import Grid
 from lightkv_gnn.vllm.processing import CompressedInfo, CompressedProcessor, taken_texts
 from lightkv_gnn.vllm.settings import Settings
 from lightkv_gnn.vllm.versions import check_call, check_options
@@ -23,7 +25,7 @@ check_call(
 )
 
 
-def grid_of(config: Any) -> tuple[int, int]:
+def grid_of(config: Any) -> Grid:
     """Rows and columns of every picture's tokens.
 
     Raises:
@@ -41,8 +43,8 @@ def grid_of(config: Any) -> tuple[int, int]:
             f"vision_feature_select_strategy is {strategy!r}: expected the patches alone, "
             f"{patches[vision.model_type]!r} with this encoder; start it without compression"
         )
-    side = vision.image_size // vision.patch_size
-    return side, side
+    grid: Grid = adapters_module().geometry_of(config).grid
+    return grid
 
 
 class Info(CompressedInfo, stock.LlavaProcessingInfo):

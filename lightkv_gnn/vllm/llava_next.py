@@ -5,6 +5,7 @@ Newlines, which end the rows, have no place in the picture and are never merged.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from vllm.model_executor.models import llava_next, llava_onevision
@@ -13,11 +14,21 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from lightkv_gnn.vllm.geometry import NextGeometry
 from lightkv_gnn.vllm.llava import grid_of
 from lightkv_gnn.vllm.tiled import TiledInfo, TiledModel, TiledProcessor, check_family
+from lightkv_gnn.vllm.versions import check_call
 
 check_family(llava_next.LlavaNextForConditionalGeneration, llava_next.LlavaNextMultiModalProcessor)
 check_family(
     llava_onevision.LlavaOnevisionForConditionalGeneration,
     llava_onevision.LlavaOnevisionMultiModalProcessor,
+)
+for _info in (
+    llava_next.LlavaNextProcessingInfo,
+    llava_onevision.LlavaOnevisionProcessingInfo,
+):
+    check_call(_info.get_mm_max_tokens_per_item, ("self", "seq_len", "mm_counts"))
+check_call(
+    llava_onevision.LlavaOnevisionProcessingInfo.get_num_frames_with_most_features,
+    ("self", "seq_len", "mm_counts"),
 )
 
 SHRUNK = "anyres_max_9"
@@ -28,6 +39,12 @@ class Info(TiledInfo, llava_next.LlavaNextProcessingInfo):
     """Of LLaVA-NeXT."""
 
     geometry_of = NextGeometry
+
+    def get_mm_max_tokens_per_item(
+        self, seq_len: int, mm_counts: Mapping[str, int]
+    ) -> Mapping[str, int]:
+        """Tokens that a picture leaves at most."""
+        return {"image": self.geometry.most(self.settings)}
 
 
 class Processor(TiledProcessor, llava_next.LlavaNextMultiModalProcessor):
@@ -53,6 +70,14 @@ class OnevisionInfo(TiledInfo, llava_onevision.LlavaOnevisionProcessingInfo):
     """Of LLaVA-OneVision."""
 
     geometry_of = NextGeometry
+
+    def get_mm_max_tokens_per_item(
+        self, seq_len: int, mm_counts: Mapping[str, int]
+    ) -> Mapping[str, int]:
+        """Tokens that a picture leaves at most, and the longest film that is reckoned with."""
+        frames = self.get_num_frames_with_most_features(seq_len, mm_counts)
+        film = self.geometry.tiles("video", {"pixel_values_videos": range(frames)})
+        return {"image": self.geometry.most(self.settings), "video": self.plan(*film).kept}
 
 
 class OnevisionProcessor(TiledProcessor, llava_onevision.LlavaOnevisionMultiModalProcessor):

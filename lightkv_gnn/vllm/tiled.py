@@ -64,7 +64,7 @@ class TiledProcessor(CompressedProcessor):
         edge = self.info.geometry.edge
         for name, pixels in made.items():
             shape = list(pixels.shape[-2:]) if name.startswith("pixel_values") else [edge, edge]
-            if edge is not None and shape != [edge, edge]:
+            if edge and shape != [edge, edge]:
                 raise ValueError(
                     f"picture {number} was made into tiles of {shape[0]}x{shape[1]} pixels, and "
                     f"the encoder takes {edge}x{edge}: expected no options of the processor that "

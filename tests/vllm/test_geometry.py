@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from families.models import tiny
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers import BertConfig
 
@@ -25,6 +25,12 @@ from lightkv_gnn.vllm.settings import Settings
 from lightkv_graphs import Tile
 
 WHOLE = Tile(4, 4)
+GRIDS = [[35 * rows, 35 * cols] for rows, cols in ((1, 1), (2, 1), (1, 2), (4, 4))]
+SHRUNK = {"vision_aspect_ratio": "anyres_max_9", "image_grid_pinpoints": GRIDS}
+GEOMETRIES = {
+    "llava_next": NextGeometry(tiny("llava_next").config),
+    "llava_onevision": NextGeometry(tiny("llava_onevision", **SHRUNK).config),
+}
 
 
 def sized(*size: int, parts: int = 3) -> dict[str, Any]:
@@ -44,16 +50,34 @@ def sized(*size: int, parts: int = 3) -> dict[str, Any]:
     ids=["portrait", "landscape", "square", "not cut", "line"],
 )
 def test_cut_pictures_have_no_padding(made: dict[str, Any], tiles: list[Tile]) -> None:
-    assert NextGeometry(tiny("llava_next").config).tiles("image", made) == tuple(tiles)
+    assert GEOMETRIES["llava_next"].tiles("image", made) == tuple(tiles)
 
 
 def test_large_grids_shrink_and_frames_are_pooled() -> None:
-    grids = [[35 * rows, 35 * cols] for rows, cols in ((1, 1), (4, 4))]
-    changed = {"vision_aspect_ratio": "anyres_max_9", "image_grid_pinpoints": grids}
-    geometry = NextGeometry(tiny("llava_onevision", **changed).config)
+    geometry = GEOMETRIES["llava_onevision"]
     assert geometry.tiles("image", sized(140, 130)) == (Tile(5, 5), Tile(15, 14, row_end=1))
     film = {"pixel_values_videos": torch.zeros(3, 3, 35, 35)}
     assert geometry.tiles("video", film) == (Tile(3, 3), Tile(3, 3), Tile(3, 3, after=1))
+
+
+@settings(deadline=None)
+@given(
+    st.tuples(st.integers(20, 200), st.integers(20, 200)),
+    st.sampled_from([0.02, 0.25, 0.7, 1]),
+    st.integers(1, 2),
+)
+@pytest.mark.parametrize("family", ["llava_next", "llava_onevision"])
+def test_no_picture_leaves_more_than_is_reckoned_with(
+    family: str, size: tuple[int, int], retention: float, windows: int
+) -> None:
+    """Nor is that more than a picture of the most tokens, each window rounded up."""
+    geometry, chosen = GEOMETRIES[family], Settings(retention, windows)
+    tiles = geometry.tiles("image", sized(*size))
+    assume(min(min(tile[:2]) for tile in tiles) >= windows)
+    most = geometry.most(chosen)
+    assert plan_picture(chosen, *tiles).kept <= most
+    side, whole = geometry.adapter.side, geometry.most(Settings(1))
+    assert most <= retention * whole + 2 * windows**2 + 4 * side + 2
 
 
 def chat(tokens: int = 16, **changed: Any) -> SimpleNamespace:

@@ -120,6 +120,8 @@ class Engine:
         inner.step()
         manager = self.core.scheduler.kv_cache_manager
         (running,) = self.core.scheduler.running
+        while running.num_output_tokens == 0:
+            inner.step()
         held = sum(len(group) for group in manager.get_block_ids(running.request_id))
         inner.abort_request([request or "counted"])
         while inner.has_unfinished_requests():

@@ -114,7 +114,7 @@ class Case:
         model: transformers'.
         processor: Its own.
         stock: vLLM as it is.
-        quarter: With a quarter of each picture's tokens.
+        quarter: With a quarter of each picture's tokens; it reads prompts in pieces of 40.
     """
 
     family: Family
@@ -140,7 +140,10 @@ def case(
         processor.vision_aspect_ratio = model.config.vision_aspect_ratio
     options = {"max_model_len": 768, "limit_mm_per_prompt": {"image": 2, "video": 1}}
     named = f"LightKV{family.architecture}"
-    engines = [start(folder, one, named, **options) for one in (None, QUARTER)]
+    engines = [
+        start(folder, None, **options),
+        start(folder, QUARTER, named, **options, max_num_batched_tokens=40, max_num_seqs=4),
+    ]
     closing.extend(engines)
     return Case(family, model, processor, *engines)
 
@@ -327,10 +330,10 @@ def test_what_is_refused_leaves_the_engine_running(case: Case) -> None:
 )
 def test_what_cannot_be_is_said_at_the_start(name: str, changed: dict[str, str], says: str) -> None:
     named = f"LightKV{name}ForConditionalGeneration"
-    kept, strategy = ("siglip", "full") if name == "LlavaOnevision" else ("clip", "default")
-    vision = SimpleNamespace(model_type=f"{kept}_vision_model", image_size=28, patch_size=7)
-    known = {"vision_config": vision, "vision_feature_select_strategy": strategy, **changed}
-    config = SimpleNamespace(model_config=SimpleNamespace(hf_config=SimpleNamespace(**known)))
+    known = LlavaNextConfig() if name == "LlavaNext" else LlavaOnevisionConfig()
+    for attribute, value in changed.items():
+        setattr(known, attribute, value)
+    config = SimpleNamespace(model_config=SimpleNamespace(hf_config=known))
     model = getattr(llava_next, named)
     with pytest.raises(ValueError, match=says):
         model(vllm_config=config)
