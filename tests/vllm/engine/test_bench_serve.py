@@ -21,6 +21,7 @@ ASKED = ["bench", "serve", "--shape", "small", "--requests", "6", "--answer", "3
 def test_blocks_are_those_that_were_planned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE")  # as in a process of its own
     monkeypatch.setitem(command.SHAPES, "small", TINY)
     monkeypatch.setattr(
         serving,
