@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from functools import partial
 from importlib.util import find_spec
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,7 @@ def _missing(left_out: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _tables(entries: Sequence[Pooled]) -> list[str]:
-    """One for each depth; methods without one are in all."""
+    """One for each depth, without columns that nobody measured; methods without one are in all."""
     base = [entry for entry in entries if entry.first.method == BASELINE]
     others = [entry for entry in entries if entry.first.method != BASELINE]
     parts = []
@@ -206,7 +207,9 @@ def _tables(entries: Sequence[Pooled]) -> list[str]:
         if others:
             parts.append(f"### {figures.depth_title(depth).capitalize()}")
         parts.append(_asked(base + here))
-        parts.append("\n".join(f"| {' | '.join(cells)} |" for cells in table))
+        known = [any(cell != "–" for cell in column[2:]) for column in zip(*table, strict=True)]
+        lines = (" | ".join(compress(cells, known)) for cells in table)
+        parts.append("\n".join(f"| {line} |" for line in lines))
     return parts
 
 

@@ -33,7 +33,8 @@ def tables(page: str) -> list[Table]:
     found = []
     for block in re.findall(r"(?:^\|.*\n)+", page, re.MULTILINE):
         lines = [re.split(r" (?<!\\)\| ", line[2:-2]) for line in block.splitlines()]
-        assert {len(line) for line in lines} == {len(HEAD)}
+        assert {len(line) for line in lines} == {len(lines[0])}
+        assert set(lines[0]) <= set(HEAD)
         found.append([dict(zip(lines[0], line, strict=True)) for line in lines[2:]])
     return found
 
@@ -165,7 +166,7 @@ def test_rows_from_before_the_honest_columns_are_read(tmp_path, undrawn):
     page, _ = report([old], tmp_path)
     ((cells,),) = tables(page)
     for name in ("hard, %", "agreement, %", "prefill, ms", "method, ms", "effective rank"):
-        assert cells[name] == "–"
+        assert name not in cells  # nobody measured it
 
 
 def best_of(rows: list[Row]) -> list[str]:
