@@ -29,9 +29,10 @@ def limits(prompts: list[str], known: Container[str]) -> str:
         f"the bundled model knows {len(tiny.SHAPES)} shapes ({', '.join(tiny.SHAPES)})",
         f"in {len(tiny.COLOURS)} colours ({', '.join(tiny.COLOURS)}), drawn flat on plain grounds.",
         f"It answers: {' '.join(QUESTIONS)}",
-        "It only guesses how many there are, and what is left of or above what.  It has never seen",
-        "a photograph: in one it names shapes that are not there, so that the answers below show",
-        "what compression changes, and nothing about the picture.  For that: --model my-model/",
+        "It only guesses how many there are (mostly 1), and what is left of or above what (mostly",
+        "yes).  It has never seen a photograph, and names shapes that are not there: of one, the",
+        "answers below show what compression changes, and nothing else.  Take --model my-model/",
+        "for that.",
     ]
     unknown = unknown_words(" ".join(prompts), known)
     if unknown:
