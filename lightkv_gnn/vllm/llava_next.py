@@ -6,7 +6,7 @@ Newlines, which end the rows, have no place in the picture and are never merged.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from vllm.model_executor.models import llava_next, llava_onevision
 from vllm.multimodal import MULTIMODAL_REGISTRY
@@ -35,16 +35,25 @@ SHRUNK = "anyres_max_9"
 """How vLLM shrinks large grids, whatever the configuration says."""
 
 
-class Info(TiledInfo, llava_next.LlavaNextProcessingInfo):
-    """Of LLaVA-NeXT."""
+class NextInfo(TiledInfo):
+    """Reckons with every way to cut a picture."""
 
     geometry_of = NextGeometry
+
+    @property
+    def most(self) -> int:
+        """Tokens that a picture leaves at most."""
+        return cast(NextGeometry, self.geometry).most(self.settings)
+
+
+class Info(NextInfo, llava_next.LlavaNextProcessingInfo):
+    """Of LLaVA-NeXT."""
 
     def get_mm_max_tokens_per_item(
         self, seq_len: int, mm_counts: Mapping[str, int]
     ) -> Mapping[str, int]:
         """Tokens that a picture leaves at most."""
-        return {"image": self.geometry.most(self.settings)}
+        return {"image": self.most}
 
 
 class Processor(TiledProcessor, llava_next.LlavaNextMultiModalProcessor):
@@ -66,10 +75,8 @@ class LightKVLlavaNextForConditionalGeneration(
         super().__init__(vllm_config=vllm_config, prefix=prefix)
 
 
-class OnevisionInfo(TiledInfo, llava_onevision.LlavaOnevisionProcessingInfo):
+class OnevisionInfo(NextInfo, llava_onevision.LlavaOnevisionProcessingInfo):
     """Of LLaVA-OneVision."""
-
-    geometry_of = NextGeometry
 
     def get_mm_max_tokens_per_item(
         self, seq_len: int, mm_counts: Mapping[str, int]
@@ -77,7 +84,7 @@ class OnevisionInfo(TiledInfo, llava_onevision.LlavaOnevisionProcessingInfo):
         """Tokens that a picture leaves at most, and the longest film that is reckoned with."""
         frames = self.get_num_frames_with_most_features(seq_len, mm_counts)
         film = self.geometry.tiles("video", {"pixel_values_videos": range(frames)})
-        return {"image": self.geometry.most(self.settings), "video": self.plan(*film).kept}
+        return {"image": self.most, "video": self.plan(*film).kept}
 
 
 class OnevisionProcessor(TiledProcessor, llava_onevision.LlavaOnevisionMultiModalProcessor):
