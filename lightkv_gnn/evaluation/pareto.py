@@ -158,6 +158,7 @@ def _label(ax: Any, ends: Sequence[End], left: float, right: float) -> None:
             fontsize=8,
             va="center",
             arrowprops={"arrowstyle": "-", "color": end.colour, "linewidth": 0.5},
+            bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"},
         )
     ax.set_xlim(left - 0.06 * span, right + 0.66 * span)
     ax.set_ylim(low, max(high, height + gap))

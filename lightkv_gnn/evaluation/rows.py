@@ -83,7 +83,7 @@ class Row:
         method_seconds: Wall time of the method itself, in the prefill, a question.
         effective_rank: Of the vision tokens left, in the layer after the last stage (the second one
             if there is none), mean of the first questions; see
-            :func:`~lightkv_gnn.baselines.inspection.effective_rank`.
+            ``lightkv_gnn.baselines.inspection.effective_rank``.
         attention_entropy: Of the last token's attention to them there, in nats, likewise.
         answers: To the questions, of rows without compression; none in others.
 
