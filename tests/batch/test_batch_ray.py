@@ -101,6 +101,7 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(cluster, photos, expect
         run_batch(photos, tmp_path / "two", TINY, RayEngine(gpus_per_worker=100), **options)
 
 
+@pytest.mark.full
 def test_a_killed_driver_is_gone_on_with_by_the_command(cluster, photos, expected, tmp_path):
     out = tmp_path / "out"
     options = ["--model", "tiny", "--max-new-tokens", "4", "--prompt", "list the objects ."]

@@ -7,6 +7,8 @@ import pytest
 from evaluation.cued_scores import LAST, MEAN, PRUNE, Exam, keep_top, quickly, saliency
 from lightkv_gnn.evaluation.cued import CountingSuite
 
+pytestmark = pytest.mark.full
+
 
 @pytest.fixture(scope="module")
 def exam(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Exam:

@@ -11,6 +11,8 @@ from lightkv_gnn.evaluation.cued import Dense
 
 CELLS = 36
 
+pytestmark = pytest.mark.full
+
 
 @pytest.fixture(scope="module")
 def exam(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Exam:
