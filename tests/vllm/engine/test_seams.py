@@ -15,7 +15,7 @@ from vllm import ModelRegistry
 from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.models import config as checks
 
-from lightkv_gnn.vllm import ARCHITECTURES, refuse_unused, versions
+from lightkv_gnn.vllm import ARCHITECTURES, refuse_unused, tiled, versions
 from lightkv_gnn.vllm.unused import UnusedSettings
 
 MODULES = {
@@ -104,23 +104,24 @@ def test_every_method_that_is_overridden_is_looked_at(monkeypatch: pytest.Monkey
         looked.append(inspect.unwrap(function))
         check(function, parameters)
 
-    monkeypatch.setattr(versions, "check_call", recorded)
+    for module in (versions, tiled):  # which checks for the families that it serves
+        monkeypatch.setattr(module, "check_call", recorded)
     versions.check_engine()
     always, looked_by = list(looked), {}
-    for module in MODULES:  # once more, beside those that are in use
-        spec = find_spec(f"lightkv_gnn.vllm.{module}")
+    for name in MODULES:  # once more, beside those that are in use
+        spec = find_spec(f"lightkv_gnn.vllm.{name}")
         assert spec is not None
         assert spec.loader is not None
         looked.clear()
         spec.loader.exec_module(module_from_spec(spec))
-        looked_by[module] = list(looked)
-    for module, imported in MODULES.items():
-        known = [*always, *(one for name in imported for one in looked_by[name])]
-        seen = dict(overridden(module))
-        assert seen or module == "tiled"
+        looked_by[name] = list(looked)
+    for name, imported in MODULES.items():
+        known = [*always, *(one for part in imported for one in looked_by[part])]
+        seen = dict(overridden(name))
+        assert seen or name == "tiled"
         missing = {
-            name
-            for name, found in seen.items()
+            method
+            for method, found in seen.items()
             if not any(inspect.unwrap(one) in known for one in found)
         }
-        assert missing == set(), module
+        assert missing == set(), name
