@@ -198,7 +198,7 @@ def draw(plot: Plot, entries: Sequence[Pooled], look: dict[str, dict[str, Any]])
     ]
     if len({plot.x(entry) for entry in drawn}) < (2 if plot.layers else 1):
         return None
-    plot, panels = _panels(plot, drawn)
+    plot, panels = panels_of(plot, drawn)
     drawn = [entry for entry in drawn if plot.panel(entry) in (*panels, -1)]
     places = sorted({plot.x(entry) for entry in drawn})
     columns = min(COLUMNS, len(panels))
@@ -254,7 +254,7 @@ def _named(entries: Sequence[Pooled]) -> list[str]:
     return best if len(best) == NAMED + 1 else best[:NAMED]
 
 
-def _panels(plot: Plot, entries: Sequence[Pooled]) -> tuple[Plot, list[float]]:
+def panels_of(plot: Plot, entries: Sequence[Pooled]) -> tuple[Plot, list[float]]:
     """The panels that have something to compare; one for all where each depth has its own budget.
 
     Methods without a depth are in all panels, and have one only where there is no other.

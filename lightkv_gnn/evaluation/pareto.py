@@ -11,7 +11,7 @@ from lightkv_gnn.baselines.blind_pruning import RANDOM_PRUNING
 from lightkv_gnn.baselines.downsample import DOWNSAMPLE
 from lightkv_gnn.baselines.fastv import FASTV
 from lightkv_gnn.baselines.merging import OURS
-from lightkv_gnn.evaluation.figures import INCHES, depth_title
+from lightkv_gnn.evaluation.figures import INCHES, Plot, depth_title, panels_of
 from lightkv_gnn.evaluation.pooling import BASELINE, CEILINGS, Pooled
 
 if TYPE_CHECKING:
@@ -41,6 +41,16 @@ CAPTION = (
 )
 
 Value = Callable[[Pooled], float]
+
+BY_DEPTH = Plot(
+    NAME,
+    lambda entry: entry.mean("kv_ratio"),
+    "KV bytes after the prefill, of those without compression",
+    lambda entry: entry.first.depth,
+    depth_title,
+    CAPTION,
+)
+"""A row of panels for each depth, or one where each depth has its own budget."""
 
 
 class End(NamedTuple):
@@ -92,7 +102,7 @@ def draw(entries: Sequence[Pooled]) -> Figure | None:
     others = [entry for entry in entries if entry.first.method != BASELINE]
     if not others:
         return None
-    depths = sorted({entry.first.depth for entry in others if entry.first.depth >= 0}) or [-1]
+    plot, depths = panels_of(BY_DEPTH, others)
     values: list[tuple[str, Value]] = [("accuracy", lambda entry: entry.accuracy)]
     if any(math.isfinite(entry.mean("hard_accuracy")) for entry in others):
         values.append(("accuracy on hard questions", lambda entry: entry.mean("hard_accuracy")))
@@ -100,20 +110,20 @@ def draw(entries: Sequence[Pooled]) -> Figure | None:
     canvas = Figure(figsize=size, layout="constrained")
     axes = canvas.subplots(len(depths), len(values), squeeze=False, sharex=True)
     names = chosen(others)
-    costs = [entry.mean("kv_ratio") for entry in others]
+    costs = [plot.x(entry) for entry in others]
     for row, depth in zip(axes, depths, strict=True):
-        here = [entry for entry in others if entry.first.depth in (depth, -1)]
+        here = [entry for entry in others if entry.first.depth == -1 or plot.panel(entry) == depth]
         for ax, (label, value) in zip(row, values, strict=True):
             ends = _lines(ax, here, names, value, bars=label == values[0][0])
             if label == values[0][0] and base is not None:
                 ax.axhline(base.accuracy, color="black", linestyle="--", linewidth=1)
             _label(ax, ends, min(costs), max(costs))
-            ax.set_title(depth_title(depth), fontsize=10)
+            ax.set_title(plot.panel_label(depth), fontsize=10)
             ax.set_ylabel(label, fontsize=10)
             ax.grid(color="0.92")
             ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
             ax.yaxis.set_major_formatter(PercentFormatter(1))
-    canvas.supxlabel("KV bytes after the prefill, of those without compression", fontsize=10)
+    canvas.supxlabel(BY_DEPTH.x_label, fontsize=10)
     return canvas
 
 
@@ -122,7 +132,7 @@ def _lines(
 ) -> list[End]:
     """Draws the lines, and tells where they end."""
     drawn = [entry for entry in entries if math.isfinite(value(entry))]
-    places = {id(entry): (entry.mean("kv_ratio"), value(entry)) for entry in drawn}
+    places = {id(entry): (BY_DEPTH.x(entry), value(entry)) for entry in drawn}
     for entry in drawn:
         if entry.first.method not in names:
             ax.plot(*places[id(entry)], ".", color="0.75", zorder=1)

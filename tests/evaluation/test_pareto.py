@@ -67,3 +67,16 @@ def test_without_hard_questions_there_is_one_panel_a_depth():
     rows = make_rows(hard_accuracy=None)
     assert len(pareto.draw(pool(rows)).axes) == 2
     assert pareto.draw(pool([make_row("none")])) is None
+
+
+def test_depths_with_budgets_of_their_own_share_a_panel():
+    def row(name, depth, retention):
+        return make_row(name, 0.4, depth=depth, retention=retention, hard_accuracy=None)
+
+    none = make_row("none", hard_accuracy=None)
+    swept = [row(name, depth, 0.2 + depth / 10) for name in "ab" for depth in range(5)]
+    (ax,) = pareto.draw(pool([*swept, none])).axes
+    assert ax.get_title() == "a budget for each depth"
+    alone = [row("a", depth, 0.5) for depth in range(3)]
+    (ax,) = pareto.draw(pool([*alone, row("b", 0, 0.5), none])).axes
+    assert ax.get_title() == "first compressed after layer 0"
