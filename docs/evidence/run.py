@@ -63,8 +63,9 @@ RUNS = {
         f"--suite tiny --group captioning vqa --questions 300 --retention 0.3 --methods {FIELD}",
     ],
     "photographs": [
-        f"--suite cued counting second_question --background photo {SEEDS} --questions 300 "
-        f"--retention 0.75 0.6 0.47 --methods {FIELD}",
+        "--suite cued counting second_question --background photo --seeds 0 1 2 --questions 300 "
+        "--retention 0.75 0.6 0.47 --methods ours guided coverage divprune_like fastv "
+        "random_pruning",
     ],
     "limits": [
         "--suite counting second_question dense --seeds 0 1 2 --questions 256 "
