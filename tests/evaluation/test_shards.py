@@ -23,6 +23,8 @@ from lightkv_gnn.evaluation.shards import Shard
 from lightkv_gnn.evaluation.store import LEFT_OUT, MACHINE, ROWS
 from lightkv_gnn.evaluation.tiny_suite import TinySuite
 
+pytestmark = pytest.mark.full  # .ci/run runs them
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -121,7 +123,6 @@ LAUNCHERS = {
 
 
 @pytest.mark.slow
-@pytest.mark.full  # .ci/run has them too
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_launchers_share_the_command_out(launcher, tmp_path):
     if find_spec(LAUNCHERS[launcher][0].split(".")[0]) is None:

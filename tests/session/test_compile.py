@@ -18,6 +18,8 @@ from torch._dynamo.utils import counters
 
 import lightkv_gnn as lk
 
+pytestmark = pytest.mark.full  # .ci/run runs them
+
 CONFIG = lk.LightKVConfig([lk.Stage(0, 2, 0.5)])
 PLAIN, SHORT = [26, 26], [26, 18]
 COMPILE: dict[str, Any] = {"backend": "eager"}
