@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
-import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from lightkv_gnn.baselines.downsample import smaller
 from lightkv_gnn.evaluation.suite import Batch, Subject, Suite
-from lightkv_gnn.evaluation.tiny_suite import decoded, shown
-from lightkv_gnn.tiny.model import PATCH_SIZE
+from lightkv_gnn.evaluation.tiny_suite import asked_about, decoded, posed, trained
 from lightkv_gnn.tiny.photo.questions import GROUPS, MAX_NEW_TOKENS, ask
 from lightkv_gnn.tiny.photo.scenes import CANVAS, PhotoScene, render, sample_scene
 from lightkv_gnn.tiny.photo.things import PLURALS
 from lightkv_gnn.tiny.questions import Question
-from lightkv_gnn.tiny.scenes import COLOURS, Box
-from lightkv_gnn.tiny.words import format_prompt
+from lightkv_gnn.tiny.scenes import Box
 
 BATCH = 25
 _FRESH = 2026
@@ -43,15 +38,7 @@ class PhotoSuite(Suite):
         Raises:
             FileNotFoundError: That has not been trained yet; it takes some hours.
         """
-        own = folder / f"photo-{seed}"
-        if not own.is_dir():
-            raise FileNotFoundError(
-                f"there is no photo LLaVA of seed {seed} in {folder}: train it, "
-                f"python examples/train_photo.py --seed {seed} --out {own}"
-            )
-        model: Any = AutoModelForImageTextToText.from_pretrained(own, local_files_only=True)
-        processor = AutoProcessor.from_pretrained(own, local_files_only=True)
-        return Subject(model.to(device).eval(), processor)
+        return trained(self.name, seed, folder, device)
 
     def batches(
         self, subject: Subject, group: str, questions: int, seed: int, side: float = 1.0
@@ -59,21 +46,17 @@ class PhotoSuite(Suite):
         """Fresh questions, each from a seed of its own; see :meth:`Suite.batches`."""
         if group not in self.groups:
             raise ValueError(f"{self.name!r} has the groups {self.groups}: not {group!r}")
-        patches = round(side * CANVAS / PATCH_SIZE)
-        options = smaller(subject.processor, side)
         for start in range(0, questions, BATCH):
             numbers = range(start, min(start + BATCH, questions))
             chunk = [draw(group, seed, number) for number in numbers]
-            inputs = subject.processor(
-                images=[render(scene) for scene, _ in chunk],
-                text=[format_prompt(question.prompt_text) for _, question in chunk],
-                images_kwargs=options,
-                padding=True,
-                return_tensors="pt",
+            yield posed(
+                subject,
+                [render(scene) for scene, _ in chunk],
+                [question for _, question in chunk],
+                [boxes_of(*pair) for pair in chunk],
+                side,
+                CANVAS,
             )
-            relevant = [shown(boxes_of(*pair), patches, CANVAS) for pair in chunk]
-            answers = tuple(question.answer for _, question in chunk)
-            yield Batch(inputs.to(subject.model.device), answers, torch.stack(relevant))
 
     def answer(self, subject: Subject, group: str, batch: Batch) -> list[str]:
         """Each answer, decoded greedily."""
@@ -91,9 +74,4 @@ def boxes_of(scene: PhotoScene, question: Question) -> list[Box]:
     """What an answer depends on: the sign, objects named by colour, else by thing, else all."""
     if question.group == "read" and scene.sign is not None:
         return [scene.sign.box]
-    words = question.prompt_text.split()
-    named = [item for item in scene.objects if item.colour in words]
-    if not named and not any(colour in words for colour in COLOURS):
-        named = [item for item in scene.objects if PLURALS[item.shape] in words]
-        named = named or list(scene.objects)
-    return [item.box for item in named]
+    return [item.box for item in asked_about(scene, question, PLURALS)]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -15,7 +16,7 @@ from lightkv_gnn import tiny
 from lightkv_gnn.baselines.downsample import smaller
 from lightkv_gnn.evaluation.suite import Batch, Subject, Suite
 from lightkv_gnn.tiny.model import PATCH_SIZE
-from lightkv_gnn.tiny.questions import PLURALS
+from lightkv_gnn.tiny.questions import PLURALS, Objects
 from lightkv_gnn.tiny.scenes import IMAGE_SIZE, Box
 
 BATCH = 50
@@ -36,43 +37,75 @@ class TinySuite(Suite):
         """
         if seed == 0:
             return Subject(*tiny.load(device))
-        own = folder / f"tiny-{seed}"
-        if not own.is_dir():
-            raise FileNotFoundError(
-                f"there is no tiny LLaVA of seed {seed} in {folder}: train it, "
-                f"python examples/train_tiny.py --seed {seed} --out {own}"
-            )
-        model: Any = AutoModelForImageTextToText.from_pretrained(own, local_files_only=True)
-        processor = AutoProcessor.from_pretrained(own, local_files_only=True)
-        return Subject(model.to(device).eval(), processor)
+        return trained("tiny", seed, folder, device)
 
     def batches(
         self, subject: Subject, group: str, questions: int, seed: int, side: float = 1.0
     ) -> Iterator[Batch]:
         """Fresh questions; see :meth:`Suite.batches`."""
         pairs = tiny.sample_questions(group, questions, seed)
-        patches = round(side * IMAGE_SIZE / PATCH_SIZE)
         for start in range(0, questions, BATCH):
             chunk = pairs[start : start + BATCH]
-            inputs = subject.processor(
-                images=[tiny.render(scene) for scene, _ in chunk],
-                text=[tiny.format_prompt(question.prompt_text) for _, question in chunk],
-                images_kwargs=smaller(subject.processor, side),
-                padding=True,
-                return_tensors="pt",
+            yield posed(
+                subject,
+                [tiny.render(scene) for scene, _ in chunk],
+                [question for _, question in chunk],
+                [[item.box for item in asked_about(*pair)] for pair in chunk],
+                side,
+                IMAGE_SIZE,
             )
-            relevant = torch.stack(
-                [
-                    shown([item.box for item in asked_about(scene, question)], patches, IMAGE_SIZE)
-                    for scene, question in chunk
-                ]
-            )
-            answers = tuple(question.answer for _, question in chunk)
-            yield Batch(inputs.to(subject.model.device), answers, relevant)
 
     def answer(self, subject: Subject, group: str, batch: Batch) -> list[str]:
         """Each answer, decoded greedily."""
         return decoded(subject, batch, tiny.MAX_NEW_TOKENS[group])
+
+
+def trained(name: str, seed: int, folder: Path, device: str) -> Subject:
+    """The LLaVA of a seed that ``examples/train_NAME.py`` has left in a folder of models.
+
+    Raises:
+        FileNotFoundError: It has not been trained yet.
+    """
+    own = folder / f"{name}-{seed}"
+    if not own.is_dir():
+        raise FileNotFoundError(
+            f"there is no {name} LLaVA of seed {seed} in {folder}: train it, "
+            f"python examples/train_{name}.py --seed {seed} --out {own}"
+        )
+    model: Any = AutoModelForImageTextToText.from_pretrained(own, local_files_only=True)
+    processor = AutoProcessor.from_pretrained(own, local_files_only=True)
+    return Subject(model.to(device).eval(), processor)
+
+
+def posed(
+    subject: Subject,
+    images: Sequence[Image],
+    questions: Sequence[tiny.Question],
+    boxes: Sequence[Sequence[Box]],
+    side: float,
+    size: int,
+) -> Batch:
+    """Questions, one a picture, as a batch.
+
+    Args:
+        subject: Who is asked.
+        images: The pictures.
+        questions: One about each.
+        boxes: What each answer depends on.
+        side: Of the pictures that the model sees, as a fraction of the full one.
+        size: Side of a full picture, in pixels.
+    """
+    inputs = subject.processor(
+        images=list(images),
+        text=[tiny.format_prompt(question.prompt_text) for question in questions],
+        images_kwargs=smaller(subject.processor, side),
+        padding=True,
+        return_tensors="pt",
+    )
+    patches = round(side * size / PATCH_SIZE)
+    relevant = torch.stack([shown(own, patches, size) for own in boxes])
+    answers = tuple(question.answer for question in questions)
+    return Batch(inputs.to(subject.model.device), answers, relevant)
 
 
 def decoded(subject: Subject, batch: Batch, words: int) -> list[str]:
@@ -84,13 +117,15 @@ def decoded(subject: Subject, batch: Batch, words: int) -> list[str]:
     return found
 
 
-def asked_about(scene: tiny.Scene, question: tiny.Question) -> list[tiny.SceneObject]:
+def asked_about(
+    scene: Objects, question: tiny.Question, plurals: Mapping[str, str] = PLURALS
+) -> list[tiny.SceneObject]:
     """The objects that an answer depends on: those named by colour, else by shape, else all."""
     words = question.prompt_text.split()
     by_colour = [item for item in scene.objects if item.colour in words]
     if by_colour or any(colour in words for colour in tiny.COLOURS):
         return by_colour
-    by_shape = [item for item in scene.objects if PLURALS[item.shape] in words]
+    by_shape = [item for item in scene.objects if plurals[item.shape] in words]
     return by_shape or list(scene.objects)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,15 @@ from lightkv_gnn.tiny.scenes import (
     sample_scene,
 )
 
-__all__ = ["STAGES", "VISION_STAGES", "Stage", "patch_labels", "sample_blocks", "sample_lesson"]
+__all__ = [
+    "STAGES",
+    "VISION_STAGES",
+    "Stage",
+    "patch_labels",
+    "sample_blocks",
+    "sample_lesson",
+    "shown_in",
+]
 
 _FULL_GRID = (3, 4)
 
@@ -145,15 +154,38 @@ def patch_labels(scene: Scene, patch: int = PATCH_SIZE, least: int = 12) -> np.n
         Indices into ``COLOURS`` and ``SHAPES`` as int64 ``[patch, 2]`` in raster order, -1 where
         the patch shows background.
     """
-    starts = np.arange(0, IMAGE_SIZE, patch)
-    boxes = np.array([(item.x, item.y, item.size) for item in scene.objects])
+    boxes = [(item.x, item.y, item.size, item.size) for item in scene.objects]
     names = [(list(COLOURS).index(item.colour), SHAPES.index(item.shape)) for item in scene.objects]
+    return shown_in(np.arange(0, IMAGE_SIZE, patch), patch, boxes, names, least)
 
-    def overlap(low: np.ndarray) -> np.ndarray:
-        ends = np.minimum(low[:, None] + boxes[:, 2:], starts + patch)
+
+def shown_in(
+    starts: np.ndarray,
+    patch: float,
+    boxes: Sequence[tuple[int, int, int, int]],
+    names: Sequence[tuple[int, int]],
+    least: float,
+) -> np.ndarray:
+    """Say which box each patch shows most of.
+
+    Args:
+        starts: where patches begin, along either axis, in pixels.
+        patch: patch side in pixels.
+        boxes: left and top edge, width and height of each.
+        names: two numbers for each, which say what it is.
+        least: pixels of a patch that a box must cover to count.
+
+    Returns:
+        The numbers as int64 ``[patch, 2]`` in raster order, -1 where no box covers enough.
+    """
+    box = np.array(boxes)
+
+    def overlap(low: np.ndarray, length: np.ndarray) -> np.ndarray:
+        ends = np.minimum((low + length)[:, None], starts + patch)
         return np.clip(ends - np.maximum(low[:, None], starts), 0, None)
 
-    areas = overlap(boxes[:, 1])[:, :, None] * overlap(boxes[:, 0])[:, None, :]
+    down, across = overlap(box[:, 1], box[:, 3]), overlap(box[:, 0], box[:, 2])
+    areas = down[:, :, None] * across[:, None, :]
     labels = np.array(names)[areas.argmax(axis=0).ravel()]
     labels[areas.max(axis=0).ravel() < least] = -1
     return labels

@@ -2,23 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from lightkv_gnn.tiny.scenes import COLOURS, SHAPES, Scene, SceneObject
 
-__all__ = ["GROUPS", "PLURALS", "Question", "ask"]
+__all__ = [
+    "GROUPS",
+    "PLURALS",
+    "Objects",
+    "Question",
+    "ask",
+    "caption",
+    "count",
+    "pick",
+    "plurals",
+    "presence",
+    "shape_of",
+]
 
 GROUPS: tuple[str, ...] = ("vqa", "reasoning", "hallucination", "captioning")
 
-PLURALS: dict[str, str] = {
-    shape: shape + ("es" if shape.endswith("s") else "s") for shape in SHAPES
-}
+
+def plurals(shapes: Sequence[str]) -> dict[str, str]:
+    """What several of each are called."""
+    return {shape: shape + ("es" if shape.endswith(("s", "sh")) else "s") for shape in shapes}
+
+
+PLURALS: dict[str, str] = plurals(SHAPES)
 
 _RELATIONS: dict[str, tuple[str, int]] = {"left": ("left of", 0), "above": ("above", 1)}
 _MIN_OFFSET = 6.0
+
+
+class Objects(Protocol):
+    """A scene, as far as it is its objects that are asked about."""
+
+    @property
+    def objects(self) -> tuple[SceneObject, ...]:
+        """The objects."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +80,14 @@ def ask(scene: Scene, group: str, rng: np.random.Generator) -> Question:
     return Question(group, text, answer)
 
 
-def _pick(scene: Scene, rng: np.random.Generator) -> SceneObject:
+def pick(scene: Objects, rng: np.random.Generator) -> SceneObject:
+    """Draw one of the objects."""
     return scene.objects[int(rng.integers(len(scene.objects)))]
 
 
-def _shape_of(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
-    item = _pick(scene, rng)
+def shape_of(scene: Objects, rng: np.random.Generator) -> tuple[str, str]:
+    """Ask for the shape of the object of a colour."""
+    item = pick(scene, rng)
     return f"what shape is the {item.colour} object ?", item.shape
 
 
@@ -74,7 +101,7 @@ def _relation(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
         if second.centre[axis] - first.centre[axis] >= _MIN_OFFSET
     ]
     if not pairs:
-        return _count(scene, rng)
+        return count(scene, rng)
     first, second = pairs[int(rng.integers(len(pairs)))]
     answer = "yes" if rng.integers(2) else "no"
     if answer == "no":
@@ -82,25 +109,29 @@ def _relation(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
     return f"is the {first.colour} object {words} the {second.colour} object ?", answer
 
 
-def _count(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
+def count(
+    scene: Objects, rng: np.random.Generator, plurals: Mapping[str, str] = PLURALS
+) -> tuple[str, str]:
     """Ask for a number of shapes, four times in five about a shape that is there."""
     present = sorted({item.shape for item in scene.objects})
-    pool = present if rng.random() < 0.8 else list(SHAPES)
+    pool = present if rng.random() < 0.8 else list(plurals)
     shape = pool[int(rng.integers(len(pool)))]
     total = sum(item.shape == shape for item in scene.objects)
-    return f"how many {PLURALS[shape]} are there ?", str(total)
+    return f"how many {plurals[shape]} are there ?", str(total)
 
 
 def _reasoning(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
-    return _relation(scene, rng) if rng.random() < 2 / 3 else _count(scene, rng)
+    return _relation(scene, rng) if rng.random() < 2 / 3 else count(scene, rng)
 
 
-def _presence(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
+def presence(
+    scene: Objects, rng: np.random.Generator, shapes: Sequence[str] = SHAPES
+) -> tuple[str, str]:
     """Ask whether an object is there; a wrong one shares one trait with a real one.
 
     The answer first says what of that colour is there, which a small model needs to compare.
     """
-    item = _pick(scene, rng)
+    item = pick(scene, rng)
     colour, shape = item.colour, item.shape
     answer = f"{colour} {shape} so yes"
     if rng.integers(2):
@@ -109,14 +140,14 @@ def _presence(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
             colour = absent[int(rng.integers(len(absent)))]
             answer = "none so no"
         else:
-            others = [other for other in SHAPES if other != item.shape]
+            others = [other for other in shapes if other != item.shape]
             shape = others[int(rng.integers(len(others)))]
             answer = f"{item.colour} {item.shape} so no"
     article = "an" if colour[0] in "aeiou" else "a"
     return f"is there {article} {colour} {shape} ?", answer
 
 
-def _caption(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
+def caption(scene: Objects, rng: np.random.Generator) -> tuple[str, str]:
     """List every object in the order of the palette, which needs no ties to be broken."""
     order = list(COLOURS)
     items = sorted(scene.objects, key=lambda item: order.index(item.colour))
@@ -124,8 +155,8 @@ def _caption(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
 
 
 _MAKERS: dict[str, Callable[[Scene, np.random.Generator], tuple[str, str]]] = {
-    "vqa": _shape_of,
+    "vqa": shape_of,
     "reasoning": _reasoning,
-    "hallucination": _presence,
-    "captioning": _caption,
+    "hallucination": presence,
+    "captioning": caption,
 }

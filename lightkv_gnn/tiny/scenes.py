@@ -8,6 +8,7 @@ own colour, which makes "the red object" well defined.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,7 @@ __all__ = [
     "Box",
     "Scene",
     "SceneObject",
+    "place",
     "render",
     "sample_background",
     "sample_scene",
@@ -138,7 +140,12 @@ def sample_scene(
     count = int(rng.integers(objects[0], objects[1] + 1))
     units = rng.integers(sizes[0] // GRID, sizes[1] // GRID + 1, size=count)
     sides = [int(unit) * GRID for unit in units]
-    corners = _place(rng, sides)
+
+    def corner(width: int, height: int) -> tuple[int, int]:
+        cells = rng.integers(0, (IMAGE_SIZE - width) // GRID + 1, size=2)
+        return int(cells[0]) * GRID, int(cells[1]) * GRID
+
+    corners = place([(side, side) for side in sides], corner)
     colours = rng.permutation(list(COLOURS))[:count]
     shapes = _sample_shapes(rng, count)
     placed = tuple(
@@ -170,26 +177,35 @@ def _sample_shapes(rng: np.random.Generator, count: int) -> list[str]:
     return [str(shape) for shape in rng.choice(subset, size=count)]
 
 
-def _place(rng: np.random.Generator, sides: list[int], gap: int = GRID) -> list[tuple[int, int]]:
-    """Find top-left corners of boxes that keep ``gap`` pixels between each other."""
+def place(
+    boxes: Sequence[tuple[int, int]],
+    corner: Callable[[int, int], tuple[int, int]],
+    gap: int = GRID,
+) -> list[tuple[int, int]]:
+    """Find top-left corners of boxes that keep ``gap`` pixels between each other.
+
+    Args:
+        boxes: width and height of each.
+        corner: draws a corner for a box of this width and height.
+        gap: least distance in pixels.
+    """
     while True:
         corners: list[tuple[int, int]] = []
-        for side in sides:
+        for width, height in boxes:
             for _ in range(60):
-                cells = rng.integers(0, (IMAGE_SIZE - side) // GRID + 1, size=2)
-                x, y = int(cells[0]) * GRID, int(cells[1]) * GRID
+                x, y = corner(width, height)
                 if all(
-                    x + side + gap <= u
-                    or u + other + gap <= x
-                    or y + side + gap <= v
-                    or v + other + gap <= y
-                    for (u, v), other in zip(corners, sides, strict=False)
+                    x + width + gap <= u
+                    or u + other[0] + gap <= x
+                    or y + height + gap <= v
+                    or v + other[1] + gap <= y
+                    for (u, v), other in zip(corners, boxes, strict=False)
                 ):
                     corners.append((x, y))
                     break
             else:
                 break
-        if len(corners) == len(sides):
+        if len(corners) == len(boxes):
             return corners
 
 

@@ -6,7 +6,7 @@ import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -28,7 +28,13 @@ __all__ = ["Trainer"]
 
 
 class Trainer:
-    """Trains the tiny model through its curriculum."""
+    """Trains the tiny model through its curriculum.
+
+    Attributes:
+        groups: Of questions; an answer token has the number of its own.
+    """
+
+    groups: ClassVar[tuple[str, ...]] = GROUPS
 
     def __init__(
         self,
@@ -93,12 +99,16 @@ class Trainer:
         stacked = torch.stack(labels).to(self.device)
         return pixels.to(self.device), stacked, pack(rows, pad_id).to(self.device)
 
-    def encode(self, questions: list[Question], image_first: bool) -> PackedRow:
+    def encode(
+        self, questions: list[Question], image_first: bool = True, vision: int | None = None
+    ) -> PackedRow:
         """Tokenize a picture's questions.
 
         With ``image_first`` off, the first question stands before the picture and is answered
-        right behind it; the others follow the picture as always.
+        right behind it; the others follow the picture as always.  The picture has ``vision``
+        tokens, those of the model's own size if that is not given.
         """
+        vision = self.model.config.image_seq_length if vision is None else vision
         image_id = self.processor.image_token_id
         shared: list[int] = []
         branches: list[tuple[list[int], list[int], int]] = []
@@ -107,9 +117,9 @@ class Trainer:
             ids = self._token_ids(format_prompt(question.prompt_text, not leads))
             place = ids.index(image_id)
             if number == 0:
-                shared = [*ids[:place], *[image_id] * self.model.config.image_seq_length]
+                shared = [*ids[:place], *[image_id] * vision]
             answer = self._token_ids(question.answer + "</s>")[1:]
-            group = LEADING if leads else GROUPS.index(question.group)
+            group = LEADING if leads else self.groups.index(question.group)
             branches.append((ids[place + 1 :], answer, group))
         return pack_row(shared, branches)
 

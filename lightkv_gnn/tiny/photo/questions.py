@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
 from lightkv_gnn.tiny.photo.scenes import CANVAS, PhotoScene
 from lightkv_gnn.tiny.photo.things import PLURALS, THINGS
-from lightkv_gnn.tiny.questions import Question
-from lightkv_gnn.tiny.scenes import COLOURS, SceneObject
+from lightkv_gnn.tiny.questions import Question, caption, count, pick, presence, shape_of
 
 __all__ = ["GROUPS", "MAX_NEW_TOKENS", "ask"]
 
@@ -44,47 +44,11 @@ def ask(scene: PhotoScene, group: str, rng: np.random.Generator) -> Question:
     return Question(group, text, answer)
 
 
-def _pick(scene: PhotoScene, rng: np.random.Generator) -> SceneObject:
-    return scene.objects[int(rng.integers(len(scene.objects)))]
-
-
-def _what(scene: PhotoScene, rng: np.random.Generator) -> tuple[str, str]:
-    item = _pick(scene, rng)
-    return f"what shape is the {item.colour} object ?", item.shape
-
-
-def _presence(scene: PhotoScene, rng: np.random.Generator) -> tuple[str, str]:
-    """As in the bundled model's questions: the answer says first what of that colour is there."""
-    item = _pick(scene, rng)
-    colour, thing = item.colour, item.shape
-    answer = f"{colour} {thing} so yes"
-    if rng.integers(2):
-        absent = sorted(set(COLOURS) - {other.colour for other in scene.objects})
-        if rng.integers(2):
-            colour = absent[int(rng.integers(len(absent)))]
-            answer = "none so no"
-        else:
-            others = [other for other in THINGS if other != item.shape]
-            thing = others[int(rng.integers(len(others)))]
-            answer = f"{item.colour} {item.shape} so no"
-    article = "an" if colour[0] in "aeiou" else "a"
-    return f"is there {article} {colour} {thing} ?", answer
-
-
 def _where(scene: PhotoScene, rng: np.random.Generator) -> tuple[str, str]:
     """In which of nine cells the middle of an object lies: its row, then its column."""
-    item = _pick(scene, rng)
+    item = pick(scene, rng)
     column, row = (min(2, int(3 * middle / CANVAS)) for middle in item.centre)
     return f"where is the {item.colour} object ?", f"{_ROWS[row]} {_COLUMNS[column]}"
-
-
-def _count(scene: PhotoScene, rng: np.random.Generator) -> tuple[str, str]:
-    """Of a thing, four times in five of one that is there."""
-    present = sorted({item.shape for item in scene.objects})
-    pool = present if rng.random() < 0.8 else list(THINGS)
-    thing = pool[int(rng.integers(len(pool)))]
-    total = sum(item.shape == thing for item in scene.objects)
-    return f"how many {PLURALS[thing]} are there ?", str(total)
 
 
 def _read(scene: PhotoScene, rng: np.random.Generator) -> tuple[str, str]:
@@ -93,18 +57,11 @@ def _read(scene: PhotoScene, rng: np.random.Generator) -> tuple[str, str]:
     return "what does the sign say ?", scene.sign.text
 
 
-def _list(scene: PhotoScene, rng: np.random.Generator) -> tuple[str, str]:
-    """Every object, in the order of the palette."""
-    order = list(COLOURS)
-    items = sorted(scene.objects, key=lambda item: order.index(item.colour))
-    return "list the objects .", " , ".join(f"{item.colour} {item.shape}" for item in items)
-
-
 _MAKERS: dict[str, Callable[[PhotoScene, np.random.Generator], tuple[str, str]]] = {
-    "what": _what,
-    "presence": _presence,
+    "what": shape_of,
+    "presence": partial(presence, shapes=THINGS),
     "where": _where,
-    "count": _count,
+    "count": partial(count, plurals=PLURALS),
     "read": _read,
-    "list": _list,
+    "list": caption,
 }

@@ -9,7 +9,7 @@ from PIL import Image, ImageFilter
 
 from lightkv_gnn.tiny.photo.photographs import Photograph, Split, sample_photograph
 from lightkv_gnn.tiny.photo.things import SIGNS, THINGS, outline, plate
-from lightkv_gnn.tiny.scenes import COLOURS, Box, SceneObject
+from lightkv_gnn.tiny.scenes import COLOURS, Box, SceneObject, place
 
 __all__ = ["CANVAS", "PhotoScene", "Sign", "render", "sample_scene"]
 
@@ -78,7 +78,12 @@ def sample_scene(rng: np.random.Generator, split: Split, signed: bool | None = N
     boxes = [(int(unit) * _UNIT,) * 2 for unit in units]
     if sign is not None:
         boxes.insert(0, (sign.width, sign.height))
-    corners = _place(rng, boxes)
+
+    def corner(width: int, height: int) -> tuple[int, int]:
+        x = int(rng.integers(1, (CANVAS - width) // _UNIT)) * _UNIT
+        return x, int(rng.integers(1, (CANVAS - height) // _UNIT)) * _UNIT
+
+    corners = place(boxes, corner, _UNIT)
     if sign is not None:
         sign = Sign(sign.text, *corners.pop(0), sign.height)
         boxes.pop(0)
@@ -124,26 +129,3 @@ def _cover(rng: np.random.Generator, item: SceneObject) -> Box:
         right if side != 0 else item.x + part,
         bottom if side != 2 else item.y + part,
     )
-
-
-def _place(rng: np.random.Generator, boxes: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Top-left corners on a grid of four pixels, boxes apart by as much, and from the edges."""
-    while True:
-        corners: list[tuple[int, int]] = []
-        for width, height in boxes:
-            for _ in range(60):
-                x = int(rng.integers(1, (CANVAS - width) // _UNIT)) * _UNIT
-                y = int(rng.integers(1, (CANVAS - height) // _UNIT)) * _UNIT
-                if all(
-                    x + width + _UNIT <= u
-                    or u + other[0] + _UNIT <= x
-                    or y + height + _UNIT <= v
-                    or v + other[1] + _UNIT <= y
-                    for (u, v), other in zip(corners, boxes, strict=False)
-                ):
-                    corners.append((x, y))
-                    break
-            else:
-                break
-        if len(corners) == len(boxes):
-            return corners

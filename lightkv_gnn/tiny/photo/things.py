@@ -6,15 +6,14 @@ from functools import lru_cache
 
 from PIL import Image, ImageDraw, ImageFont
 
+from lightkv_gnn.tiny.questions import plurals
 from lightkv_gnn.tiny.shapes import SHAPES, stencil
 
 __all__ = ["ICONS", "PLURALS", "SIGNS", "THINGS", "outline", "plate"]
 
 ICONS: tuple[str, ...] = ("house", "tree", "fish", "moon", "arrow", "cup")
 THINGS: tuple[str, ...] = (*SHAPES, *ICONS)
-PLURALS: dict[str, str] = {
-    thing: thing + ("es" if thing.endswith(("s", "sh")) else "s") for thing in THINGS
-}
+PLURALS: dict[str, str] = plurals(THINGS)
 SIGNS: tuple[str, ...] = (
     *("open", "stop", "cafe", "exit", "sale", "taxi", "bus", "park", "bank", "hotel"),
     *("zoo", "milk", "tea", "fire", "work", "home"),

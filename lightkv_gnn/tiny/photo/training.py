@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from lightkv_gnn.tiny.curriculum import shown_in
 from lightkv_gnn.tiny.losses import answer_loss
 from lightkv_gnn.tiny.model import PATCH_SIZE
-from lightkv_gnn.tiny.packing import PackedBatch, pack, pack_row
+from lightkv_gnn.tiny.packing import PackedBatch, pack
 from lightkv_gnn.tiny.photo.model import SIZES, begin, features, photo_processor
 from lightkv_gnn.tiny.photo.questions import GROUPS, ask
 from lightkv_gnn.tiny.photo.scenes import CANVAS, PhotoScene, render, sample_scene
@@ -17,12 +18,11 @@ from lightkv_gnn.tiny.photo.things import SIGNS, THINGS
 from lightkv_gnn.tiny.recipe import Recipe
 from lightkv_gnn.tiny.scenes import COLOURS
 from lightkv_gnn.tiny.training import Trainer
-from lightkv_gnn.tiny.words import format_prompt
 
 __all__ = ["RECIPE", "PhotoTrainer", "patch_labels"]
 
 RECIPE = Recipe(steps=4000, vision_steps=300, decay_steps=1500, batch_size=12, learning_rate=7e-4)
-"""What the photo LLaVA was trained with; the batch is that of the smallest pictures."""
+"""How the photo LLaVA is trained; the batch is that of the smallest pictures."""
 
 _WEIGHTED = {"what": 1.0, "presence": 2.0, "where": 2.0, "count": 3.0, "read": 3.0, "list": 0.5}
 _QUESTIONS = {"what": 5, "presence": 4, "where": 4, "count": 3, "read": 1, "list": 1}
@@ -34,6 +34,8 @@ _SHOWN: tuple[str, ...] = (*THINGS, *SIGNS, *(str(number) for number in range(1,
 
 class PhotoTrainer(Trainer):
     """Goes on with the bundled model, before photographs."""
+
+    groups = GROUPS
 
     def __init__(self, recipe: Recipe = RECIPE, device: str = "cpu") -> None:
         """Begin with the bundled model, and its optimiser, on a device."""
@@ -84,17 +86,12 @@ class PhotoTrainer(Trainer):
     def _asked(self, scenes: list[PhotoScene], vision: int) -> PackedBatch:
         rows = []
         for scene in scenes:
-            branches: list[tuple[list[int], list[int], int]] = []
-            shared: list[int] = []
-            for group, number in _QUESTIONS.items():
-                for _ in range(number if group != "read" or scene.sign is not None else 0):
-                    question = ask(scene, group, self.rng)
-                    ids = self._token_ids(format_prompt(question.prompt_text))
-                    place = ids.index(self.processor.image_token_id)
-                    shared = [*ids[:place], *[self.processor.image_token_id] * vision]
-                    answer = self._token_ids(question.answer + "</s>")[1:]
-                    branches.append((ids[place + 1 :], answer, GROUPS.index(group)))
-            rows.append(pack_row(shared, branches))
+            questions = [
+                ask(scene, group, self.rng)
+                for group, number in _QUESTIONS.items()
+                for _ in range(number if group != "read" or scene.sign is not None else 0)
+            ]
+            rows.append(self.encode(questions, vision=vision))
         return pack(rows, self.processor.tokenizer.pad_token_id).to(self.device)
 
     def _grounded(
@@ -114,21 +111,10 @@ def patch_labels(scene: PhotoScene, patches: int) -> np.ndarray:
         order; -1 where it shows a photograph, and "white" for signs.
     """
     edge = CANVAS / patches
-    starts = np.arange(patches) * edge
     boxes = [(item.x, item.y, item.size, item.size) for item in scene.objects]
     shown = [(list(COLOURS).index(item.colour), _SHOWN.index(item.shape)) for item in scene.objects]
     if scene.sign is not None:
         sign = scene.sign
         boxes.append((sign.x, sign.y, sign.width, sign.height))
         shown.append((list(COLOURS).index("white"), _SHOWN.index(sign.text)))
-    box = np.array(boxes)
-
-    def overlap(low: np.ndarray, length: np.ndarray) -> np.ndarray:
-        ends = np.minimum((low + length)[:, None], starts + edge)
-        return np.clip(ends - np.maximum(low[:, None], starts), 0, None)
-
-    down, across = overlap(box[:, 1], box[:, 3]), overlap(box[:, 0], box[:, 2])
-    areas = down[:, :, None] * across[:, None, :]
-    labels = np.array(shown)[areas.argmax(axis=0).ravel()]
-    labels[areas.max(axis=0).ravel() < edge * edge / 5] = -1
-    return labels
+    return shown_in(np.arange(patches) * edge, edge, boxes, shown, edge * edge / 5)
