@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lightkv_graphs import Matching, WindowPartition, source_cosines, take_edges
+from lightkv_graphs import Matching, WindowPartition, edge_cosine, source_cosines, take_edges
 from lightkv_graphs.matching import padded, staying
 from lightkv_graphs.prompt_matching import relevance
 
@@ -112,6 +112,4 @@ def join(
     heir = torch.zeros(tokens + 1, dtype=torch.int64, device=x.device)
     heir = heir.index_copy(0, slots.reshape(-1), slots.gather(1, nearest).reshape(-1))
     edge_index = torch.stack([leaving, heir[leaving]])
-    ends = x.detach().float()[edge_index]
-    cosine = torch.nn.functional.cosine_similarity(ends[0], ends[1], dim=1)
-    return Matching(edge_index, cosine.nan_to_num(nan=-torch.inf))
+    return Matching(edge_index, edge_cosine(x, edge_index).nan_to_num(nan=-torch.inf))

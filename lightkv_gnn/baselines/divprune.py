@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightkv_gnn.baselines.choosing import most_staying, of_tokens
 from lightkv_gnn.baselines.pruning import Once
 from lightkv_graphs import Matching, WindowPartition, drop_lowest, source_cosines
 
@@ -26,24 +27,14 @@ def keep_diverse(x: Tensor, partition: WindowPartition) -> Matching:
     distance = alone.masked_fill(empty, -torch.inf)
     score = torch.zeros_like(distance)
     every = torch.arange(images, device=x.device)
-    for step in range(_most_kept(partition)):
+    for step in range(most_staying(partition)):
         best = distance.argmax(dim=1)
         new = ~distance[every, best].isneginf()
         score[every, best] = torch.where(new, float(width - step), score[every, best])
         nearer = apart[every, best]
         distance = torch.minimum(distance, nearer) if step else nearer
         distance = distance.masked_fill(empty | (score > 0), -torch.inf)
-    flat = torch.zeros(x.shape[0] + 1, device=x.device)
-    return drop_lowest(flat.index_copy(0, slots.reshape(-1), score.reshape(-1))[:-1], x, partition)
-
-
-def _most_kept(partition: WindowPartition) -> int:
-    """An upper bound on the tokens that stay in a window."""
-    plan = partition.plan
-    if partition.per_image > 1:
-        return plan.largest
-    left = (own.tokens - gone for own, gone in zip(plan.before, plan.merges, strict=True))
-    return max(left, default=0)
+    return drop_lowest(of_tokens(score, slots, len(x)), x, partition)
 
 
 DIVPRUNE_LIKE = Once(

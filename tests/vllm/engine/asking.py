@@ -160,6 +160,24 @@ def start(
     return Engine(LLM(model=str(checkpoint), **{**usual, **options}))
 
 
+def greedy(model: Any, length: int, most: int, **given: Any) -> Answer:
+    """transformers' greedy answer to what is given, a prompt of so many tokens."""
+    with torch.no_grad():
+        answer = model.generate(
+            **given,
+            do_sample=False,
+            max_new_tokens=most,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+    tokens = answer.sequences[0, -len(answer.logits) :].tolist()
+    scores = [
+        logits[0].log_softmax(-1)[token].item()
+        for logits, token in zip(answer.logits, tokens, strict=True)
+    ]
+    return Answer(tuple(tokens), tuple(scores), length, 0)
+
+
 @dataclass(frozen=True)
 class Reference:
     """transformers, on the embeddings of pictures that an engine has made."""
@@ -176,20 +194,8 @@ class Reference:
         full = self.model.config.image_seq_length
         with torch.no_grad():
             ids, embeddings = self._placed(inputs["input_ids"][0], full, merged)
-            answer = self.model.generate(
-                inputs_embeds=embeddings,
-                attention_mask=torch.ones_like(ids)[None],
-                do_sample=False,
-                max_new_tokens=most,
-                return_dict_in_generate=True,
-                output_logits=True,
-            )
-        tokens = answer.sequences[0].tolist()
-        scores = [
-            logits[0].log_softmax(-1)[token].item()
-            for logits, token in zip(answer.logits, tokens, strict=True)
-        ]
-        return Answer(tuple(tokens), tuple(scores), len(ids), 0)
+        mask = torch.ones_like(ids)[None]
+        return greedy(self.model, len(ids), most, inputs_embeds=embeddings, attention_mask=mask)
 
     def _placed(
         self, ids: torch.Tensor, full: int, merged: Sequence[torch.Tensor]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from asking import Answer, Engine, close, start
+from asking import Answer, Engine, close, greedy, start
 from families.models import END, IMAGE, START, VIDEO, tiny
 from families.processors import tokenizer
 from PIL import Image
@@ -184,20 +184,9 @@ def reference(model: Any, engine: Engine, pictures: list[Any], tiles: int) -> An
     where = (found == IMAGE) | (found == VIDEO)
     with torch.no_grad():
         embeddings = model.get_input_embeddings()(found)
-        answer = model.generate(
-            inputs_embeds=embeddings.masked_scatter(where[..., None], torch.cat(merged)),
-            attention_mask=torch.ones_like(found),
-            do_sample=False,
-            max_new_tokens=6,
-            return_dict_in_generate=True,
-            output_logits=True,
-        )
-    chosen = answer.sequences[0].tolist()
-    scores = [
-        logits[0].log_softmax(-1)[token].item()
-        for logits, token in zip(answer.logits, chosen, strict=True)
-    ]
-    return Answer(tuple(chosen), tuple(scores), len(ids), 0)
+        placed = embeddings.masked_scatter(where[..., None], torch.cat(merged))
+    mask = torch.ones_like(found)
+    return greedy(model, len(ids), 6, inputs_embeds=placed, attention_mask=mask)
 
 
 def test_answers_as_transformers_on_the_same_embeddings(model: Any, engine: Engine) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from asking import BLOCK, Answer, Engine, close, start
+from asking import BLOCK, Answer, Engine, close, greedy, start
 from families.models import IMAGE, VIDEO
 from families.processors import save_checkpoint
 from PIL import Image
@@ -198,23 +198,6 @@ def embedded(case: Case, engine: Engine, name: str) -> torch.Tensor:
     return engine.embed(*alone.asked(case.family))
 
 
-def answered(case: Case, length: int, **given: Any) -> Answer:
-    with torch.no_grad():
-        answer = case.model.generate(
-            **given,
-            do_sample=False,
-            max_new_tokens=6,
-            return_dict_in_generate=True,
-            output_logits=True,
-        )
-    tokens = answer.sequences[0, -6:].tolist()
-    scores = [
-        logits[0].log_softmax(-1)[token].item()
-        for logits, token in zip(answer.logits, tokens, strict=True)
-    ]
-    return Answer(tuple(tokens), tuple(scores), length, 0)
-
-
 def on_the_same(case: Case, prompt: Prompt) -> Answer:
     """transformers' answer on the survivors of the pictures; of each run the first ones stay."""
     merged = [embedded(case, case.quarter, name) for name in prompt.names]
@@ -237,7 +220,7 @@ def on_the_same(case: Case, prompt: Prompt) -> Answer:
         embeddings = case.model.get_input_embeddings()(found)
     embeddings = embeddings.masked_scatter(where[..., None], torch.cat(merged))
     given = {"inputs_embeds": embeddings, "attention_mask": torch.ones_like(found)}
-    return answered(case, len(ids), **given)
+    return greedy(case.model, len(ids), 6, **given)
 
 
 def test_stock_answers_as_transformers(case: Case) -> None:
@@ -246,7 +229,7 @@ def test_stock_answers_as_transformers(case: Case) -> None:
     found = case.stock.ask([one.asked(case.family) for one in asked], 6, ends=False)
     for one, prompt in zip(found, asked, strict=True):
         whole = inputs(case, prompt)
-        close(one, answered(case, whole["input_ids"].shape[1], **whole))
+        close(one, greedy(case.model, whole["input_ids"].shape[1], 6, **whole))
 
 
 def test_compressed_answers_as_transformers_on_the_same_embeddings(case: Case) -> None:
