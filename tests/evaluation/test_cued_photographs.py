@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightkv_gnn.evaluation.cued import CellRecipe
+from lightkv_gnn.evaluation.cued import CellRecipe, base, training
 from lightkv_gnn.evaluation.cued.backgrounds import DIM, photographs
 from lightkv_gnn.evaluation.cued.drawing import PATCH, draw, object_code, patch_code
 from lightkv_gnn.evaluation.suites import CELLS
@@ -58,6 +58,20 @@ def test_only_the_background_differs(name, tmp_path):
         )
     )
     assert torch.equal(torch.cat([batch.inputs["pixel_values"] for batch in alone]), pixels[1])
+
+
+def test_a_suite_is_trained_and_asked_before_different_photographs(monkeypatch, tmp_path):
+    seen = []
+    for module in (base, training):
+
+        def recorded(shape, side, generator, split, name=module.__name__):
+            seen.append((name.rpartition(".")[2], split))
+            return photographs(shape, side, generator, split)
+
+        monkeypatch.setattr(module, "photographs", recorded)
+    suite = CELLS["cued"](recipe=CellRecipe(steps=1, batch=2, layers=2), background="photo")
+    list(suite.batches(suite.subject(0, tmp_path), "shape", 2, 0))
+    assert set(seen) == {("training", "train"), ("base", "test")}
 
 
 def test_what_is_no_background_is_refused():

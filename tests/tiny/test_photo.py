@@ -180,6 +180,13 @@ def test_it_begins_with_what_the_bundled_model_says():
     weight = model.get_input_embeddings().weight
     assert weight.shape[0] == known + len(WORDS)
     assert torch.equal(weight[:known], bundled.get_input_embeddings().weight)
+    tables = [
+        one.model.vision_tower.embeddings.position_embedding.weight[1:].detach()
+        for one in (bundled, model)
+    ]
+    old, new = (table.T.reshape(1, -1, *[round(len(table) ** 0.5)] * 2) for table in tables)
+    back = torch.nn.functional.interpolate(new, old.shape[2:], mode="bicubic")
+    assert torch.nn.functional.cosine_similarity(back, old, dim=1).min() > 0.9
     pixels = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         expected = torch.stack(list(bundled.model.get_image_features(pixels).pooler_output))
