@@ -130,7 +130,7 @@ def test_launchers_share_the_command_out(launcher, tmp_path):
     models = tmp_path / "models"
     asked = Evaluation(
         {TinySuite(): ("hallucination",)},
-        [METHODS["guided"], METHODS["mean"]],
+        [METHODS[name] for name in ("guided", "mean", "random_pruning")],
         [0.55],
         [0],
         [0],
@@ -149,7 +149,8 @@ def test_launchers_share_the_command_out(launcher, tmp_path):
         stdout=subprocess.PIPE,
     )
     assert untimed(read_rows(out / ROWS)) == untimed(alone)
-    assert [row["method"] for row in json.loads(done.stdout)] == ["none", "guided", "mean"]
+    references, others = ["none", "downsample"], ["guided", "mean", "random_pruning"]
+    assert [row["method"] for row in json.loads(done.stdout)] == [*references, *others]
     parts = [read_rows(out / "parts" / rank / ROWS) for rank in "01"]
-    methods = [[row.method for row in part if row.method != "none"] for part in parts]
-    assert methods == [["guided"], ["mean"]]
+    methods = [[row.method for row in part if row.method not in references] for part in parts]
+    assert methods == [others[::2], others[1::2]]
