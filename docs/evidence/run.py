@@ -63,7 +63,7 @@ RUNS = {
         f"--suite tiny --group captioning vqa --questions 300 --retention 0.3 --methods {FIELD}",
     ],
     "photographs": [
-        "--suite cued counting second_question --background photo --seeds 0 1 2 --questions 300 "
+        "--suite cued counting second_question --background photo --seeds 0 1 2 3 4 --questions 300 "
         "--retention 0.75 0.6 0.47 --methods ours guided coverage divprune_like fastv "
         "random_pruning",
     ],
