@@ -1,21 +1,19 @@
 """How redundant vision tokens are: drawn scenes beside scenes before photographs.
 
-python docs/evidence/redundancy.py [--model my-model/] [--pictures 100]
+python docs/evidence/redundancy.py [--pictures 100]
 
-Prints a table.  With ``--model``, also of a photo model's own tokens, at full resolution.
+Prints a table.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lightkv_gnn import tiny
 from lightkv_gnn.evaluation.cued.backgrounds import Background
@@ -26,7 +24,7 @@ from lightkv_gnn.evaluation.suite import Subject
 from lightkv_gnn.evaluation.suites import CELLS
 from lightkv_gnn.tiny.model import PATCH_SIZE
 from lightkv_gnn.tiny.photo import scenes as photo
-from lightkv_gnn.tiny.photo.model import features
+from lightkv_gnn.tiny.photo.model import features, load_photo
 from lightkv_gnn.tiny.photo.photographs import sample_photograph
 
 BACKGROUNDS: tuple[Background, ...] = get_args(Background)
@@ -79,18 +77,14 @@ def cells(name: str, background: Background, count: int) -> str:
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, help="folder of a photo model")
     parser.add_argument("--pictures", type=int, default=100, help="of each kind")
     arguments = parser.parse_args()
     print("| pictures | of what | tokens | median | " + " | ".join(f"< {x}" for x in LIMITS) + " |")
     print("|---" * (4 + len(LIMITS)) + "|")
     print(*rows(*tiny.load(), "the bundled model", arguments.pictures), sep="\n")
+    print(*rows(*load_photo(), "the photo model", arguments.pictures), sep="\n")
     for name in ("cued", "counting"):
         print(*(cells(name, behind, arguments.pictures) for behind in BACKGROUNDS), sep="\n")
-    if arguments.model is not None:
-        model = AutoModelForImageTextToText.from_pretrained(arguments.model, local_files_only=True)
-        processor = AutoProcessor.from_pretrained(arguments.model, local_files_only=True)
-        print(*rows(model.eval(), processor, "the photo model", arguments.pictures), sep="\n")
 
 
 if __name__ == "__main__":

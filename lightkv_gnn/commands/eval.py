@@ -19,11 +19,10 @@ from lightkv_gnn.evaluation.rows import Row, read_rows, write_rows
 from lightkv_gnn.evaluation.runner import Evaluation
 from lightkv_gnn.evaluation.shards import Shard
 from lightkv_gnn.evaluation.store import ROWS
-from lightkv_gnn.evaluation.suite import Suite
+from lightkv_gnn.evaluation.suite import Quick, Suite
 from lightkv_gnn.evaluation.suites import CELLS, SUITES
 
 QUESTIONS = 1000
-QUICK_QUESTIONS = 256
 
 
 app = make_app()
@@ -67,13 +66,16 @@ Seeds = Annotated[
 ]
 Questions = Annotated[
     int | None,
-    typer.Option(help="Of each group.", show_default=f"{QUESTIONS}, quick {QUICK_QUESTIONS}"),
+    typer.Option(help="Of each group.", show_default=f"{QUESTIONS}, quick {Quick().questions}"),
 ]
 Behind = Annotated[
     Background,
     typer.Option(help="Behind the cells of suites on cells: photographs that training never saw."),
 ]
-Fewer = Annotated[bool, typer.Option("--quick", help="Fewer questions.")]
+Fewer = Annotated[
+    bool,
+    typer.Option("--quick", help="Fewer questions; of photo fewer methods and budgets, too."),
+]
 Out = Annotated[
     Path, typer.Option(help="Folder of the rows; a run goes on where one there was stopped.")
 ]
@@ -121,25 +123,26 @@ def evaluate(
             raise NotADirectoryError(f"--{name} {folder} is a file: give a folder")
     shard = Shard.of_process()
     machine.check_device(shard.device(device))
-    chosen = ABLATIONS[ablation]() if ablation else [METHODS[name] for name in methods or METHODS]
-    number = (QUICK_QUESTIONS if quick else QUESTIONS) if questions is None else questions
+    rows: list[Row] = []
+    asked: set[str] = set()
     with machine.threads(threads):
-        rows = [
-            row
-            for one, groups in asked_groups(suite or ["cued"], group, cells, background).items()
-            for row in Evaluation(
+        for one, groups in asked_groups(suite or ["cued"], group, cells, background).items():
+            usual = one.quick if quick else Quick(QUESTIONS)
+            names = methods or usual.methods or METHODS
+            chosen = ABLATIONS[ablation]() if ablation else [METHODS[name] for name in names]
+            asked |= {method.name for method in chosen}
+            rows += Evaluation(
                 {one: groups},
                 with_random(chosen),
-                retention or one.retentions,
+                retention or usual.retentions or one.retentions,
                 depth or [0],
                 seeds or [0],
-                number,
+                usual.questions if questions is None else questions,
             ).run(out, models, device, command=context.obj, progress=not shard.rank, shard=shard)
-        ]
     if shard.rank:  # the first process tells of all rows
         return
     write_rows(read_rows(out / ROWS), out / "rows.csv")  # of earlier runs too
-    check_rows(rows, chosen, out)
+    check_rows(rows, asked, out)
     if as_json:
         print(json.dumps([_told(row) for row in rows], indent=2))
         return
@@ -185,9 +188,9 @@ def asked_groups(
     return {suite: own for suite, own in asked.items() if own}
 
 
-def check_rows(rows: Sequence[Row], methods: Sequence[Method], out: Path) -> None:
+def check_rows(rows: Sequence[Row], methods: Collection[str], out: Path) -> None:
     """Raises ValueError if none of the methods could keep to any of the budgets."""
-    asked = {method.name for method in methods} - {NONE.name}
+    asked = {*methods} - {NONE.name}
     if asked and not asked & {row.method for row in rows}:
         raise ValueError(
             f"no method could be evaluated, and only the rows of {NONE.name!r} are in "

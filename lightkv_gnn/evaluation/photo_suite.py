@@ -8,8 +8,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from lightkv_gnn.evaluation.suite import Batch, Subject, Suite
+from lightkv_gnn.evaluation.suite import Batch, Quick, Subject, Suite
 from lightkv_gnn.evaluation.tiny_suite import asked_about, decoded, posed, trained
+from lightkv_gnn.tiny.photo.model import load_photo
 from lightkv_gnn.tiny.photo.questions import GROUPS, MAX_NEW_TOKENS, ask
 from lightkv_gnn.tiny.photo.scenes import CANVAS, PhotoScene, render, sample_scene
 from lightkv_gnn.tiny.photo.things import PLURALS
@@ -31,13 +32,18 @@ class PhotoSuite(Suite):
     groups: ClassVar[tuple[str, ...]] = GROUPS
     retentions: ClassVar[tuple[float, ...]] = (0.55, 0.3, 0.16)
     resizable: ClassVar[bool] = True
+    quick: ClassVar[Quick] = Quick(
+        40, ("ours", "guided", "divprune_like", "fastv", "random_pruning"), (0.3,)
+    )
 
     def subject(self, seed: int, folder: Path, device: str = "cpu") -> Subject:
-        """The model that ``examples/train_photo.py`` trained with a seed.
+        """The photo LLaVA that ships for seed 0, else one of ``examples/train_photo.py``.
 
         Raises:
             FileNotFoundError: That has not been trained yet; it takes some hours.
         """
+        if seed == 0:
+            return Subject(*load_photo(device))
         return trained(self.name, seed, folder, device)
 
     def batches(

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -40,6 +40,20 @@ class Batch:
     relevant: Tensor | None = None
 
 
+class Quick(NamedTuple):
+    """What a first look at a suite takes.
+
+    Attributes:
+        questions: Of each group.
+        methods: Their names; all if empty.
+        retentions: Budgets; the suite's if empty.
+    """
+
+    questions: int = 256
+    methods: tuple[str, ...] = ()
+    retentions: tuple[float, ...] = ()
+
+
 class Suite(ABC):
     """Questions of one kind, in groups, and a model that was trained to answer them.
 
@@ -53,6 +67,8 @@ class Suite(ABC):
     """Budgets that are within reach of its model, and tell something."""
     resizable: ClassVar[bool] = False
     """Whether its pictures can be made smaller."""
+    quick: ClassVar[Quick] = Quick()
+    """What takes minutes, where the whole takes hours."""
 
     @property
     def label(self) -> str:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 from PIL.Image import Image
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lightkv_gnn import tiny
 from lightkv_gnn.baselines.downsample import smaller
@@ -72,9 +71,7 @@ def trained(name: str, seed: int, folder: Path, device: str) -> Subject:
             f"there is no {name} LLaVA of seed {seed} in {folder}: train it, "
             f"python examples/train_{name}.py --seed {seed} --out {own}"
         )
-    model: Any = AutoModelForImageTextToText.from_pretrained(own, local_files_only=True)
-    processor = AutoProcessor.from_pretrained(own, local_files_only=True)
-    return Subject(model.to(device).eval(), processor)
+    return Subject(*tiny.load(device, folder=own))
 
 
 def posed(

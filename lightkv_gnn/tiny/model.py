@@ -100,30 +100,33 @@ def build_model(seed: int = 0) -> LlavaForConditionalGeneration:
 
 
 def load(
-    device: str | torch.device = "cpu", attn_implementation: str | None = None
+    device: str | torch.device = "cpu",
+    attn_implementation: str | None = None,
+    folder: Path = WEIGHTS,
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """Load the bundled model and its processor.
+    """Load the bundled model, or one like it, and its processor.
 
     Args:
         device: where to put the weights.
         attn_implementation: passed on to ``from_pretrained``; ``None`` keeps its default.
+        folder: what :func:`export` has written.
 
     Returns:
         The model in evaluation mode, and the processor.
 
     Raises:
-        ValueError: if the bundled folder holds no weights.
+        ValueError: if the folder holds no weights.
     """
-    if not (WEIGHTS / "model.safetensors").is_file():
+    if not (folder / "model.safetensors").is_file():
         raise ValueError(
-            f"expected trained weights in {WEIGHTS}, found none; reinstall the package or run "
-            f"examples/train_tiny.py --out {WEIGHTS}"
+            f"expected trained weights in {folder}, found none; reinstall the package, or train "
+            f"them with examples/train_tiny.py or train_photo.py, --out {folder}"
         )
     extra = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     model: Any = AutoModelForImageTextToText.from_pretrained(
-        WEIGHTS, local_files_only=True, **extra
+        folder, local_files_only=True, **extra
     )
-    processor: Any = AutoProcessor.from_pretrained(WEIGHTS, local_files_only=True)
+    processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
     return model.to(device).eval(), processor
 
 

@@ -194,7 +194,7 @@ class Trainer:
         tables = [
             table[self.processor.tokenizer.convert_tokens_to_ids(list(names))] for names in words
         ]
-        loss, (colour, shape) = grounding_loss(features, labels.flatten(0, 1), tables)
+        loss, (colour, shape, *_) = grounding_loss(features, labels.flatten(0, 1), tables)
         return loss, {"patch colour": colour, "patch shape": shape}
 
     def _advance(self, right: dict[str, float], seeing: bool) -> None:

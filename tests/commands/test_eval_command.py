@@ -13,6 +13,7 @@ from lightkv_gnn.commands.cli import main
 from lightkv_gnn.evaluation.ablations import ABLATIONS
 from lightkv_gnn.evaluation.rows import read_rows
 from lightkv_gnn.evaluation.store import MACHINE
+from lightkv_gnn.evaluation.suite import Quick
 from lightkv_gnn.evaluation.suites import SUITES
 from lightkv_gnn.evaluation.tiny_suite import TinySuite
 
@@ -95,11 +96,18 @@ def test_a_suite_without_the_groups_is_not_trained(capsys, tmp_path, monkeypatch
 
 
 def test_quick_asks_fewer(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(eval_command, "QUICK_QUESTIONS", 4)
-    arguments = ("eval", "--suite", "tiny", "--group", "vqa", "--methods", "none", "--quick")
-    status, printed = run(capsys, *arguments, "--out", tmp_path / "rows", "--json")
+    monkeypatch.setattr(TinySuite, "quick", Quick(4, ("mean",), (0.3,)))
+    arguments = ("eval", "--suite", "tiny", "--group", "vqa", "--quick", "--json")
+    status, printed = run(capsys, *arguments, "--out", tmp_path / "rows")
     assert status == 0, printed.err
-    assert [row["questions"] for row in json.loads(printed.out)] == [4]
+    rows = json.loads(printed.out)
+    assert [row["questions"] for row in rows] == [4] * 4
+    asked = {row["method"]: row["retention"] for row in rows}
+    assert asked == {"none": 1.0, "downsample": 0.3, "mean": 0.3, "random_pruning": 0.3}
+    more = ("--methods", "none", "--questions", "3", "--out", tmp_path / "more")
+    status, printed = run(capsys, *arguments, *more)
+    assert status == 0, printed.err
+    assert [row["questions"] for row in json.loads(printed.out)] == [3]
 
 
 @pytest.mark.parametrize(

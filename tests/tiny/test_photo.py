@@ -168,8 +168,13 @@ def test_labels_are_of_the_patches_that_show_something(size):
         labels = patch_labels(scene, patches)
         assert (labels[share == 0, 0] == -1).mean() > 0.9  # but for what is hidden
         assert (labels[share > 0.75, 0] >= 0).all()
-        shown = {list(COLOURS)[index] for index in labels[labels[:, 0] >= 0, 0]}
+        some = labels[:, 0] >= 0
+        shown = {list(COLOURS)[index] for index in labels[some, 0]}
         assert shown <= {item.colour for item in scene.objects} | {"white"}
+        third = np.arange(patches) * edge // 64
+        assert np.array_equal(labels[some, 2], np.repeat(third, patches)[some])
+        assert np.array_equal(labels[some, 3], np.tile(third, patches)[some])
+        assert (labels[~some] == -1).all()
 
 
 def test_it_begins_with_what_the_bundled_model_says():

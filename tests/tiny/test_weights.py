@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from lightkv_gnn.tiny import (
     sample_scene,
 )
 from lightkv_gnn.tiny.evaluate import Evaluation
+from lightkv_gnn.tiny.photo.model import WEIGHTS as PHOTO_WEIGHTS
 
 
 @pytest.fixture(scope="module")
@@ -29,18 +31,20 @@ def loaded() -> tuple[Any, Any]:
     return load()
 
 
-def test_the_folder_is_small_and_holds_no_pickles() -> None:
-    files = list(WEIGHTS.iterdir())
+@pytest.mark.parametrize("weights", [WEIGHTS, PHOTO_WEIGHTS], ids=["tiny", "photo"])
+def test_the_folder_is_small_and_holds_no_pickles(weights: Path) -> None:
+    files = list(weights.iterdir())
     assert sum(file.stat().st_size for file in files) < 12_000_000
     assert {file.suffix for file in files} <= {".json", ".safetensors", ".jinja", ".md"}
-    assert json.loads((WEIGHTS / "config.json").read_text())["dtype"] == "float32"
+    assert json.loads((weights / "config.json").read_text())["dtype"] == "float32"
 
 
-def test_it_loads_by_the_auto_classes_without_a_word() -> None:
+@pytest.mark.parametrize("weights", [WEIGHTS, PHOTO_WEIGHTS], ids=["tiny", "photo"])
+def test_it_loads_by_the_auto_classes_without_a_word(weights: Path) -> None:
     code = (
         "import sys, transformers as t;"
-        f"m = t.AutoModelForImageTextToText.from_pretrained({str(WEIGHTS)!r});"
-        f"p = t.AutoProcessor.from_pretrained({str(WEIGHTS)!r});"
+        f"m = t.AutoModelForImageTextToText.from_pretrained({str(weights)!r});"
+        f"p = t.AutoProcessor.from_pretrained({str(weights)!r});"
         "print(type(m).__name__, type(p).__name__, 'torchvision' in sys.modules)"
     )
     env = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PATH": ""}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +14,9 @@ from lightkv_gnn.tiny.photo.scenes import CANVAS
 from lightkv_gnn.tiny.photo.things import PLURALS, SIGNS, THINGS
 from lightkv_gnn.tiny.words import vocabulary
 
-__all__ = ["SIZES", "WORDS", "begin", "features", "photo_processor"]
+__all__ = ["SIZES", "WEIGHTS", "WORDS", "begin", "features", "load_photo", "photo_processor"]
+
+WEIGHTS = Path(__file__).parent / "weights"
 
 SIZES = (96, 128, 192)
 """Sides of the pictures that it is trained on, in pixels: 144, 256 and 576 vision tokens."""
@@ -34,12 +38,14 @@ def photo_processor() -> LlavaProcessor:
 
 
 def begin(seed: int = 0) -> LlavaForConditionalGeneration:
-    """The bundled model, its table of positions stretched, with a row for each new word.
+    """The bundled model: a tower twice as deep, positions stretched, a row for each new word.
 
-    The global random state is left as it was.
+    The further layers of the tower change nothing until they are trained. The global random state
+    is left as it was.
     """
     model, _ = load()
     model = model.float().train()
+    _deepen(model)
     embeddings: Any = model.model.vision_tower.embeddings
     table = embeddings.position_embedding.weight.detach()
     old, new = round(len(table[1:]) ** 0.5), CANVAS // PATCH_SIZE
@@ -62,7 +68,27 @@ def begin(seed: int = 0) -> LlavaForConditionalGeneration:
     return model
 
 
+def load_photo(
+    device: str | torch.device = "cpu",
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """The photo LLaVA that comes with the package, in evaluation mode, and its processor."""
+    return load(device, folder=WEIGHTS)
+
+
 def features(model: LlavaForConditionalGeneration, pixels: torch.Tensor) -> torch.Tensor:
     """Vision tokens of pictures of any size, `[picture, patch, channel]`."""
     output: Any = model.model.get_image_features(pixels, interpolate_pos_encoding=True)
     return torch.stack(list(output.pooler_output))
+
+
+def _deepen(model: LlavaForConditionalGeneration) -> None:
+    """Copies each layer of the tower behind the last, without what it would add."""
+    layers = model.model.vision_tower.encoder.layers
+    copies = deepcopy(list(layers))
+    with torch.no_grad():
+        for layer in copies:
+            for last in (layer.self_attn.out_proj, layer.mlp.fc2):
+                last.weight.zero_()
+                last.bias.zero_()
+    layers.extend(copies)
+    model.config.vision_config.num_hidden_layers = len(layers)

@@ -11,7 +11,7 @@ from lightkv_gnn.tiny.photo.scenes import CANVAS, PhotoScene
 from lightkv_gnn.tiny.photo.things import PLURALS, THINGS
 from lightkv_gnn.tiny.questions import Question, caption, count, pick, presence, shape_of
 
-__all__ = ["GROUPS", "MAX_NEW_TOKENS", "ask"]
+__all__ = ["COLUMNS", "GROUPS", "MAX_NEW_TOKENS", "ROWS", "ask"]
 
 GROUPS: tuple[str, ...] = ("what", "presence", "where", "count", "read", "list")
 MAX_NEW_TOKENS: dict[str, int] = {
@@ -24,7 +24,7 @@ MAX_NEW_TOKENS: dict[str, int] = {
 }
 """With the end mark."""
 
-_ROWS, _COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
+ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
 
 
 def ask(scene: PhotoScene, group: str, rng: np.random.Generator) -> Question:
@@ -48,7 +48,7 @@ def _where(scene: PhotoScene, rng: np.random.Generator) -> tuple[str, str]:
     """In which of nine cells the middle of an object lies: its row, then its column."""
     item = pick(scene, rng)
     column, row = (min(2, int(3 * middle / CANVAS)) for middle in item.centre)
-    return f"where is the {item.colour} object ?", f"{_ROWS[row]} {_COLUMNS[column]}"
+    return f"where is the {item.colour} object ?", f"{ROWS[row]} {COLUMNS[column]}"
 
 
 def _read(scene: PhotoScene, rng: np.random.Generator) -> tuple[str, str]:
