@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lightkv_gnn.commands.options import AdapterName, DtypeName, Json, Retention, Stages, make_app
-from lightkv_gnn.sources import check_source
+from lightkv_gnn.sources import TINY, check_source
 from lightkv_gnn.units import BYTES, FLOPS, Unit, fitting
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ def _size(text: str) -> Any:
 
 
 Model = Annotated[
-    str, typer.Argument(help="A hub id, a folder, or a config.json alone; weights are not read.")
+    str,
+    typer.Argument(help="A hub id, a folder, a config.json alone, or tiny; weights are not read."),
 ]
 Sizes = Annotated[
     list[Any],
@@ -66,14 +67,15 @@ def plan(
 
     The model is built from its configuration, without weights, and nothing runs.
     """
-    check_source(model)
+    check_source(model, TINY)
 
     import torch
 
+    from lightkv_gnn import tiny
     from lightkv_gnn.planning.model import forecast
 
     planned = forecast(
-        model,
+        str(tiny.WEIGHTS) if model == TINY else model,
         image,
         text=text_tokens,
         retention=retention,

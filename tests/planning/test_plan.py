@@ -16,6 +16,7 @@ from marks import full
 from PIL import Image
 
 import lightkv_gnn as lk
+from lightkv_gnn import tiny
 from lightkv_gnn.adapters.llava import LlavaAdapter
 from lightkv_gnn.commands.cli import main
 from lightkv_gnn.planning.model import forecast
@@ -200,6 +201,15 @@ def test_bad_options_are_named(capsys, tmp_path, arguments, status, message):
     save("llava", tmp_path)
     assert main(["plan", str(tmp_path), *arguments]) == status
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_bundled_model_goes_by_its_name(capsys):
+    plans = []
+    for source in ("tiny", str(tiny.WEIGHTS)):
+        assert main(["plan", source, "--image", "256x256", "--json"]) == 0
+        plans.append(json.loads(capsys.readouterr().out))
+        assert plans[-1].pop("source") == source
+    assert plans[0] == plans[1]
 
 
 def test_a_model_that_is_none_ends_with_one_line(capsys, tmp_path):
