@@ -87,9 +87,20 @@ def server_command(
         ImportError: As in :func:`check_installed`.
     """
     for option in options:
-        if option.partition("=")[0].replace("_", "-") in OURS:
+        name = _name(option)
+        if name and any(own.startswith(name) for own in OURS):
             raise ValueError(f"{option} is set by compression: expected other options of vLLM's")
     asked = overrides(settings, config)
     check_installed()
     server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     return [*server, "--model", model, "--hf-overrides", json.dumps(asked), *options]
+
+
+def _name(option: str) -> str:
+    """An option's name, maybe shortened; empty for a value.
+
+    vLLM takes ``--hf-overrides.key`` for a part of ``--hf-overrides``, and then nothing else of it;
+    underscores for dashes; and the begin of a name for the name.
+    """
+    name = option.partition("=")[0].partition(".")[0].replace("_", "-")
+    return name if name.startswith("--") and name != "--" else ""

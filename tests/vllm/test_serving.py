@@ -96,10 +96,22 @@ def test_json_starts_nothing(
     assert str(tiny.WEIGHTS) in told["command"]
 
 
-@pytest.mark.parametrize("option", ["--hf-overrides", "--hf_overrides={}", "--model-impl=vllm"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("--hf-overrides", "--hf_overrides={}", "--model-impl=vllm", "--hf-over"),
+        *("--hf-overrides.rope_theta", "--hf_overrides.architectures+=Other", "--model-im=vllm"),
+    ],
+)
 def test_options_that_would_go_past_it(option: str) -> None:
     with pytest.raises(ValueError, match="is set by compression"):
         serving.server_command("my-model", Settings(0.5), LLAVA, ["--port", "1", option, "{}"])
+
+
+def test_options_of_similar_names_are_passed_on() -> None:
+    options = ["--model-loader-extra-config", "{}", "--hf-token=x", "-O.level", "3", "--", "--x.y"]
+    command = serving.server_command("my-model", Settings(0.5), LLAVA, options)
+    assert command[-len(options) :] == options
 
 
 def test_other_families_are_refused_by_name() -> None:
