@@ -54,6 +54,7 @@ class Settings:
         if not isinstance(self.retention, Real) or isinstance(self.retention, bool):
             raise TypeError(f"retention is {self.retention!r}: expected a number")
         check_retention(self.retention)
+        object.__setattr__(self, "retention", float(self.retention))  # plain, as JSON has it
         if not isinstance(self.windows, int) or isinstance(self.windows, bool):
             raise TypeError(f"windows is {self.windows!r}: expected an integer")
         if not 1 <= self.windows <= MOST_WINDOWS:

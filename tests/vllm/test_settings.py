@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from fractions import Fraction
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lightkv_gnn.stage.compressor import MATCHERS, MESSAGES
@@ -37,8 +39,10 @@ def test_names_are_those_of_the_library() -> None:
     assert set(module.MESSAGES) <= set(MESSAGES)
 
 
-def test_settings_survive_a_command_line() -> None:
-    settings = Settings(**{**OTHERS, "matcher": "coverage"})
+@pytest.mark.parametrize("share", [0.5, np.float32(0.5), Fraction(1, 2)])
+def test_settings_survive_a_command_line(share: Any) -> None:
+    settings = Settings(**{**OTHERS, "matcher": "coverage", "retention": share})
+    assert settings.digest == replace(settings, retention=0.5).digest
     assert Settings.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
     assert Settings.of_config(SimpleNamespace(lightkv=settings.to_dict())) == settings
 
