@@ -68,8 +68,8 @@ class Hooks:
         adapter: Of the model's family.
         config: What to do.
         compressor: Does it.
-        finished: Is handed every call that ended well, and None where a prefill without pictures
-            begins.
+        finished: Is handed every call that ended well, and None for a prefill without pictures
+            that did.
     """
 
     def __init__(
@@ -113,7 +113,8 @@ class Hooks:
             keep(model.register_forward_pre_hook(reading, with_kwargs=True))
             keep(model.register_forward_hook(forgetting, with_kwargs=True, always_call=True))
         keep(base.register_forward_pre_hook(before_model, with_kwargs=True))
-        keep(base.register_forward_hook(wrap(self._close), with_kwargs=True, always_call=True))
+        closing = self._outside.wrap(self._close, busy=self._tells)
+        keep(base.register_forward_hook(closing, with_kwargs=True, always_call=True))
         keep(decoder.register_forward_pre_hook(wrap(self._plan)))
         keep(decoder.register_forward_hook(wrap(self._restore)))
         if not all(map(self._adapter.holds_entries, range(self._adapter.layers))):
@@ -128,6 +129,10 @@ class Hooks:
     def _busy(self, *args: Any, **kwargs: Any) -> bool:
         """Whether a prefill with pictures is running."""
         return self._request is not None or self._call is not None
+
+    def _tells(self, *args: Any, **kwargs: Any) -> bool:
+        """Whether the end of the call changes what is told."""
+        return self._busy() or getattr(self._running, "anew", False)
 
     @property
     def needs_wrapper(self) -> bool:
@@ -198,8 +203,7 @@ class Hooks:
         noted = vars(self._running)
         records, headed = noted.pop("records", {}), noted.pop("headed", None)
         request = self._running.request = inspect_call(self._adapter, asked, records, headed)
-        if request is None and begins_anew(asked):
-            self._finished(None)
+        self._running.anew = request is None and begins_anew(asked)
         self._running.padding = padding_of(asked) if self._numbered else None
 
     def _cancel(self) -> None:
@@ -377,12 +381,15 @@ class Hooks:
     ) -> None:
         """After the model, after an exception too (then without an output)."""
         call, self._running.call = self._call, None
+        anew, self._running.anew = getattr(self._running, "anew", False), False
         self._running.request = None
         if output is None:
             cancel(ModelCall.of(self._signature, args, kwargs).cache)
         elif call is not None:
             call.end(cache_in(output))
             self._finished(call)
+        elif anew:
+            self._finished(None)
 
 
 def _many_tokens(

@@ -149,6 +149,8 @@ def test_a_call_that_failed_changes_nothing() -> None:
         greedy(model, JOBS[0], 1)
         with pytest.raises(ValueError, match=r"[Ii]mage features and image tokens"):
             model(**wrong)
+        with pytest.raises(IndexError):  # after the first hooks, and without pictures
+            model(input_ids=torch.tensor([[5, 10**6]]))
         (before,) = call.calls
         assert same(before, handle)
         assert same(before, call)
