@@ -113,6 +113,8 @@ class Results:
         Raises:
             ValueError: There are not as many pictures as images.
         """
+        one = Results("", self._tokenizer)
+        one._call = self._last()  # another thread's prefill may end meanwhile
         bars = [
             LayerBar(
                 row.planned.vision_tokens,
@@ -120,9 +122,9 @@ class Results:
                 row.planned.kv_bytes,
                 row.full.kv_bytes,
             )
-            for row in self.ledger.rows
+            for row in one.ledger.rows
         ]
-        return View(self.trace, image, prompt, answer, bars, name)
+        return View(one.trace, image, prompt, answer, bars, name)
 
     def explore(
         self,
@@ -154,9 +156,10 @@ class Results:
         return None if self._call is None else frame(self.view())
 
     def _last(self) -> Call:
-        if self._call is None:
+        call = self._call
+        if call is None:
             raise RuntimeError(f"nothing to tell: {self._missing}")
-        return self._call
+        return call
 
 
 class Watch(Results):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from contextlib import suppress
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from models import CACHE, batch, greedy, left_untouched, prompt, tiny_llava
 
 import lightkv_gnn as lk
+from lightkv_gnn.session.results import Results
 
 CONFIG = lk.LightKVConfig([lk.Stage(1, 2, 0.5), lk.Stage(3, 1, 0.5)])
 JOBS = [
@@ -154,3 +156,19 @@ def test_a_call_that_failed_changes_nothing() -> None:
         (before,) = call.calls
         assert same(before, handle)
         assert same(before, call)
+
+
+def test_a_view_is_of_one_prefill_though_another_ends_meanwhile() -> None:
+    model = tiny_llava()
+    with lk.attach(model, CONFIG) as handle:
+        one, two, _ = alone(model, handle)
+    ended = itertools.cycle([one._call, two._call, two._call])
+
+    class Busy(Results):
+        """Of whichever prefill ended last, which may be another one whenever it is looked at."""
+
+        _call = property(lambda self: next(ended), lambda self, call: None)
+
+    view = Busy("").view()
+    assert view.layers is not None
+    assert view.layers[0].full == len(view.trace.layout)
