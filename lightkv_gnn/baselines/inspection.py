@@ -28,7 +28,8 @@ class Seen:
     Attributes:
         seconds: Wall time from the call of the model to its end; None if it was not called.
         ranks: Effective rank of each sample's vision tokens that were looked at.
-        entropies: Entropy of the last token's attention to them, in nats.
+        entropies: Entropy of the last token's attention to them, in nats, of its queries and keys:
+            without what mass adds.
     """
 
     seconds: float | None = None

@@ -62,7 +62,8 @@ questions. *Agreement*: answers that are those without compression, right or wro
 to no compression on the same questions, with its 95 % interval and two-sided p value. *Prefill*
 and *method*: wall time a question, of the method itself as a part of the prefill's. *Effective
 rank* (Roy and Vetterli 2007) of the vision tokens that are left, and entropy of the last token's
-*attention* to them in nats, in the layer after the last stage. *Divergence merged* (mean of 1 −
+*attention* to them in nats, without what mass adds, in the layer after the last stage.
+*Divergence merged* (mean of 1 −
 cos between tokens that left and their survivors) and *relative error* (of the vision tokens'
 hidden states) are given stage by stage, first to last. **Bold**: better than every other method at
 that budget (p < 0.05 against each, paired; `none`, the oracles, and methods that save no prefill

@@ -84,7 +84,8 @@ class Row:
         effective_rank: Of the vision tokens left, in the layer after the last stage (the second one
             if there is none), mean of the first questions; see
             ``lightkv_gnn.baselines.inspection.effective_rank``.
-        attention_entropy: Of the last token's attention to them there, in nats, likewise.
+        attention_entropy: Of the last token's attention to them there, in nats, likewise; without
+            what mass adds.
         answers: To the questions, of rows without compression; none in others.
 
     What follows the version is missing in rows of before it was measured.

@@ -66,6 +66,24 @@ def test_the_tokens_left_are_looked_at(padding: str, name: str) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", ["coverage", "coverage_mass"])
+def test_entropy_is_of_attention_without_what_mass_adds(name: str) -> None:
+    model = tiny_llava(attention="eager")
+    inputs = batch(prompt(4, "image", 6))
+    with METHODS[name].applied(model, Budget.of(model, 0.6, 0)) as applied:
+        with Inspection(model, applied.handle).of_prefill() as seen:
+            attentions = model(**inputs, output_attentions=True).attentions
+        trace, config = applied.handle.trace, applied.handle.config
+    mass = trace.survivor_of().bincount()
+    share = attentions[config.stages[-1].layer + 1][0, :, -1]
+    mass = torch.cat([torch.ones(4), mass[mass > 0], torch.ones(6)])
+    plain = share if config.attention == "plain" else share / mass
+    plain = plain / plain.sum(1, keepdim=True)
+    assert mass.max() > 1
+    assert seen.entropies == [pytest.approx(entropy(plain.mean(0)[4:-6]), rel=1e-4)]
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("name", ["ours", "elastic_cache_like", "visionzip_like"])
 def test_looking_changes_nothing(name: str) -> None:
     """Answers are the same to the bit, and the model is as it was."""
