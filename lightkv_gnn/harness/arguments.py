@@ -52,7 +52,7 @@ class Arguments:
         dtype: Of the weights, by name; "auto" is float32 on a CPU, else the checkpoint's.
         attention: Of transformers' attention implementations; None for the model's default.
         agreement: Whether questions with pictures are asked without compression too, to tell how
-            many answers are the same.
+            many answers are the same; nothing to likelihoods.
     """
 
     pretrained: str
