@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +13,9 @@ from lightkv_gnn.vllm.libraries import compressor_module
 from lightkv_gnn.vllm.plan import PicturePlan, plan_picture
 from lightkv_gnn.vllm.scout import Scout, scout_of, tensor_ranks
 from lightkv_gnn.vllm.settings import Settings
+
+SEED = 0
+"""Of a random matcher's draws, which begin anew with each picture."""
 
 
 class PictureMerger:
@@ -83,9 +88,21 @@ class PictureMerger:
             if self._ranks is not None:
                 self._compressor.ranks = self._ranks
         layout = planned.layout.to(features.device)
-        merges = self._compressor.merges(known, layout, planned.stage, guidance)
+        with self._drawn(features.device):
+            merges = self._compressor.merges(known, layout, planned.stage, guidance)
         merged: Tensor = self._compressor.means(features, merges)
         return merged
+
+    @contextmanager
+    def _drawn(self, device: torch.device) -> Iterator[None]:
+        """Draws the same again: a part of the picture may be cached already, as it was merged."""
+        if self.settings.matcher != "random_matching":
+            yield
+            return
+        devices = [] if device.type == "cpu" else [device]
+        with torch.random.fork_rng(devices, device_type=device.type):
+            torch.manual_seed(SEED)
+            yield
 
 
 def merger_of(model: Any, settings: Settings) -> PictureMerger:

@@ -34,7 +34,7 @@ class Settings:
             with matchers that merge every other token at most.
         windows: Windows per side that a picture is cut into, no merge crosses them; 1 to 64.
         matcher: Who stays: "coverage", "cosine", "random" or "stride", each also with
-            ``_matching`` behind it, as it is kept.
+            ``_matching`` behind it, as it is kept; "random" draws alike for all pictures of a grid.
         message: What a survivor becomes: "mass_mean" or "mean", one and the same in a single step,
             or "destination_only", itself.
         guidance: Who stays: "none", whatever is asked; with the coverage matcher also

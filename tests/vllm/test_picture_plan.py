@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import lightkv_gnn as lk
 from lightkv_gnn.vllm.merging import PictureMerger
 from lightkv_gnn.vllm.plan import Placed, plan_picture, spread_positions
-from lightkv_gnn.vllm.settings import Settings
+from lightkv_gnn.vllm.settings import MATCHERS, Settings
 
 SIDES = st.integers(4, 9)
 
@@ -48,11 +48,14 @@ def test_features_of_another_picture() -> None:
         PictureMerger(Settings(0.5))(torch.randn(25, 3), (6, 6))
 
 
-def test_pictures_do_not_depend_on_each_other() -> None:
-    features = torch.randn(2, 36, 5)
-    merger = PictureMerger(Settings(0.25))
+@pytest.mark.parametrize("matcher", MATCHERS)
+def test_pictures_do_not_depend_on_each_other(matcher: str) -> None:
+    """Nor does the second time depend on the first, nor what else is random on either."""
+    features, chosen = torch.randn(2, 36, 5), Settings(0.5, matcher=matcher)
+    merger, state = PictureMerger(chosen), torch.get_rng_state()
     for one in features:
-        assert torch.equal(merger(one, (6, 6)), PictureMerger(Settings(0.25))(one, (6, 6)))
+        assert torch.equal(merger(one, (6, 6)), PictureMerger(chosen)(one, (6, 6)))
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize(("rows", "cols"), [(3, 2), (2, 3)])
