@@ -63,9 +63,13 @@ RUNS = {
         f"--suite tiny --group captioning vqa --questions 300 --retention 0.3 --methods {FIELD}",
     ],
     "photographs": [
-        "--suite cued counting second_question --background photo --seeds 0 1 2 3 4 --questions 300 "
+        f"--suite cued counting second_question --background photo {SEEDS} --questions 300 "
         "--retention 0.75 0.6 0.47 --methods ours guided coverage divprune_like fastv "
         "random_pruning",
+    ],
+    "photo": [
+        "--suite photo --questions 200 --retention 0.55 0.3 0.16 --methods ours guided coverage "
+        "divprune_like fastv scope_like random_pruning"
     ],
     "limits": [
         "--suite counting second_question dense --seeds 0 1 2 --questions 256 "

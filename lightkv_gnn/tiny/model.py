@@ -123,9 +123,7 @@ def load(
             f"them with examples/train_tiny.py or train_photo.py, --out {folder}"
         )
     extra = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-    model: Any = AutoModelForImageTextToText.from_pretrained(
-        folder, local_files_only=True, **extra
-    )
+    model: Any = AutoModelForImageTextToText.from_pretrained(folder, local_files_only=True, **extra)
     processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
     return model.to(device).eval(), processor
 

@@ -84,6 +84,7 @@ def features(model: LlavaForConditionalGeneration, pixels: torch.Tensor) -> torc
 def _deepen(model: LlavaForConditionalGeneration) -> None:
     """Copies each layer of the tower behind the last, without what it would add."""
     layers = model.model.vision_tower.encoder.layers
+    config: Any = model.config.vision_config
     copies = deepcopy(list(layers))
     with torch.no_grad():
         for layer in copies:
@@ -91,4 +92,4 @@ def _deepen(model: LlavaForConditionalGeneration) -> None:
                 last.weight.zero_()
                 last.bias.zero_()
     layers.extend(copies)
-    model.config.vision_config.num_hidden_layers = len(layers)
+    config.num_hidden_layers = len(layers)

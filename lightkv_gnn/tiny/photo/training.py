@@ -99,7 +99,9 @@ class PhotoTrainer(Trainer):
     ) -> tuple[torch.Tensor, dict[str, float]]:
         labels = [torch.from_numpy(patch_labels(scene, size // PATCH_SIZE)) for scene in scenes]
         return self._ground(
-            seen.flatten(0, 1), torch.stack(labels).to(self.device), (tuple(COLOURS), _SHOWN, ROWS, COLUMNS)
+            seen.flatten(0, 1),
+            torch.stack(labels).to(self.device),
+            (tuple(COLOURS), _SHOWN, ROWS, COLUMNS),
         )
 
 
