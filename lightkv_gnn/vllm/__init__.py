@@ -17,6 +17,7 @@ compressed architecture would read.
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 from lightkv_gnn.vllm.settings import Settings
 from lightkv_gnn.vllm.unused import refuse_unused
@@ -45,16 +46,18 @@ def register() -> None:
     """Makes the compressed architectures known to vLLM; called once in each of its processes.
 
     With a vLLM that it was not made for, the reason is logged, and a model that is started with
-    one of the architectures is refused, for that reason; all others run as they would.
+    one of the architectures is refused, for that reason; all others run as they would, without
+    settings.
     """
     from vllm import ModelRegistry
 
     home = None
-    try:
-        check_engine()
-        refuse_unused({name: compressed for name, (compressed, _) in ARCHITECTURES.items()})
-    except UnsupportedEngineError as error:
-        logging.getLogger("vllm.lightkv_gnn").warning("lightkv-gnn is not available: %s", error)
-        home = "lightkv_gnn.vllm.refusing:Refused"
+    served = {name: compressed for name, (compressed, _) in ARCHITECTURES.items()}
+    for step in (check_engine, partial(refuse_unused, served)):
+        try:
+            step()
+        except UnsupportedEngineError as error:
+            logging.getLogger("vllm.lightkv_gnn").warning("lightkv-gnn is not available: %s", error)
+            home = "lightkv_gnn.vllm.refusing:Refused"
     for name, module in ARCHITECTURES.values():
         ModelRegistry.register_model(name, home or f"{module}:{name}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from lightkv_gnn.vllm.versions import check_call
+from lightkv_gnn.vllm.versions import UnsupportedEngineError, check_call
 
 
 class UnusedSettings:
@@ -36,11 +36,17 @@ def refuse_unused(served: Mapping[str, str]) -> None:
         served: Of each architecture that is served, its name when compressed.
 
     Raises:
-        UnsupportedEngineError: vLLM's checks are called otherwise.
+        UnsupportedEngineError: vLLM has no such checks, or they are called otherwise.
     """
     from vllm import ModelRegistry
-    from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 
+    try:
+        from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
+    except ImportError as error:
+        raise UnsupportedEngineError(
+            f"vLLM has no checks by architecture ({error}), so that settings without a compressed "
+            "one would go unnoticed: expected those of vLLM 0.32"
+        ) from error
     check_call(VerifyAndUpdateConfig.verify_and_update_model_config, ("model_config",))
     for name in set(ModelRegistry.get_supported_archs()) - set(served.values()):
         known = MODELS_CONFIG_MAP.get(name, VerifyAndUpdateConfig)

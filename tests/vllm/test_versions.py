@@ -42,44 +42,54 @@ module("vllm.model_executor")
 module("vllm.model_executor.models")
 module(
     "vllm.model_executor.models.config",
-    MODELS_CONFIG_MAP=checks,
+    {checks}=checks,
     VerifyAndUpdateConfig=VerifyAndUpdateConfig,
 )
 module("vllm.multimodal")
 module("vllm.multimodal.processing", BaseMultiModalProcessor=BaseMultiModalProcessor)
 from lightkv_gnn.vllm import register
 register()
-print(registered)
+print((registered, sorted(checks)))
 assert "torch_geometric" not in sys.modules and "transformers" not in sys.modules
 assert "torch" not in sys.modules and not [name for name in sys.modules if "numba" in name]
 """
 
 
+CHECKS = "MODELS_CONFIG_MAP"
+
+
 def registered(
-    version: str, argument: str = "inputs", checked: str = "model_config"
-) -> tuple[dict[str, str], str]:
-    code = STAND_IN.format(version=version, argument=argument, checked=checked)
+    version: str, argument: str = "inputs", checked: str = "model_config", checks: str = CHECKS
+) -> tuple[tuple[dict[str, str], list[str]], str]:
+    """What is registered, which architectures have a check of unused settings, and what is said."""
+    code = STAND_IN.format(version=version, argument=argument, checked=checked, checks=checks)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return eval(done.stdout), done.stderr
 
 
 def test_registering_imports_little() -> None:
-    found, said = registered("0.32.0+cpu")
+    (found, checked), said = registered("0.32.0+cpu")
     assert found == {name: f"{module}:{name}" for name, module in ARCHITECTURES.values()}
+    assert checked == ["LlamaForCausalLM"]
     assert said == ""
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("given", "looked", "says"),
     [
-        (("0.34.1",), "vLLM is 0.34.1"),
-        (("0.33.0", "items"), "takes ['self', 'items']"),
-        (("0.33.0", "inputs", "config"), "takes ['config']"),
+        (("0.34.1",), True, "vLLM is 0.34.1"),
+        (("0.33.0", "items"), True, "takes ['self', 'items']"),
+        (("0.33.0", "inputs", "config"), False, "takes ['config']"),
+        (("0.33.0", "inputs", "model_config", "OTHER"), False, "no checks by architecture"),
     ],
-    ids=["version", "processor", "check"],
+    ids=["version", "processor", "check", "no check"],
 )
-def test_another_engine_is_refused_and_runs_nothing(given: tuple[str, ...], says: str) -> None:
-    found, said = registered(*given)
+def test_another_engine_is_refused_and_runs_nothing(
+    given: tuple[str, ...], looked: bool, says: str
+) -> None:
+    """Nor does it run settings without an architecture, where it can be asked for them."""
+    (found, checked), said = registered(*given)
+    assert checked == ["LlamaForCausalLM"] * looked
     assert set(found.values()) == {"lightkv_gnn.vllm.refusing:Refused"}
     assert says in said
 
