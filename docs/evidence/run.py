@@ -69,7 +69,11 @@ RUNS = {
     ],
     "photo": [
         "--suite photo --questions 200 --retention 0.55 0.3 0.16 --methods ours guided coverage "
-        "divprune_like fastv scope_like random_pruning"
+        "divprune_like fastv scope_like random_pruning",
+        *(
+            f"--suite photo --group list --questions 200 --retention 0.16 --ablation {choice}"
+            for choice in ("default", "matcher")
+        ),
     ],
     "limits": [
         "--suite counting second_question dense --seeds 0 1 2 --questions 256 "
