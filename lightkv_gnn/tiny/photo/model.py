@@ -10,6 +10,7 @@ import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from lightkv_gnn.tiny.model import PATCH_SIZE, build_processor, load
+from lightkv_gnn.tiny.photo.questions import COLUMNS, ROWS
 from lightkv_gnn.tiny.photo.scenes import CANVAS
 from lightkv_gnn.tiny.photo.things import PLURALS, SIGNS, THINGS
 from lightkv_gnn.tiny.words import vocabulary
@@ -22,11 +23,10 @@ SIZES = (96, 128, 192)
 """Sides of the pictures that it is trained on, in pixels: 144, 256 and 576 vision tokens."""
 
 _ASKED = ("where", "does", "sign", "say")
-_PLACES = ("top", "middle", "bottom", "left", "centre", "right")
 
 WORDS: tuple[str, ...] = tuple(
     word
-    for word in dict.fromkeys((*_ASKED, *_PLACES, *THINGS, *PLURALS.values(), *SIGNS))
+    for word in dict.fromkeys((*_ASKED, *ROWS, *COLUMNS, *THINGS, *PLURALS.values(), *SIGNS))
     if word not in vocabulary()
 )
 """Words that the bundled model does not know; their order is part of the trained weights."""
