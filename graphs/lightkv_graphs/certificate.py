@@ -42,9 +42,9 @@ class Certificate(NamedTuple):
 
 def certified(
     weight: Tensor,
-    covered: Tensor,
+    uncovered: Tensor,
     nearest: Tensor,
-    gains: Tensor,
+    more: Tensor,
     stays: Tensor,
     real: Tensor,
     of_images: tuple[int, int],
@@ -57,22 +57,21 @@ def certified(
 
     Args:
         weight: What each token counts, 0 for padding, `[window, slot]`.
-        covered: How far it is covered, 0 to 1, `[window, slot]`.
-        nearest: Its cosine with the most similar other token, `[window, slot]`.
-        gains: What it would add to the coverage if it stayed too, `[window, slot]`.
+        uncovered: Its distance from the nearest that stays, 0 to 1, `[window, slot]`.
+        nearest: Its distance from the nearest other token, `[window, slot]`.
+        more: What its window would lose if it stayed too, `[window, slot]`.
         stays: Whether it does, False for padding, `[window, slot]`.
         real: Whether it is a token, `[window, slot]`.
         of_images: Images, and windows of each.
     """
-    lost = weight * (1 - covered)
+    total = (weight * uncovered).sum(1)
     leaves = ~stays & real
     place = torch.arange(weight.shape[1], device=weight.device)
-    best = gains.sort(dim=1, descending=True).values
+    best = (total[:, None] - more).clamp(min=0).sort(dim=1, descending=True).values
     best = best * (place < stays.sum(1, keepdim=True))
-    alone = weight * (1 - nearest.clamp(0, 1))
+    alone = weight * nearest.clamp(max=1)
     alone = alone.masked_fill(~real, torch.inf).sort(dim=1).values
     alone = alone.masked_fill(place >= leaves.sum(1, keepdim=True), 0.0)
-    total = lost.sum(1)
     least = torch.minimum(torch.maximum(total - best.sum(1), alone.sum(1)), total)
     of_windows = torch.stack([weight.sum(1), total, least])
     return Certificate(*of_windows.unflatten(1, of_images).sum(2))

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from lightkv_graphs.certificate import certified
-from lightkv_graphs.greedy import Greedy, Objective, covering, gains, greedy_ranks
+from lightkv_graphs.greedy import Greedy, Objective, greedy_ranks, losses
 from lightkv_graphs.layout import TokenLayout
-from lightkv_graphs.matching import Matching, padded, staying, take_edges, window_cosines
+from lightkv_graphs.matching import Matching, padded, staying, take_edges, window_distances
 from lightkv_graphs.partition import StagePlan, WindowPartition
 from lightkv_graphs.prompt_matching import relevance
 
@@ -30,10 +30,8 @@ class CoverageMatching:
     with its mass m, and the prompt's guidance g relative to the mean of its image.  With
     ``objective="sum"`` the next token is the one that raises ``sum_j w_j * cover_j`` most
     (facility location: a greedy choice reaches at least 1 - 1/e of the best one; Nemhauser, Wolsey
-    and Fisher 1978).  What each would add is summed up for each of the first nine, and then four
-    times until twice as many are chosen; in between it shrinks as ``1 - cover_j`` does.  With
-    ``"max"`` the next is the one for which ``w_j * (1 - cover_j)`` is largest (weighted k-centre,
-    farthest point first; Gonzalez 1985; Dyer and Frieze 1985).
+    and Fisher 1978).  With ``"max"`` the next is the one for which ``w_j * (1 - cover_j)`` is
+    largest (weighted k-centre, farthest point first; Gonzalez 1985; Dyer and Frieze 1985).
 
     Every token that leaves joins the most similar one that stays; the matching carries a
     :class:`~lightkv_graphs.Certificate` of what is lost, ``w_j * (1 - cover_j)``.  Ties go to the
@@ -90,26 +88,26 @@ class CoverageMatching:
         if layout is not None:
             weight = weight * layout.mass
         weight = weight.nan_to_num(0.0).clamp(max=MOST)
-        cosine = window_cosines(x, slots)
-        own = cosine.diagonal(dim1=1, dim2=2)
+        distance = window_distances(x, slots)
+        own = distance.diagonal(dim1=1, dim2=2)
         # None are chosen before tokens with a NaN, and none after what is no token.
-        urgent = torch.zeros_like(own).masked_fill(own == -torch.inf, torch.inf)
-        urgent = urgent.masked_fill(slots == tokens, -torch.inf)
-        own.fill_(-torch.inf)
-        nearest = cosine.amax(dim=2)
-        own.fill_(1.0)
+        urgent = torch.where(own == torch.inf, own, 0.0).masked_fill(slots == tokens, -torch.inf)
+        own.fill_(torch.inf)
+        nearest = distance.amin(dim=2)
+        own.fill_(0.0)
         heard, weight = (padded(value, 0.0)[slots] for value in (heard, weight))
         steps, anchored = _most_staying(partition.plan), self._anchored(partition)
-        rank = greedy(cosine, weight, heard, urgent, steps, anchored, self.objective)
+        rank = greedy(distance, weight, heard, urgent, steps, anchored, self.objective)
         leaving, _ = take_edges(partition, slots, slots, -rank)
         stays = staying(leaving[0], tokens)
-        matching = _joined(leaving[0], slots, cosine, stays)
-        covered = stays.to(cosine.dtype).index_copy(0, leaving[0], matching.similarity)
-        covered = covered.clamp(0, 1)[slots]
-        more = gains(covering(cosine, weight), weight * covered)
+        matching = _joined(leaving[0], slots, distance, stays)
+        uncovered = torch.zeros_like(stays, dtype=distance.dtype)
+        uncovered = uncovered.index_copy(0, leaving[0], 1 - matching.similarity)
+        uncovered = uncovered.clamp(max=1)[slots]
+        more = losses(distance, weight, uncovered)
         of_images = partition.images, partition.per_image
         choice = stays[slots], slots != tokens, of_images
-        certificate = certified(weight, covered, nearest, more, *choice)
+        certificate = certified(weight, uncovered, nearest, more, *choice)
         return replace(matching, certificate=certificate)
 
     def _anchored(self, partition: WindowPartition) -> Tensor | None:
@@ -131,18 +129,17 @@ def _most_staying(plan: StagePlan) -> int:
     return plan.largest - max(plan.leaving, default=0)
 
 
-def _joined(leaving: Tensor, slots: Tensor, cosine: Tensor, stays: Tensor) -> Matching:
-    """Edges from tokens that leave, `[edge]`, to the most similar of those that stay."""
+def _joined(leaving: Tensor, slots: Tensor, distance: Tensor, stays: Tensor) -> Matching:
+    """Edges from tokens that leave, `[edge]`, to the nearest of those that stay."""
     flat, width = slots.reshape(-1), slots.shape[1]
     place = torch.arange(len(flat), device=flat.device)
     place = place.new_zeros(len(stays)).index_copy(0, flat, place)[leaving]
     window = place // width
-    # Below any cosine, but above what leaves: of a token with a NaN, which is like none that stay.
-    least = -2.0
-    most = torch.full_like(slots, -torch.inf, dtype=cosine.dtype)
-    most = most.masked_fill(stays[slots], torch.inf)
-    cosine = cosine.reshape(-1, width).index_select(0, place).clamp(min=least)
-    similarity, slot = torch.minimum(cosine, most.index_select(0, window)).max(dim=1)
+    # Beyond any distance, but nearer than what leaves: of a token with a NaN, which is like none.
+    most = 3.0
+    least = torch.full_like(slots, torch.inf, dtype=distance.dtype).masked_fill(stays[slots], 0.0)
+    distance = distance.reshape(-1, width).index_select(0, place).clamp_(max=most)
+    nearest, slot = torch.maximum(distance, least.index_select(0, window)).min(dim=1)
     heir = flat.index_select(0, window * width + slot)
-    similarity = similarity.masked_fill(similarity == least, -torch.inf)
+    similarity = (1 - nearest).masked_fill(nearest == most, -torch.inf)
     return Matching(torch.stack([leaving, heir]), similarity)

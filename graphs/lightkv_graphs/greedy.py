@@ -8,20 +8,21 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+from torch.nn.functional import embedding_bag
+
+from lightkv_graphs.host import plain
 
 Objective = Literal["sum", "max"]
 
-LEAST = 1e-6
-"""Of what is not covered yet, where something is divided by it."""
+FEW_DISTANCES = 2**16
+"""Of all windows, up to which the host looks at all of them again before every choice."""
 
 Greedy = Callable[[Tensor, Tensor, Tensor, Tensor, int, Tensor | None, Objective], Tensor]
 """See :func:`greedy_ranks`."""
 
 
 def greedy_ranks(
-    cosine: Tensor,
+    distance: Tensor,
     weight: Tensor,
     heard: Tensor,
     urgent: Tensor,
@@ -32,7 +33,8 @@ def greedy_ranks(
     """When each token is chosen, `[window, slot]`, from 0; those that are not, last of all.
 
     Args:
-        cosine: Of the tokens of each window, 1 with itself, `[window, slot, slot]`, float32.
+        distance: ``1 - cos`` of the tokens of each window, 0 with itself, `[window, slot, slot]`,
+            float32.
         weight: What each token counts, 0 for padding, `[window, slot]`.
         heard: Guidance, by which anchors are chosen, `[window, slot]`.
         urgent: Infinity for what has to stay, minus infinity for padding, else 0, likewise.
@@ -42,13 +44,12 @@ def greedy_ranks(
     """
     if steps == 0 or weight.numel() == 0:
         return torch.full_like(heard, steps)
-    cosine, weight, heard, urgent = (
-        part.detach().float() for part in (cosine, weight, heard, urgent)
+    distance, weight, heard, urgent = (
+        part.detach().float() for part in (distance, weight, heard, urgent)
     )
-    covers = covering(cosine, weight) if objective == "sum" else None
     # A choice takes NumPy less time: what it works on is small.
-    choose = _with_numpy if _plain(cosine) else _with_torch
-    chosen = choose(cosine, covers, weight, heard, urgent, steps, anchored)
+    choose = _with_numpy if plain(distance) else _with_torch
+    chosen = choose(distance, weight, heard, urgent, steps, anchored, objective)
     order = torch.arange(steps, device=heard.device, dtype=heard.dtype)
     order = order.repeat_interleave(len(heard))
     rank = torch.full_like(heard, steps).flatten()
@@ -56,101 +57,118 @@ def greedy_ranks(
     return rank.masked_fill(urgent == -torch.inf, steps)
 
 
-def _plain(x: Tensor) -> bool:
-    """Whether a tensor is the host's, and what is done to it is done now and seen by nobody."""
-    return (
-        type(x) is Tensor
-        and x.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and not is_functorch_wrapped_tensor(x)
-        and not _get_current_dispatch_mode_stack()
-    )
-
-
-def covering(cosine: Tensor, weight: Tensor) -> Tensor:
-    """How far each token is covered by each other, times what it counts.
-
-    `[window, covered slot, slot]`.
-    """
-    return cosine.relu().mul_(weight[:, :, None])
-
-
-def gains(covers: Tensor, covered: Tensor) -> Tensor:
-    """What each token would add to the coverage of its window, `[window, slot]`.
+def losses(distance: Tensor, weight: Tensor, uncovered: Tensor) -> Tensor:
+    """What each window would lose if a token stayed too, for each of its tokens, `[window, slot]`.
 
     Args:
-        covers: See :func:`covering`.
-        covered: How far tokens are covered, times what they count, `[window, slot]`.
+        distance: See :func:`greedy_ranks`.
+        weight: What each token counts, `[window, slot]`.
+        uncovered: Distance of each token and the nearest that stays, at most 1, likewise.
     """
-    return (covers - covered[:, :, None]).relu_().sum(1)
+    lost = torch.minimum(distance, uncovered[:, :, None])
+    return lost.mul_(weight[:, :, None]).sum(1)
 
 
 def _with_torch(
-    cosine: Tensor,
-    covers: Tensor | None,
+    distance: Tensor,
     weight: Tensor,
     heard: Tensor,
     urgent: Tensor,
     steps: int,
     anchored: Tensor | None,
+    objective: Objective,
 ) -> Tensor:
     """Who is chosen, `[step, window]`, as places in all windows' slots."""
     slots = weight.shape[1]
     chosen: list[Tensor] = []
-    covered, rows = torch.zeros_like(weight), cosine.reshape(-1, slots)
+    uncovered, rows = torch.ones_like(weight), distance.reshape(-1, slots)
     begins = torch.arange(0, len(rows), slots, device=weight.device)
-    fresh, urgent = weight, urgent.flatten()
+    urgent = urgent.flatten()
     for step in range(steps):
-        if covers is not None and _summed_up(step):
-            gain = gains(covers, weight * covered)
-            fresh = gain / (1 - covered).clamp(min=LEAST)
+        if objective == "sum":
+            gain = -losses(distance, weight, uncovered)
         else:
-            gain = fresh * (1 - covered)
+            gain = weight * uncovered
         if anchored is not None:
             gain = torch.where(step < anchored, heard, gain)
         row = (gain + urgent.view_as(gain)).argmax(dim=1) + begins
         urgent = urgent.index_fill(0, row, -torch.inf)
-        covered = torch.maximum(covered, rows.index_select(0, row))
+        uncovered = torch.minimum(uncovered, rows.index_select(0, row))
         chosen.append(row)
     return torch.stack(chosen)
 
 
 def _with_numpy(
-    cosine: Tensor,
-    covers: Tensor | None,
+    distance: Tensor,
     weight: Tensor,
     heard: Tensor,
     urgent: Tensor,
     steps: int,
     anchored: Tensor | None,
+    objective: Objective,
 ) -> Tensor:
     """The same as :func:`_with_torch`; sums are torch's, of memory that both share."""
-    slots = weight.shape[1]
-    rows, guidance = cosine.reshape(-1, slots).numpy(), heard.numpy()
+    known = _Losses(distance, weight) if objective == "sum" else None
+    rows, guidance = distance.reshape(-1, weight.shape[1]).numpy(), heard.numpy()
+    counts, urgency = weight.numpy(), urgent.flatten().clone().numpy()
+    uncovered = np.ones_like(counts)
     chosen = torch.empty(steps, len(weight), dtype=torch.int64, device="cpu")
-    covered = torch.zeros_like(weight)
-    shown, urgency = covered.numpy(), urgent.flatten().clone().numpy()
-    gain, uncovered = np.empty_like(shown), np.empty_like(shown)
-    fresh = weight.numpy()
-    begins = np.arange(0, len(rows), slots)
+    begins = np.arange(0, len(rows), weight.shape[1])
     anchors = None if anchored is None else anchored.numpy()
-    with np.errstate(all="ignore"):
-        for step, row in enumerate(chosen.numpy()):
-            np.subtract(1, shown, out=uncovered)
-            if covers is not None and _summed_up(step):
-                gain[:] = gains(covers, weight * covered).numpy()
-                fresh = gain / np.maximum(uncovered, LEAST)
-            else:
-                np.multiply(fresh, uncovered, out=gain)
-            if anchors is not None:
-                gain = np.where(step < anchors, guidance, gain)
-            gain += urgency.reshape(gain.shape)
-            np.add(gain.argmax(1), begins, out=row)
-            urgency[row] = -np.inf
-            np.maximum(shown, rows[row], out=shown)
+    for step, row in enumerate(chosen.numpy()):
+        gain = counts * uncovered if known is None else -known.after(uncovered)
+        if anchors is not None:
+            gain = np.where(step < anchors, guidance, gain)
+        gain += urgency.reshape(gain.shape)
+        np.add(gain.argmax(1), begins, out=row)
+        urgency[row] = -np.inf
+        uncovered = np.minimum(uncovered, rows.take(row, axis=0))
     return chosen
 
 
-def _summed_up(step: int) -> bool:
-    """Whether gains are summed up before that choice; the same in windows of any size."""
-    return step % max(1, 2 ** step.bit_length() // 8) == 0
+class _Losses:
+    """:func:`losses` again and again, on the host, while less and less is uncovered.
+
+    They change by what tokens lose less than before, each within its own reach: of many tokens that
+    were chosen, another one covers few better.  Over k choices the distances are read about log k
+    times instead of k times.
+    """
+
+    def __init__(self, distance: Tensor, weight: Tensor) -> None:
+        self.distance, self.weight = distance, weight
+        self.rows, self.counts = distance.reshape(-1, weight.shape[1]), weight.flatten().numpy()
+        self.begins = np.arange(0, len(self.rows), weight.shape[1])
+        self.places = torch.arange(len(self.rows), device="cpu")
+        self.known: np.ndarray | None = None
+        self.before = np.empty(0, np.float32)
+
+    def after(self, uncovered: np.ndarray) -> np.ndarray:
+        """They with what is uncovered now, `[window, slot]`, not more than at the last call."""
+        now = uncovered.reshape(-1)
+        if self.known is None or self.distance.numel() <= FEW_DISTANCES:
+            self.known = self._all(uncovered).astype(np.float64)
+        else:
+            changed = (now < self.before).nonzero()[0]
+            if 2 * len(changed) > len(now):
+                self.known = self._all(uncovered).astype(np.float64)
+            else:
+                self.known -= self._less(changed, now.take(changed))
+        self.before = now
+        return self.known
+
+    def _all(self, uncovered: np.ndarray) -> np.ndarray:
+        return losses(self.distance, self.weight, torch.from_numpy(uncovered)).numpy()
+
+    def _less(self, changed: np.ndarray, now: np.ndarray) -> np.ndarray:
+        """By how much the losses of the tokens ``changed`` shrink, `[window, slot]`."""
+        high, low = (torch.from_numpy(part)[:, None] for part in (self.before.take(changed), now))
+        lost = self.rows.index_select(0, torch.from_numpy(changed))
+        lost = torch.minimum(lost, high, out=lost)
+        lost = torch.maximum(lost, low, out=lost).sub_(low)
+        return embedding_bag(
+            self.places[: len(changed)],
+            lost,
+            torch.from_numpy(changed.searchsorted(self.begins)),
+            mode="sum",
+            per_sample_weights=torch.from_numpy(self.counts.take(changed)),
+        ).numpy()

@@ -1,4 +1,4 @@
-"""Numbers from the host, put on a device without waiting for it."""
+"""The host: numbers that it puts on a device without waiting, and tensors that it may read."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from threading import Lock
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 Numbers = tuple[int, ...] | tuple[tuple[int, int], ...]
 
@@ -57,3 +59,14 @@ def _ready(numbers: Tensor, copied: torch.cuda.Event | None) -> Tensor:
             else:
                 torch.cuda.current_stream().wait_event(copied)
     return numbers
+
+
+def plain(x: Tensor) -> bool:
+    """Whether a tensor is the host's, and what is done to it is done now and seen by nobody."""
+    return (
+        type(x) is Tensor
+        and x.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not is_functorch_wrapped_tensor(x)
+        and not _get_current_dispatch_mode_stack()
+    )

@@ -9,11 +9,17 @@ import torch
 from torch import Tensor
 
 from lightkv_graphs.certificate import Certificate
-from lightkv_graphs.host import to_device
+from lightkv_graphs.host import plain, to_device
 from lightkv_graphs.partition import WindowPartition
 
 SHORTEST = 1e-12
 """Features shorter than this have no direction: their cosine with others is about zero."""
+
+MANY_PRODUCTS = 2**24
+"""Multiplications from which it pays to leave out half of them."""
+
+COLUMNS = 32
+"""Columns of a window's products that the host computes at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,28 +172,56 @@ def source_cosines(x: Tensor, sources: Tensor, destinations: Tensor) -> Tensor:
     return _without_padding(_cosines(*rows, *columns), destinations == x.shape[0])
 
 
-def window_cosines(x: Tensor, slots: Tensor) -> Tensor:
-    """Cosine of every two tokens of each window, in float32; see :func:`source_cosines`.
+def window_distances(x: Tensor, slots: Tensor) -> Tensor:
+    """``1 - cos`` of every two tokens of each window, 0 or more, in float32.
 
     Args:
         x: Features, `[token, channel]`.
         slots: `[window, slot]`, the number of tokens standing for none.
 
     Returns:
-        `[window, slot, slot]`; minus infinity in columns of padding, and where a feature is NaN.
+        `[window, slot, slot]`; infinity where there is no token or a feature is NaN, also of such
+        a token and itself.
     """
-    if x.shape[0] == 0:
-        return x.new_full((*slots.shape, slots.shape[1]), -torch.inf).float()
-    features, length = _gathered(x, slots)
-    return _without_padding(_cosines(features, length, features, length), slots == x.shape[0])
+    tokens = x.shape[0]
+    if tokens == 0:
+        return x.new_full((*slots.shape, slots.shape[1]), torch.inf).float()
+    product = own_products(_of_slots(x, slots)).float()  # autocast may make it less
+    length = product.diagonal(dim1=1, dim2=2).sqrt().clamp(min=SHORTEST)
+    length = length.masked_fill(slots == tokens, torch.nan)
+    distance = product.div_(length[:, :, None]).div_(-length[:, None, :]).add_(1)
+    return distance.clamp_(min=0).nan_to_num_(nan=torch.inf)
+
+
+def own_products(x: Tensor) -> Tensor:
+    """``x @ x.T`` of every window, `[window, row, column]`, from `[window, row, channel]`.
+
+    On the host, large ones are computed below the diagonal and copied above it: tall blocks of few
+    columns cost a matrix product hardly more than wide ones.
+    """
+    rows = x.shape[1]
+    if x.numel() * rows < MANY_PRODUCTS or not plain(x):
+        return x @ x.transpose(1, 2)
+    product = x.new_empty(len(x), rows, rows)
+    for first in range(0, rows, COLUMNS):
+        last = min(first + COLUMNS, rows)
+        block = x[:, first:] @ x[:, first:last].transpose(1, 2)
+        product[:, first:, first:last] = block
+        product[:, first:last, last:] = block[:, last - first :].transpose(1, 2)
+    return product
 
 
 def _gathered(x: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
     """Features of tokens by slots and their lengths, both `[window, slot, channel or 1]`."""
-    rows = slots.clamp(max=x.shape[0] - 1).reshape(-1)
-    features = x.detach().float().index_select(0, rows).unflatten(0, slots.shape)
+    features = _of_slots(x, slots)
     length = torch.linalg.vector_norm(features, dim=2, keepdim=True)
     return features, length.clamp(min=SHORTEST)
+
+
+def _of_slots(x: Tensor, slots: Tensor) -> Tensor:
+    """Features of tokens by slots, `[window, slot, channel]`, float32; of padding, some token's."""
+    rows = slots.clamp(max=x.shape[0] - 1).reshape(-1)
+    return x.detach().float().index_select(0, rows).unflatten(0, slots.shape)
 
 
 def _cosines(rows: Tensor, row_length: Tensor, columns: Tensor, column_length: Tensor) -> Tensor:
