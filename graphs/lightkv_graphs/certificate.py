@@ -44,7 +44,7 @@ def certified(
     weight: Tensor,
     uncovered: Tensor,
     nearest: Tensor,
-    more: Tensor,
+    gains: Tensor,
     stays: Tensor,
     real: Tensor,
     of_images: tuple[int, int],
@@ -59,7 +59,7 @@ def certified(
         weight: What each token counts, 0 for padding, `[window, slot]`.
         uncovered: Its distance from the nearest that stays, 0 to 1, `[window, slot]`.
         nearest: Its distance from the nearest other token, `[window, slot]`.
-        more: What its window would lose if it stayed too, `[window, slot]`.
+        gains: What it would add to the coverage if it stayed too, `[window, slot]`.
         stays: Whether it does, False for padding, `[window, slot]`.
         real: Whether it is a token, `[window, slot]`.
         of_images: Images, and windows of each.
@@ -67,7 +67,7 @@ def certified(
     total = (weight * uncovered).sum(1)
     leaves = ~stays & real
     place = torch.arange(weight.shape[1], device=weight.device)
-    best = (total[:, None] - more).clamp(min=0).sort(dim=1, descending=True).values
+    best = gains.sort(dim=1, descending=True).values
     best = best * (place < stays.sum(1, keepdim=True))
     alone = weight * nearest.clamp(max=1)
     alone = alone.masked_fill(~real, torch.inf).sort(dim=1).values

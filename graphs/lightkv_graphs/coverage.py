@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from lightkv_graphs.certificate import certified
-from lightkv_graphs.greedy import Greedy, Objective, greedy_ranks, losses
+from lightkv_graphs.greedy import Greedy, Objective, gains, greedy_ranks
+from lightkv_graphs.host import row_minima
 from lightkv_graphs.layout import TokenLayout
 from lightkv_graphs.matching import Matching, padded, staying, take_edges, window_distances
 from lightkv_graphs.partition import StagePlan, WindowPartition
@@ -30,8 +31,10 @@ class CoverageMatching:
     with its mass m, and the prompt's guidance g relative to the mean of its image.  With
     ``objective="sum"`` the next token is the one that raises ``sum_j w_j * cover_j`` most
     (facility location: a greedy choice reaches at least 1 - 1/e of the best one; Nemhauser, Wolsey
-    and Fisher 1978).  With ``"max"`` the next is the one for which ``w_j * (1 - cover_j)`` is
-    largest (weighted k-centre, farthest point first; Gonzalez 1985; Dyer and Frieze 1985).
+    and Fisher 1978).  What each would add is summed up for each of the first nine, and then four
+    times until twice as many are chosen; in between it shrinks as ``1 - cover_j`` does.  With
+    ``"max"`` the next is the one for which ``w_j * (1 - cover_j)`` is largest (weighted k-centre,
+    farthest point first; Gonzalez 1985; Dyer and Frieze 1985).
 
     Every token that leaves joins the most similar one that stays; the matching carries a
     :class:`~lightkv_graphs.Certificate` of what is lost, ``w_j * (1 - cover_j)``.  Ties go to the
@@ -104,7 +107,7 @@ class CoverageMatching:
         uncovered = torch.zeros_like(stays, dtype=distance.dtype)
         uncovered = uncovered.index_copy(0, leaving[0], 1 - matching.similarity)
         uncovered = uncovered.clamp(max=1)[slots]
-        more = losses(distance, weight, uncovered)
+        more = gains(distance, weight, uncovered)
         of_images = partition.images, partition.per_image
         choice = stays[slots], slots != tokens, of_images
         certificate = certified(weight, uncovered, nearest, more, *choice)
@@ -139,7 +142,7 @@ def _joined(leaving: Tensor, slots: Tensor, distance: Tensor, stays: Tensor) -> 
     most = 3.0
     least = torch.full_like(slots, torch.inf, dtype=distance.dtype).masked_fill(stays[slots], 0.0)
     distance = distance.reshape(-1, width).index_select(0, place).clamp_(max=most)
-    nearest, slot = torch.maximum(distance, least.index_select(0, window)).min(dim=1)
+    nearest, slot = row_minima(distance.add_(least.index_select(0, window)))
     heir = flat.index_select(0, window * width + slot)
     similarity = (1 - nearest).masked_fill(nearest == most, -torch.inf)
     return Matching(torch.stack([leaving, heir]), similarity)

@@ -14,8 +14,11 @@ from lightkv_graphs.host import plain
 
 Objective = Literal["sum", "max"]
 
+LEAST = 1e-6
+"""Of what is not covered yet, where something is divided by it."""
+
 FEW_DISTANCES = 2**16
-"""Of all windows, up to which the host looks at all of them again before every choice."""
+"""Of all windows, up to which the host sums all of them up again."""
 
 Greedy = Callable[[Tensor, Tensor, Tensor, Tensor, int, Tensor | None, Objective], Tensor]
 """See :func:`greedy_ranks`."""
@@ -57,16 +60,15 @@ def greedy_ranks(
     return rank.masked_fill(urgent == -torch.inf, steps)
 
 
-def losses(distance: Tensor, weight: Tensor, uncovered: Tensor) -> Tensor:
-    """What each window would lose if a token stayed too, for each of its tokens, `[window, slot]`.
+def gains(distance: Tensor, weight: Tensor, uncovered: Tensor) -> Tensor:
+    """What each token would add to the coverage of its window, `[window, slot]`.
 
     Args:
         distance: See :func:`greedy_ranks`.
         weight: What each token counts, `[window, slot]`.
-        uncovered: Distance of each token and the nearest that stays, at most 1, likewise.
+        uncovered: Distance of each token and the nearest of those chosen, at most 1, likewise.
     """
-    lost = torch.minimum(distance, uncovered[:, :, None])
-    return lost.mul_(weight[:, :, None]).sum(1)
+    return (uncovered[:, :, None] - distance).relu_().mul_(weight[:, :, None]).sum(1)
 
 
 def _with_torch(
@@ -83,12 +85,13 @@ def _with_torch(
     chosen: list[Tensor] = []
     uncovered, rows = torch.ones_like(weight), distance.reshape(-1, slots)
     begins = torch.arange(0, len(rows), slots, device=weight.device)
-    urgent = urgent.flatten()
+    fresh, urgent = weight, urgent.flatten()
     for step in range(steps):
-        if objective == "sum":
-            gain = -losses(distance, weight, uncovered)
+        if objective == "sum" and _summed_up(step):
+            gain = gains(distance, weight, uncovered)
+            fresh = gain / uncovered.clamp(min=LEAST)
         else:
-            gain = weight * uncovered
+            gain = fresh * uncovered
         if anchored is not None:
             gain = torch.where(step < anchored, heard, gain)
         row = (gain + urgent.view_as(gain)).argmax(dim=1) + begins
@@ -108,66 +111,69 @@ def _with_numpy(
     objective: Objective,
 ) -> Tensor:
     """The same as :func:`_with_torch`; sums are torch's, of memory that both share."""
-    known = _Losses(distance, weight) if objective == "sum" else None
+    known = _Gains(distance, weight) if objective == "sum" else None
     rows, guidance = distance.reshape(-1, weight.shape[1]).numpy(), heard.numpy()
-    counts, urgency = weight.numpy(), urgent.flatten().clone().numpy()
-    uncovered = np.ones_like(counts)
+    fresh, urgency = weight.numpy(), urgent.clone().numpy()
+    uncovered = np.ones_like(fresh)
     chosen = torch.empty(steps, len(weight), dtype=torch.int64, device="cpu")
     begins = np.arange(0, len(rows), weight.shape[1])
     anchors = None if anchored is None else anchored.numpy()
     for step, row in enumerate(chosen.numpy()):
-        gain = counts * uncovered if known is None else -known.after(uncovered)
+        if known is not None and _summed_up(step):
+            gain = known.now(uncovered)
+            fresh = gain / np.maximum(uncovered, LEAST)
+        else:
+            gain = fresh * uncovered
         if anchors is not None:
             gain = np.where(step < anchors, guidance, gain)
-        gain += urgency.reshape(gain.shape)
-        np.add(gain.argmax(1), begins, out=row)
-        urgency[row] = -np.inf
+        np.add((gain + urgency).argmax(1), begins, out=row)
+        urgency.reshape(-1)[row] = -np.inf
         uncovered = np.minimum(uncovered, rows.take(row, axis=0))
     return chosen
 
 
-class _Losses:
-    """:func:`losses` again and again, on the host, while less and less is uncovered.
+def _summed_up(step: int) -> bool:
+    """Whether gains are summed up before that choice; the same in windows of any size."""
+    return step % max(1, 2 ** step.bit_length() // 8) == 0
 
-    They change by what tokens lose less than before, each within its own reach: of many tokens that
-    were chosen, another one covers few better.  Over k choices the distances are read about log k
-    times instead of k times.
+
+class _Gains:
+    """:func:`gains` again and again, on the host, while less and less is uncovered.
+
+    They shrink by what tokens are covered better than before: of many that were chosen, a few more
+    cover few tokens better, and the distances of those alone are read.
     """
 
     def __init__(self, distance: Tensor, weight: Tensor) -> None:
         self.distance, self.weight = distance, weight
-        self.rows, self.counts = distance.reshape(-1, weight.shape[1]), weight.flatten().numpy()
+        self.rows = distance.reshape(-1, weight.shape[1]).numpy()
+        self.counts = weight.flatten().numpy()
         self.begins = np.arange(0, len(self.rows), weight.shape[1])
         self.places = torch.arange(len(self.rows), device="cpu")
         self.known: np.ndarray | None = None
         self.before = np.empty(0, np.float32)
 
-    def after(self, uncovered: np.ndarray) -> np.ndarray:
+    def now(self, uncovered: np.ndarray) -> np.ndarray:
         """They with what is uncovered now, `[window, slot]`, not more than at the last call."""
-        now = uncovered.reshape(-1)
-        if self.known is None or self.distance.numel() <= FEW_DISTANCES:
-            self.known = self._all(uncovered).astype(np.float64)
+        flat = uncovered.reshape(-1)
+        changed = None
+        if self.known is not None and self.distance.numel() > FEW_DISTANCES:
+            changed = (flat < self.before).nonzero()[0]
+        if self.known is None or changed is None or 2 * len(changed) > len(flat):
+            self.known = gains(self.distance, self.weight, torch.from_numpy(uncovered)).numpy()
         else:
-            changed = (now < self.before).nonzero()[0]
-            if 2 * len(changed) > len(now):
-                self.known = self._all(uncovered).astype(np.float64)
-            else:
-                self.known -= self._less(changed, now.take(changed))
-        self.before = now
+            self.known = np.maximum(self.known - self._less(changed, flat.take(changed)), 0)
+        self.before = flat
         return self.known
 
-    def _all(self, uncovered: np.ndarray) -> np.ndarray:
-        return losses(self.distance, self.weight, torch.from_numpy(uncovered)).numpy()
-
     def _less(self, changed: np.ndarray, now: np.ndarray) -> np.ndarray:
-        """By how much the losses of the tokens ``changed`` shrink, `[window, slot]`."""
+        """By how much gains shrink as the tokens ``changed`` are covered better."""
         high, low = (torch.from_numpy(part)[:, None] for part in (self.before.take(changed), now))
-        lost = self.rows.index_select(0, torch.from_numpy(changed))
-        lost = torch.minimum(lost, high, out=lost)
-        lost = torch.maximum(lost, low, out=lost).sub_(low)
+        rows = torch.from_numpy(self.rows.take(changed, axis=0))
+        rows = torch.maximum(rows, low, out=rows)
         return embedding_bag(
             self.places[: len(changed)],
-            lost,
+            torch.sub(high, rows, out=rows).relu_(),
             torch.from_numpy(changed.searchsorted(self.begins)),
             mode="sum",
             per_sample_weights=torch.from_numpy(self.counts.take(changed)),

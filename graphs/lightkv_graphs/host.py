@@ -70,3 +70,12 @@ def plain(x: Tensor) -> bool:
         and not is_functorch_wrapped_tensor(x)
         and not _get_current_dispatch_mode_stack()
     )
+
+
+def row_minima(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The least of each row of `[row, column]`, and the first column it is in; no NaN."""
+    if not plain(x):
+        least = x.min(dim=1)
+        return least.values, least.indices
+    column = torch.from_numpy(x.numpy().argmin(axis=1))  # several times as fast as torch's
+    return x.gather(1, column[:, None])[:, 0], column

@@ -30,6 +30,7 @@ HOW = {
     "centre": CoverageMatching(1.0, objective="max"),
     "anchored centre": CoverageMatching(0.5, 0.5, "max"),
 }
+SUMMED_UP = [*range(9), 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64]
 ways = pytest.mark.parametrize("how", HOW.values(), ids=HOW)
 
 
@@ -82,15 +83,22 @@ def chosen(
     """Who stays in a window, one by one."""
     heard, weight = counts(tokens, guidance, how.guidance_power)
     stay: list[int] = []
+    summed: list[int] = []  # those that stayed when gains were summed up
     for step in range(k):
+        if step in SUMMED_UP:
+            summed = list(stay)
 
-        def gain(i: int, step: int = step) -> float:
+        def gain(i: int, step: int = step, summed: list[int] = summed) -> float:
+            bare = 1 - max(0.0, covered(tokens, stay, i))
             if step < math.floor(how.anchors * k + 1e-6):
                 return heard[i]
             if how.objective == "max":
-                return weight[i] * (1 - max(0.0, covered(tokens, stay, i)))
-            # Two that cover each other alone add the same.
-            return round(coverage(tokens, weight, window, [*stay, i]), 9)
+                return weight[i] * bare
+            more = coverage(tokens, weight, window, [*summed, i])
+            more -= coverage(tokens, weight, window, summed)
+            before = 1 - max(0.0, covered(tokens, summed, i))
+            more = more if summed == stay else more * bare / max(before, 1e-6)
+            return round(more, 9)  # two that cover each other alone add the same
 
         stay.append(max((i for i in window if i not in stay), key=gain))
     return stay

@@ -11,7 +11,7 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lightkv_graphs import greedy, greedy_ranks
-from lightkv_graphs.greedy import Objective, losses
+from lightkv_graphs.greedy import Objective, gains
 
 WINDOWS = (23, 40, 1, 0)
 """Tokens of each."""
@@ -64,19 +64,19 @@ def test_numpy_chooses_what_torch_does(
     assert bool((rank[0, ~real[0]] == steps).all())
 
 
-def test_losses_that_change_are_those_of_all_distances() -> None:
+def test_gains_that_shrink_are_those_of_all_distances() -> None:
     """Less and less is uncovered: of much at once, of little, of nothing, and of all."""
     generator = torch.Generator().manual_seed(1)
     distance = torch.rand(3, 200, 200, generator=generator)
     weight = torch.rand(3, 200, generator=generator)
-    known = greedy._Losses(distance, weight)
+    known = greedy._Gains(distance, weight)
     uncovered = torch.ones(3, 200)
     for share in (0.0, 0.8, 0.3, 0.05, 0.0, 0.02, 1.0):
         fewer = torch.rand(3, 200, generator=generator) < share
         fewer[1] &= share > 0.5  # of one window nothing
         uncovered = torch.where(fewer, 0.7 * uncovered, uncovered)
-        expected = losses(distance, weight, uncovered)
-        found = torch.from_numpy(known.after(uncovered.numpy()))
+        expected = gains(distance, weight, uncovered)
+        found = torch.from_numpy(known.now(uncovered.numpy()))
         torch.testing.assert_close(found.float(), expected, rtol=1e-5, atol=1e-6)
 
 
