@@ -20,6 +20,7 @@ from lightkv_graphs.greedy import LEAST
 TYPES = {
     "mask": "*i1",
     "cosine": "*fp32",
+    "distance": "*fp32",
     "heard": "*fp32",
     "urgent": "*fp32",
     "anchored": "*fp32",

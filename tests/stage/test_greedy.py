@@ -1,6 +1,6 @@
 """The greedy choice of coverage in a Triton kernel: token by token what plain torch chooses.
 
-Cosines are multiples of an eighth and weights whole numbers here, where not said otherwise: their
+Distances are multiples of an eighth and weights whole numbers here, where not said otherwise: their
 sums are exact in any order, and ties are ties.
 """
 
@@ -50,7 +50,7 @@ def quiet() -> Iterator[None]:
 class Windows(NamedTuple):
     """What is known of tokens before any is chosen; see :func:`lightkv_graphs.greedy_ranks`."""
 
-    cosine: Tensor
+    distance: Tensor
     weight: Tensor
     heard: Tensor
     urgent: Tensor
@@ -63,7 +63,7 @@ class Windows(NamedTuple):
 def windows_of(sizes: tuple[int, ...], seed: int = 0) -> Windows:
     """Windows of these sizes, with two slots of padding at least.
 
-    Cosines are not symmetric, so that rows and columns are told apart.
+    Distances are not symmetric, so that rows and columns are told apart.
     """
     generator = torch.Generator().manual_seed(seed)
     slots = max(sizes) + 2
@@ -72,12 +72,12 @@ def windows_of(sizes: tuple[int, ...], seed: int = 0) -> Windows:
         return torch.randint(low, high + 1, (len(sizes), *shape), generator=generator).float()
 
     padding = torch.arange(slots) >= torch.tensor(sizes)[:, None]
-    cosine = whole(-8, 8, slots, slots) / 8
-    cosine.diagonal(dim1=1, dim2=2).fill_(1)
-    cosine = cosine.masked_fill(padding[:, None, :], -math.inf)
+    distance = whole(0, 16, slots, slots) / 8
+    distance.diagonal(dim1=1, dim2=2).fill_(0)
+    distance = distance.masked_fill(padding[:, None, :], math.inf)
     weight, heard = (whole(0, 4, slots).masked_fill(padding, 0) for _ in range(2))
     urgent = torch.zeros_like(weight).masked_fill(padding, -math.inf)
-    return Windows(cosine, weight, heard, urgent)
+    return Windows(distance, weight, heard, urgent)
 
 
 def assert_chosen_alike(
@@ -120,8 +120,8 @@ def test_windows_of_a_thousand_tokens(objective: Objective) -> None:
 @objectives
 def test_ties_go_to_the_lowest_index(objective: Objective) -> None:
     windows = windows_of((70,))
-    alike = torch.ones_like(windows.cosine).minimum(windows.urgent[:, None, :] + 1)
-    windows = windows._replace(cosine=alike, weight=windows.real.float())
+    alike = torch.zeros_like(windows.distance).maximum(-windows.urgent[:, None, :])
+    windows = windows._replace(distance=alike, weight=windows.real.float())
     rank = kernels.greedy_ranks(*windows, 9, None, objective)
     assert rank[0, :9].tolist() == list(range(9))
     assert rank[0, 9:].eq(9).all()
@@ -165,7 +165,7 @@ def test_no_windows() -> None:
     assert kernels.greedy_ranks(*none, 2, None, "sum").shape == (0, 6)
 
 
-# --- in a matcher, on features whose cosines are rounded ------------------------------------------
+# --- in a matcher, on features whose distances are rounded ------------------------------------------
 
 
 def broken(x: Tensor) -> Tensor:

@@ -11,22 +11,22 @@ from lightkv_gnn.stage.kernels.device import check_device
 from lightkv_graphs.greedy import LEAST, Objective
 
 TILE = 4096
-"""Cosines that a program holds at once; of large windows four rows."""
+"""Distances that a program holds at once; of large windows four rows."""
 
 
 @triton.jit
-def _gains(cosine, weight, covered, slots, T: tl.constexpr, B: tl.constexpr):
-    """What each token would add to the coverage of its window, `[slot]`; reads all cosines."""
+def _gains(distance, weight, uncovered, slots, T: tl.constexpr, B: tl.constexpr):
+    """What each token would add to the coverage of its window, `[slot]`; reads all distances."""
     column = tl.arange(0, B)
     gain = tl.zeros((B,), tl.float32)
     for first in range(0, slots, T):
         row = first + tl.arange(0, T)
-        similar = tl.load(
-            cosine + row[:, None] * slots + column[None, :],
+        away = tl.load(
+            distance + row[:, None] * slots + column[None, :],
             mask=(row < slots)[:, None] & (column < slots)[None, :],
-            other=0.0,
+            other=float("inf"),
         )
-        more = tl.maximum(similar - tl.gather(covered, row, 0)[:, None], 0.0)
+        more = tl.maximum(tl.gather(uncovered, row, 0)[:, None] - away, 0.0)
         counts = tl.load(weight + row, mask=row < slots, other=0.0)
         gain += tl.sum(more * counts[:, None], axis=0)
     return gain
@@ -34,7 +34,7 @@ def _gains(cosine, weight, covered, slots, T: tl.constexpr, B: tl.constexpr):
 
 @triton.jit(do_not_specialize=["steps"])
 def _greedy(
-    cosine,
+    distance,
     weight,
     heard,
     urgent,
@@ -50,27 +50,26 @@ def _greedy(
     window = tl.program_id(0).to(tl.int64)
     slot = tl.arange(0, B)
     inside = slot < slots
-    cosine += window * slots * slots
+    distance += window * slots * slots
     weight += window * slots
     at = window * slots + slot
     urgency = tl.load(urgent + at, mask=inside, other=-float("inf"))
     own = tl.load(weight + slot, mask=inside, other=0.0)
     order = tl.zeros((B,), tl.float32) + steps
-    covered = tl.zeros((B,), tl.float32)
+    uncovered = tl.full((B,), 1.0, tl.float32)
     fresh = tl.zeros((B,), tl.float32)
     every = 1  # how many choices there are from one sum to the next
     tokens = tl.sum((urgency > -float("inf")).to(tl.int32))
     for step in range(tl.minimum(steps, tokens)):
-        bare = 1 - covered
         if centre:
-            gain = own * bare
+            gain = own * uncovered
         else:
             every = tl.where(step == 8 * every, 2 * every, every)
             if step % every == 0:
-                gain = _gains(cosine, weight, covered, slots, T, B)
-                fresh = tl.div_rn(gain, tl.maximum(bare, least))
+                gain = _gains(distance, weight, uncovered, slots, T, B)
+                fresh = tl.div_rn(gain, tl.maximum(uncovered, least))
             else:
-                gain = fresh * bare
+                gain = fresh * uncovered
         if anchored is not None:
             anchor = step < tl.load(anchored + window)
             gain = tl.where(anchor, tl.load(heard + at, mask=inside, other=0.0), gain)
@@ -81,13 +80,13 @@ def _greedy(
         chosen = tl.min(tl.where(gain == highest, slot, B), axis=0)
         order = tl.where(slot == chosen, step, order)
         urgency = tl.where(slot == chosen, -float("inf"), urgency)
-        similar = tl.load(cosine + chosen * slots + slot, mask=inside, other=0.0)
-        covered = tl.maximum(covered, similar)
+        away = tl.load(distance + chosen * slots + slot, mask=inside, other=float("inf"))
+        uncovered = tl.minimum(uncovered, away)
     tl.store(rank + at, order, mask=inside)
 
 
 def greedy_ranks(
-    cosine: Tensor,
+    distance: Tensor,
     weight: Tensor,
     heard: Tensor,
     urgent: Tensor,
@@ -97,18 +96,18 @@ def greedy_ranks(
 ) -> Tensor:
     """Equal of :func:`lightkv_graphs.greedy_ranks`, `[window, slot]`, but for the rounding of sums.
 
-    Cosines `[window, slot, slot]` are read whole where gains are summed up, and one row `[slot]`
+    Distances `[window, slot, slot]` are read whole where gains are summed up, and one row `[slot]`
     after each choice; what is known of the slots of a window stays in registers.
     """
-    check_device(cosine.device)
+    check_device(distance.device)
     rank = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
     windows, slots = weight.shape
     if rank.numel() == 0:
         return rank
     block = triton.next_power_of_2(slots)
-    with torch.cuda.device_of(cosine):
+    with torch.cuda.device_of(distance):
         _greedy[(windows,)](
-            *(part.float().contiguous() for part in (cosine, weight, heard, urgent)),
+            *(part.float().contiguous() for part in (distance, weight, heard, urgent)),
             None if anchored is None else anchored.contiguous(),
             rank,
             slots,
@@ -121,6 +120,6 @@ def greedy_ranks(
 
 
 def tile_of(block: int) -> dict[str, int]:
-    """Rows and columns of cosines that a program holds at once, and its warps."""
+    """Rows and columns of distances that a program holds at once, and its warps."""
     warps = 4 if block <= 512 else 8 if block <= 2048 else 16
     return {"T": min(block, max(4, TILE // block)), "B": block, "num_warps": warps}
