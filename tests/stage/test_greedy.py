@@ -165,7 +165,7 @@ def test_no_windows() -> None:
     assert kernels.greedy_ranks(*none, 2, None, "sum").shape == (0, 6)
 
 
-# --- in a matcher, on features whose distances are rounded ------------------------------------------
+# --- in a matcher, on features whose distances are rounded ----------------------------------------
 
 
 def broken(x: Tensor) -> Tensor:
