@@ -14,7 +14,14 @@ from lightkv_graphs.certificate import certified
 from lightkv_graphs.greedy import Greedy, Objective, gains, greedy_ranks
 from lightkv_graphs.host import row_minima
 from lightkv_graphs.layout import TokenLayout
-from lightkv_graphs.matching import Matching, padded, staying, take_edges, window_distances
+from lightkv_graphs.matching import (
+    FARTHEST,
+    Matching,
+    padded,
+    staying,
+    take_edges,
+    window_distances,
+)
 from lightkv_graphs.partition import StagePlan, WindowPartition
 from lightkv_graphs.prompt_matching import relevance
 
@@ -94,8 +101,9 @@ class CoverageMatching:
         distance = window_distances(x, slots)
         own = distance.diagonal(dim1=1, dim2=2)
         # None are chosen before tokens with a NaN, and none after what is no token.
-        urgent = torch.where(own == torch.inf, own, 0.0).masked_fill(slots == tokens, -torch.inf)
-        own.fill_(torch.inf)
+        urgent = torch.zeros_like(own).masked_fill(own == FARTHEST, torch.inf)
+        urgent = urgent.masked_fill(slots == tokens, -torch.inf)
+        own.fill_(FARTHEST)
         nearest = distance.amin(dim=2)
         own.fill_(0.0)
         heard, weight = (padded(value, 0.0)[slots] for value in (heard, weight))
@@ -138,11 +146,9 @@ def _joined(leaving: Tensor, slots: Tensor, distance: Tensor, stays: Tensor) -> 
     place = torch.arange(len(flat), device=flat.device)
     place = place.new_zeros(len(stays)).index_copy(0, flat, place)[leaving]
     window = place // width
-    # Beyond any distance, but nearer than what leaves: of a token with a NaN, which is like none.
-    most = 3.0
     least = torch.full_like(slots, torch.inf, dtype=distance.dtype).masked_fill(stays[slots], 0.0)
-    distance = distance.reshape(-1, width).index_select(0, place).clamp_(max=most)
+    distance = distance.reshape(-1, width).index_select(0, place)
     nearest, slot = row_minima(distance.add_(least.index_select(0, window)))
     heir = flat.index_select(0, window * width + slot)
-    similarity = (1 - nearest).masked_fill(nearest == most, -torch.inf)
+    similarity = (1 - nearest).masked_fill(nearest == FARTHEST, -torch.inf)
     return Matching(torch.stack([leaving, heir]), similarity)

@@ -156,15 +156,19 @@ class _Gains:
     def now(self, uncovered: np.ndarray) -> np.ndarray:
         """They with what is uncovered now, `[window, slot]`, not more than at the last call."""
         flat = uncovered.reshape(-1)
-        changed = None
-        if self.known is not None and self.distance.numel() > FEW_DISTANCES:
-            changed = (flat < self.before).nonzero()[0]
-        if self.known is None or changed is None or 2 * len(changed) > len(flat):
-            self.known = gains(self.distance, self.weight, torch.from_numpy(uncovered)).numpy()
+        if self.known is None or self.distance.numel() <= FEW_DISTANCES:
+            self.known = self._all(uncovered)
         else:
-            self.known = np.maximum(self.known - self._less(changed, flat.take(changed)), 0)
+            changed = (flat < self.before).nonzero()[0]
+            if 4 * len(changed) > 3 * len(flat):
+                self.known = self._all(uncovered)
+            else:
+                self.known = np.maximum(self.known - self._less(changed, flat.take(changed)), 0)
         self.before = flat
         return self.known
+
+    def _all(self, uncovered: np.ndarray) -> np.ndarray:
+        return gains(self.distance, self.weight, torch.from_numpy(uncovered)).numpy()
 
     def _less(self, changed: np.ndarray, now: np.ndarray) -> np.ndarray:
         """By how much gains shrink as the tokens ``changed`` are covered better."""

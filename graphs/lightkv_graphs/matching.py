@@ -15,6 +15,9 @@ from lightkv_graphs.partition import WindowPartition
 SHORTEST = 1e-12
 """Features shorter than this have no direction: their cosine with others is about zero."""
 
+FARTHEST = 3.0
+"""Distance of what has no direction, or is no token: more than that of any two directions."""
+
 MANY_PRODUCTS = 2**24
 """Multiplications from which it pays to leave out half of them."""
 
@@ -180,35 +183,31 @@ def window_distances(x: Tensor, slots: Tensor) -> Tensor:
         slots: `[window, slot]`, the number of tokens standing for none.
 
     Returns:
-        `[window, slot, slot]`; infinity where there is no token or a feature is NaN, also of such
-        a token and itself.
+        `[window, slot, slot]`; :data:`FARTHEST` where there is no token or a feature is NaN, also
+        of such a token and itself.
     """
     tokens = x.shape[0]
     if tokens == 0:
-        return x.new_full((*slots.shape, slots.shape[1]), torch.inf).float()
-    product = own_products(_of_slots(x, slots)).float()  # autocast may make it less
-    length = product.diagonal(dim1=1, dim2=2).sqrt().clamp(min=SHORTEST)
-    length = length.masked_fill(slots == tokens, torch.nan)
-    distance = product.div_(length[:, :, None]).div_(-length[:, None, :]).add_(1)
-    return distance.clamp_(min=0).nan_to_num_(nan=torch.inf)
-
-
-def own_products(x: Tensor) -> Tensor:
-    """``x @ x.T`` of every window, `[window, row, column]`, from `[window, row, channel]`.
-
-    On the host, large ones are computed below the diagonal and copied above it: tall blocks of few
-    columns cost a matrix product hardly more than wide ones.
-    """
-    rows = x.shape[1]
-    if x.numel() * rows < MANY_PRODUCTS or not plain(x):
-        return x @ x.transpose(1, 2)
-    product = x.new_empty(len(x), rows, rows)
-    for first in range(0, rows, COLUMNS):
-        last = min(first + COLUMNS, rows)
-        block = x[:, first:] @ x[:, first:last].transpose(1, 2)
-        product[:, first:, first:last] = block
-        product[:, first:last, last:] = block[:, last - first :].transpose(1, 2)
-    return product
+        return x.new_full((*slots.shape, slots.shape[1]), FARTHEST).float()
+    features = _of_slots(x, slots)
+    rows = slots.shape[1]
+    large = features.numel() * rows >= MANY_PRODUCTS and plain(features)
+    columns = COLUMNS if large else max(rows, 1)
+    none = features.new_zeros(slots.shape).masked_fill(slots == tokens, torch.nan)
+    share = torch.empty_like(none)
+    distance = features.new_empty(len(slots), rows, rows)
+    for first in reversed(range(0, rows, columns)):
+        last = min(first + columns, rows)
+        # The rest is above the diagonal: tall blocks cost a matrix product hardly more than wide.
+        block = (features[:, first:] @ features[:, first:last].transpose(1, 2)).float()
+        own = block.diagonal(dim1=1, dim2=2).clamp(min=SHORTEST**2).rsqrt() + none[:, first:last]
+        share[:, first:last] = own
+        # Both shares first: their product is the same for both directions, to the bit.
+        block.mul_(share[:, first:, None] * -own[:, None, :]).add_(1)
+        block.clamp_(min=0).nan_to_num_(nan=FARTHEST)
+        distance[:, first:, first:last] = block
+        distance[:, first:last, last:] = block[:, last - first :].transpose(1, 2)
+    return distance
 
 
 def _gathered(x: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
