@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
+from functools import lru_cache
+from types import MappingProxyType, MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -182,7 +183,7 @@ def layer_names(layer: nn.Module) -> LayerNames:
     Raises:
         UnsupportedModelError: It does not take what compression has to hand it.
     """
-    signature = inspect.signature(layer.forward)
+    signature = _signature(layer.forward)
     parameters = signature.parameters
     cache = next((name for name in CACHE if name in parameters), None)
     order = tuple(name for name, one in parameters.items() if one.kind is one.POSITIONAL_OR_KEYWORD)
@@ -205,7 +206,19 @@ def layer_names(layer: nn.Module) -> LayerNames:
 
 def _reads(layer: nn.Module, name: str) -> bool:
     """Whether a part of a layer asks for an argument by its name."""
-    return any(name in inspect.signature(part.forward).parameters for part in layer.children())
+    return any(name in _signature(part.forward).parameters for part in layer.children())
+
+
+def _signature(call: Callable[..., Any]) -> inspect.Signature:
+    """Of a callable; of a method looked up once for all objects that have it."""
+    if isinstance(call, MethodType):
+        return _signature_of_method(call.__func__)
+    return inspect.signature(call)
+
+
+@lru_cache(maxsize=512)
+def _signature_of_method(function: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(MethodType(function, function))
 
 
 def check_attention(module: nn.Module) -> None:

@@ -61,7 +61,7 @@ class Adapter(ABC):
         """The module that receives ``input_ids`` and encodes pictures."""
         return self.model.base_model
 
-    @property
+    @cached_property
     def decoder(self) -> Any:
         """The text decoder, with ``layers``, ``rotary_emb`` and ``config``."""
         return self.model.get_decoder()
@@ -87,8 +87,13 @@ class Adapter(ABC):
 
     def holds_entries(self, layer: int) -> bool:
         """Whether a decoder layer caches keys and values, and not a state of fixed size."""
-        kinds = getattr(self.decoder.config, "layer_types", None)
-        return kinds is None or kinds[layer] not in STATES
+        return self._kinds is None or self._kinds[layer] not in STATES
+
+    @cached_property
+    def _kinds(self) -> Sequence[str] | None:
+        """Kinds of the decoder's layers, looked up once: every step asks for them."""
+        kinds: Sequence[str] | None = getattr(self.decoder.config, "layer_types", None)
+        return kinds
 
     def sliding_window(self, layer: int) -> int | None:
         """Tokens that a decoder layer looks back over, its own included; None for all."""
@@ -130,8 +135,16 @@ class Adapter(ABC):
 
     def decoder_size(self, bytes_per_value: int, layer: int = 0) -> DecoderSize:
         """What the costs of a decoder layer depend on."""
+        return replace(self._decoder_sizes[layer], bytes_per_value=bytes_per_value)
+
+    @cached_property
+    def _decoder_sizes(self) -> Sequence[DecoderSize]:
+        """Of values of one byte, looked up once: configurations answer slowly."""
+        return [self._decoder_size(layer) for layer in range(self.layers)]
+
+    def _decoder_size(self, layer: int) -> DecoderSize:
         text, vision = self._weights[layer]
-        size = DecoderSize(text, 0, 0, bytes_per_value, vision_parameters=vision)
+        size = DecoderSize(text, 0, 0, 1, vision_parameters=vision)
         if not self.holds_entries(layer):
             return size
         config = self.layer_config(layer)

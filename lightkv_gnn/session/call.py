@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -64,8 +65,7 @@ class Call:
         self._of_tokens: list[dict[str, int]] = []
         self._cache: Any = None
         self._value_size = 0
-        self._sizes: list[DecoderSize] = []
-        self._rows: tuple[LayerRow, ...] = ()
+        self._held: list[int | None] = []
 
     def enter_layer(
         self, number: int, hidden_states: Tensor, cache: Any, kwargs: dict[str, Any]
@@ -238,20 +238,13 @@ class Call:
         """
         prefill = self.prefill
         check_held(self._cache, cache, self._entries_before, self._shapes, self._stage_before)
-        layers, adapter = range(self._adapter.layers), self._adapter
-        sizes = self._sizes = [adapter.decoder_size(self._value_size, layer) for layer in layers]
-        vision, width = sum(prefill.full_vision_counts), prefill.length
-        costs = plan_costs(sizes, prefill.planned, prefill.full_lengths, vision, width, self._room)
-        seen, rows = prefill.past + prefill.length, []
-        for number, (planned, full) in enumerate(costs):
+        seen = prefill.past + prefill.length
+        for number, before in enumerate(self._bytes_before):
             held = None
             if self._cache is not None:
-                held = stored_bytes(self._cache, number, seen) - self._bytes_before[number]
+                held = stored_bytes(self._cache, number, seen) - before
                 held *= prefill.compressor.ranks.size
-            batch, width = self._shapes[number]
-            given = sizes[number].cost([width] * batch, planned.vision_tokens, width)
-            rows.append(LayerRow(number, planned, full, given.tokens, given.flops, held))
-        self._rows = tuple(rows)
+            self._held.append(held)
         self._cache = None
         self._memo.clear()
         prefill.forget()
@@ -259,6 +252,25 @@ class Call:
     def cancel(self) -> None:
         """Takes back what was announced to the cache, by a call that did not end."""
         cancel(self._cache)
+
+    @cached_property
+    def _sizes(self) -> list[DecoderSize]:
+        layers = range(self._adapter.layers)
+        return [self._adapter.decoder_size(self._value_size, layer) for layer in layers]
+
+    @cached_property
+    def _rows(self) -> tuple[LayerRow, ...]:
+        """The bill of each layer, made when it is asked for."""
+        prefill, rows = self.prefill, []
+        vision, width = sum(prefill.full_vision_counts), prefill.length
+        lengths = prefill.full_lengths
+        costs = plan_costs(self._sizes, prefill.planned, lengths, vision, width, self._room)
+        for number, (planned, full) in enumerate(costs):
+            batch, width = self._shapes[number]
+            given = self._sizes[number].cost([width] * batch, planned.vision_tokens, width)
+            held = self._held[number]
+            rows.append(LayerRow(number, planned, full, given.tokens, given.flops, held))
+        return tuple(rows)
 
     @property
     def ledger(self) -> Ledger:
