@@ -20,16 +20,20 @@ Known = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def known_of(sizes: tuple[int, ...]) -> Known:
-    """Distances, what tokens count, guidance and urgency; one of the first window is urgent."""
+    """Distances, what tokens count, guidance and urgency; one of the first window is urgent.
+
+    Distances are multiples of an eighth and weights whole: their sums are exact in any order.
+    """
     generator = torch.Generator().manual_seed(0)
     slots = max(sizes)
     x = torch.randn(len(sizes), slots, 6, generator=generator)
     x[:, 1::3] = x[:, :1]  # many alike
     x = torch.nn.functional.normalize(x, dim=2)
     padding = torch.arange(slots) >= torch.tensor(sizes)[:, None]
-    distance = (1 - x @ x.mT).clamp(min=0).masked_fill(padding[:, None, :], math.inf)
+    distance = (8 - 8 * x @ x.mT).round().div(8).masked_fill(padding[:, None, :], math.inf)
     distance.diagonal(dim1=1, dim2=2).fill_(0)
-    weight, heard = torch.rand(2, len(sizes), slots, generator=generator).masked_fill(padding, 0)
+    values = torch.randint(5, (2, len(sizes), slots), generator=generator).float()
+    weight, heard = values.masked_fill(padding, 0)
     urgent = torch.zeros_like(weight).masked_fill(padding, -math.inf)
     urgent[0, 7] = math.inf
     return distance, weight, heard, urgent
