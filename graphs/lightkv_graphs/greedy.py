@@ -118,17 +118,18 @@ def _with_numpy(
     chosen = torch.empty(steps, len(weight), dtype=torch.int64, device="cpu")
     begins = np.arange(0, len(rows), weight.shape[1])
     anchors = None if anchored is None else anchored.numpy()
-    for step, row in enumerate(chosen.numpy()):
-        if known is not None and _summed_up(step):
-            gain = known.now(uncovered)
-            fresh = gain / np.maximum(uncovered, LEAST)
-        else:
-            gain = fresh * uncovered
-        if anchors is not None:
-            gain = np.where(step < anchors, guidance, gain)
-        np.add((gain + urgency).argmax(1), begins, out=row)
-        urgency.reshape(-1)[row] = -np.inf
-        uncovered = np.minimum(uncovered, rows.take(row, axis=0))
+    with np.errstate(all="ignore"):
+        for step, row in enumerate(chosen.numpy()):
+            if known is not None and _summed_up(step):
+                gain = known.now(uncovered)
+                fresh = gain / np.maximum(uncovered, LEAST)
+            else:
+                gain = fresh * uncovered
+            if anchors is not None:
+                gain = np.where(step < anchors, guidance, gain)
+            np.add((gain + urgency).argmax(1), begins, out=row)
+            urgency.reshape(-1)[row] = -np.inf
+            uncovered = np.minimum(uncovered, rows.take(row, axis=0))
     return chosen
 
 
