@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -220,7 +221,7 @@ class Llama4Adapter(PatchesAdapter, TiledAdapter):
 
     text_models = ("llama4_text",)
 
-    @property
+    @cached_property
     def decoder(self) -> Any:
         """The text decoder inside the text model with a head."""
         language_model: Any = self.model.language_model

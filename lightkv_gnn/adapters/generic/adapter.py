@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -72,7 +73,7 @@ class GenericAdapter(Adapter):
             )
         return None
 
-    @property
+    @cached_property
     def decoder(self) -> Any:
         """The module with the decoder's layers."""
         return decoder_of(self.model)
